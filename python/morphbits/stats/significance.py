@@ -1,16 +1,16 @@
 """How many bits of a result are significant, voxel by voxel.
 
 The method is that of Sohier, De Oliveira Castro, Févotte, Lathuilière, Petit and Jamond,
-"Confidence intervals for stochastic arithmetic", ACM TOMS 47(2), 2021, as `significantdigits` computes it. With
-Z = sample / reference − 1 (relative error, in float32):
+"Confidence intervals for stochastic arithmetic", ACM TOMS 47(2), 2021, as the package
+`significantdigits` computes it. With Z = sample / reference − 1 (relative error, in float32):
 
     general   s = max{k : |Z_i| ≤ 2^-k for every sample i}; no assumption on the distribution of Z
     cnh       s = −log2 std(Z) − ½ log2((n−1)/χ²) − log2 F⁻¹((p+1)/2); Z normal, p = 0.95
 
-Two things are ours, because a float32 has 24 significant bits (23 stored, one implied). The package
-stops at the number of *stored* bits, 23 for float32, and at 50 or so when a float64 reference slips
-in; here a voxel whose samples all equal the reference has all 24 bits, and none has more. And a
-negative number of bits (an error larger than the value itself) is zero bits.
+Two things are ours, because a float32 has 24 significant bits (23 stored, one implied). The
+package stops at the number of *stored* bits, 23 for float32, and at 50 or so when a float64
+reference slips in; here a voxel whose samples all equal the reference has all 24 bits, and none
+has more. And a negative number of bits (an error larger than the value itself) is zero bits.
 
 Shape legend: X Y Z space (voxels of the fixed grid), S samples, N voxels in a row.
 """
