@@ -1,0 +1,34 @@
+"""Write an untrained SynthMorph network, for benchmarks and tests.
+
+python make_model.py --enc 16 16 16 16 --dec 16 16 16 16 16 16 --seed 1 --output W.h5
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from morphbits.errors import run_cli
+from morphbits.models.weights import Architecture, init_weights, save_h5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--enc", type=int, nargs="+", default=[16] * 4, help="encoder widths")
+    parser.add_argument("--dec", type=int, nargs="+", default=[16] * 6, help="decoder widths")
+    parser.add_argument("--int-steps", type=int, default=5, help="squarings of the integration")
+    parser.add_argument(
+        "--flow-std", type=float, help="std of the last layer (default: he-normal)"
+    )
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--output", type=Path, required=True, help="the .h5 file")
+    args = parser.parse_args()
+    architecture = Architecture(tuple(args.enc), tuple(args.dec), args.int_steps)
+    save_h5(args.output, architecture, init_weights(architecture, args.seed, args.flow_std))
+    print(f"{args.output}: enc {args.enc}, dec {args.dec}, {architecture.parameters():,} weights")
+
+
+if __name__ == "__main__":
+    run_cli(main)
