@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class UserError(Exception):
-    """Something the user can put right; the message says what is wrong, with which file, and what to do."""
+    """Something the user can put right: what is wrong, with which file, and what to do."""
 
 
 def run_cli(main: Callable[[], int | None]) -> None:

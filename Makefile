@@ -1,0 +1,105 @@
+# The public verbs of morphbits; `make` prints them. Scripts do the work, and their defaults live in Python: of the
+# variables at the end of this file only those that you set are passed on (SUBJECTS=3 becomes --subjects 3).
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+option = $(if $($1),--$(subst _,-,$(shell tr A-Z a-z <<< $1)) '$($1)')
+flag = $(if $(filter-out 0,$($1)),--$(subst _,-,$(shell tr A-Z a-z <<< $1)))
+options = $(strip $(foreach name,$1,$(call option,$(name))))
+
+venv := .venv/bin/python
+stamp := .venv/.stamp
+setup = PYTHON='$(PYTHON)' TORCH='$(TORCH)' scripts/setup.sh
+locks := python/requirements.lock python/torch.lock python/torch-cuda.lock
+kernels := $(wildcard python/morphbits/engines/native/csrc/*)
+shell_files = scripts/*.sh .ci/run $(wildcard *.sh verrou/*.sh)
+pytest := cd python && ../$(venv) -m pytest -q
+
+##@ Run
+.PHONY: inference
+inference: $(stamp) ## register SUBJECTS x RUNS samples, then significance and the report
+	$(venv) python/run_matrix.py $(call options,SUBJECTS RUNS ENGINE MODE DATASET MODEL EXPERIMENT SEED JOBS THREADS \
+		ACCUMULATION SUBNORMALS) $(call flag,DRY_RUN) $(call flag,YES)
+
+.PHONY: significance
+significance: $(stamp) ## significant bits of an EXPERIMENT: maps and CSV
+	$(venv) python/significance.py $(call options,EXPERIMENT)
+
+.PHONY: report
+report: $(stamp) ## the HTML page of an EXPERIMENT
+	$(venv) python/report.py $(call options,EXPERIMENT)
+
+##@ Data and models
+.PHONY: phantom
+phantom: $(stamp) ## make the phantom dataset (SUBJECTS, SEED)
+	$(venv) python/make_phantom.py $(call options,SUBJECTS SEED)
+
+.PHONY: models
+models: $(stamp) ## download the two published SynthMorph models and the study's fixed image
+	PYTHONPATH=python $(venv) -m morphbits.models.download
+
+##@ Develop
+.PHONY: setup
+setup: ## install .venv from the lock files and compile the kernels (every verb does it when needed)
+	@$(setup)
+
+$(stamp): $(locks) $(kernels) scripts/setup.sh
+	@$(setup)
+
+.PHONY: test
+test: $(stamp) ## the tests: CPU only, no network, at most ten minutes
+	$(pytest) -m 'not slow and not network'
+
+.PHONY: test-all
+test-all: $(stamp) ## the tests and those that take longer
+	$(pytest)
+
+.PHONY: lint
+lint: $(stamp) ## ruff, mypy, shellcheck and a look at this Makefile
+	cd python && ../$(venv) -m ruff check --no-cache . ../tests
+	cd python && ../$(venv) -m mypy
+	.venv/bin/shellcheck $(shell_files)
+	$(MAKE) --no-print-directory -n --warn-undefined-variables help inference test lint lock 2>&1 >/dev/null | { ! grep warning; }
+
+.PHONY: bench
+bench: $(stamp) ## time native against plain torch, into notes/benchmarks/
+	$(venv) python/bench.py $(call options,THREADS)
+
+.PHONY: lock
+lock: $(stamp) ## resolve python/*.in into the lock files (keeps what still fits)
+	cd python; constraint=; for name in requirements torch-cuda; do \
+	  UV_CUSTOM_COMPILE_COMMAND='make lock' ../.venv/bin/uv pip compile --quiet --universal --python-version 3.11 \
+	    --generate-hashes --no-emit-package tensorflow $$name.in -o $$name.lock $$constraint; constraint='-c requirements.lock'; done
+
+.PHONY: clean
+clean: ## remove what make can make again; results/ and data/ stay
+	rm -rf .venv .cache build .pytest_cache .hypothesis python/.pytest_cache python/.mypy_cache python/.hypothesis
+	find python tests -name __pycache__ -prune -exec rm -rf {} +
+
+.PHONY: help
+help: ## this list
+	@awk '/^##@/ { printf "\n%s\n", substr($$0, 5) } \
+	  match($$0, /^[a-z-]+:.*## /) || match($$0, /^[A-Z_]+ [?]=.*## /) { \
+	    split($$0, word, /[ :]/); printf "  %-14s%s\n", word[1], substr($$0, RLENGTH + 1) }' Makefile
+
+##@ Variables of inference, phantom, significance and report
+SUBJECTS ?=      ## how many subjects
+RUNS ?=          ## perturbed samples of each subject
+ENGINE ?=        ## auto, native, verrou or ieee
+MODE ?=          ## random, nearness, upward, downward, toward_zero or nearest
+DATASET ?=       ## auto, phantom, corr or the folder of a BIDS dataset
+MODEL ?=         ## an .h5 file in voxelmorph's format
+EXPERIMENT ?=    ## name of the folder below results/
+SEED ?=          ## first seed
+JOBS ?=          ## samples at a time
+THREADS ?=       ## threads of each sample
+ACCUMULATION ?=  ## order of sums in a convolution: sequential, direct or blocked:K
+SUBNORMALS ?=    ## keep or flush
+DRY_RUN ?=       ## 1 lists what would run
+YES ?=           ## 1 starts even what takes more than two hours
+##@ Variables of setup
+PYTHON ?=        ## a Python 3.11, 3.12 or 3.13 (default: the first one found)
+TORCH ?=         ## cpu or cuda: which build of torch (default: cpu)
