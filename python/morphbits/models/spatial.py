@@ -32,9 +32,11 @@ def integrate(svf_BVXYZ: Tensor, steps: int) -> Tensor:
 
 def transform(image_BCXYZ: Tensor, warp_BVXYZ: Tensor) -> Tensor:
     """`image` sampled at p + warp(p), linearly; outside the image its border goes on."""
-    mesh_VXYZ = _mesh([torch.arange(n, dtype=warp_BVXYZ.dtype) for n in warp_BVXYZ.shape[2:]])
+    mesh = _mesh([_range(0, n, warp_BVXYZ) for n in warp_BVXYZ.shape[2:]])
     moved = [
-        _interpolate(image_CXYZ, mesh_VXYZ + warp_VXYZ)
+        _interpolate(
+            image_CXYZ, [p + shift_XYZ for p, shift_XYZ in zip(mesh, warp_VXYZ, strict=True)]
+        )
         for image_CXYZ, warp_VXYZ in zip(image_BCXYZ, warp_BVXYZ, strict=True)
     ]
     return torch.stack(moved)
@@ -43,51 +45,53 @@ def transform(image_BCXYZ: Tensor, warp_BVXYZ: Tensor) -> Tensor:
 def rescale(warp_BVXYZ: Tensor, factor: int) -> Tensor:
     """The warp on a grid `factor` times finer (corner voxels aligned), in voxels of that grid."""
     scaled_BVXYZ = warp_BVXYZ * float(factor)
-    mesh_VXYZ = _mesh([_linspace(n, n * factor, warp_BVXYZ.dtype) for n in warp_BVXYZ.shape[2:]])
-    return torch.stack([_interpolate(warp_VXYZ, mesh_VXYZ) for warp_VXYZ in scaled_BVXYZ])
+    mesh = _mesh([_linspace(n, n * factor, warp_BVXYZ) for n in warp_BVXYZ.shape[2:]])
+    return torch.stack([_interpolate(warp_VXYZ, mesh) for warp_VXYZ in scaled_BVXYZ])
 
 
-def _linspace(size: int, points: int, dtype: torch.dtype) -> Tensor:
+def _range(start: int, stop: int, like: Tensor) -> Tensor:
+    return torch.arange(start, stop, dtype=like.dtype, device=like.device)
+
+
+def _linspace(size: int, points: int, like: Tensor) -> Tensor:
     """`points` positions from 0 to `size` − 1 as `tf.linspace` makes them: index·delta."""
-    last = torch.tensor([size - 1], dtype=dtype)
+    last = _range(size - 1, size, like)
     delta = last / float(points - 1)
-    inner = delta * torch.arange(1, points - 1, dtype=dtype)
-    return torch.cat([torch.zeros(1, dtype=dtype), inner, last])
+    return torch.cat([torch.zeros_like(last), delta * _range(1, points - 1, like), last])
 
 
-def _mesh(positions: list[Tensor]) -> Tensor:
-    """The grid (V, X, Y, Z) of three lists of positions."""
-    return torch.stack(torch.meshgrid(*positions, indexing="ij"))
+def _mesh(positions: list[Tensor]) -> list[Tensor]:
+    """Positions along X, Y, Z with the other axes of length 1, so that they broadcast to a grid."""
+    x, y, z = positions
+    return [x.view(-1, 1, 1), y.view(1, -1, 1), z.view(1, 1, -1)]
 
 
-def _interpolate(volume_CXYZ: Tensor, location_VXYZ: Tensor) -> Tensor:
-    """`volume` at `location` (voxels), clamped to the volume: a weighted sum of eight corners."""
+def _interpolate(volume_CXYZ: Tensor, location: list[Tensor]) -> Tensor:
+    """`volume` at locations in voxels, clamped to the volume: a weighted sum of eight corners.
+
+    `location` holds X, Y and Z coordinates, each of the shape of the output or broadcasting to it.
+    """
     channels, *size = volume_CXYZ.shape
-    last_V111 = torch.tensor([n - 1 for n in size], dtype=volume_CXYZ.dtype).view(3, 1, 1, 1)
-    first = torch.zeros((), dtype=volume_CXYZ.dtype)
-    lower_VXYZ = location_VXYZ.floor().clamp(first, last_V111)
-    upper_VXYZ = (lower_VXYZ + 1).clamp(first, last_V111)
-    lower_weight_VXYZ = upper_VXYZ - location_VXYZ.clamp(first, last_V111)
-    upper_weight_VXYZ = 1 - lower_weight_VXYZ
-    weights = (lower_weight_VXYZ, upper_weight_VXYZ)
+    strides = (size[1] * size[2], size[2], 1)
+    weights, indices = [], []
+    for coordinate, n, stride in zip(location, size, strides, strict=True):
+        lower = coordinate.detach().floor().clamp_(0, n - 1)
+        upper = (lower + 1).clamp_(0, n - 1)
+        lower_weight = upper - coordinate.clamp(0, n - 1)
+        weights.append((lower_weight, 1 - lower_weight))
+        indices.append((lower.long() * stride, upper.long() * stride))
 
-    # flat index of a corner: int32 holds every volume that fits in memory
-    strides_V111 = torch.tensor([size[1] * size[2], size[2], 1], dtype=torch.int32).view(
-        3, 1, 1, 1
-    )
-    indices = tuple(
-        (end.to(torch.int32) * strides_V111).flatten(1) for end in (lower_VXYZ, upper_VXYZ)
-    )
-
+    shape = torch.broadcast_shapes(*(coordinate.shape for coordinate in location))
     volume_CN = volume_CXYZ.reshape(channels, -1)
-    shape = (channels, *location_VXYZ.shape[1:])
     result_CXYZ: Tensor | None = None
     for x, y, z in product((0, 1), repeat=3):
-        index_N = indices[x][0] + indices[y][1] + indices[z][2]
-        corner_CXYZ = volume_CN.index_select(1, index_N).view(shape)
-        weight_XYZ = weights[x][0] * weights[y][1] * weights[z][2]
-        term_CXYZ = weight_XYZ * corner_CXYZ
+        if z == 0:
+            index_XY = indices[0][x] + indices[1][y]
+        index_N = (index_XY + indices[2][z]).flatten()
+        # expanded before it is multiplied: each voxel's product is rounded by itself
+        weight_XYZ = (weights[0][x].expand(shape) * weights[1][y]).mul_(weights[2][z])
+        term_CXYZ = volume_CN.index_select(1, index_N).view(channels, *shape).mul_(weight_XYZ)
         # TensorFlow adds the first term to 0, which turns −0 into +0
-        result_CXYZ = term_CXYZ + 0 if result_CXYZ is None else result_CXYZ.add_(term_CXYZ)
+        result_CXYZ = term_CXYZ.add_(0) if result_CXYZ is None else result_CXYZ.add_(term_CXYZ)
     assert result_CXYZ is not None
     return result_CXYZ

@@ -1,0 +1,110 @@
+"""The reference: SynthMorph in TensorFlow, as voxelmorph 0.2 builds and loads it.
+
+Importing this module sets what TensorFlow reads from the environment, so import it before
+TensorFlow. Kernels are those of oneDNN, chosen here and not left to TensorFlow, which turns oneDNN
+off on some CPUs and under Valgrind; a value of TF_ENABLE_ONEDNN_OPTS that is already set is kept.
+The kernels used here give the same bytes again for one number of threads without TensorFlow's op
+determinism, which concerns sums over scattered indices, random numbers and input pipelines.
+TensorFlow's threads flush subnormal numbers to zero.
+
+Method: SynthMorph, Hoffmann et al., IEEE TMI 2022, doi:10.1109/TMI.2021.3116879;
+implementation: `voxelmorph.tf.networks.VxmDense` 0.2.
+
+Arrays: X Y Z space, V warp component (axes X, Y, Z); float32. Images lie in [0, 1] on one common
+grid, warps are displacements in voxels of that grid.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from morphbits.errors import UserError
+from morphbits.models.weights import read_architecture
+
+os.environ["TF_USE_LEGACY_KERAS"] = "1"
+os.environ["VXM_BACKEND"] = os.environ["NEURITE_BACKEND"] = "tensorflow"
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+if not hasattr(inspect, "getargspec"):  # gone in Python 3.11; voxelmorph and neurite 0.2 call it
+    inspect.getargspec = lambda function: inspect.getfullargspec(function)[:4]  # type: ignore[attr-defined]
+
+import tensorflow as tf
+import voxelmorph as vxm
+
+
+class Reference:
+    """A VxmDense file and the networks built from it, one per image size."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.architecture = read_architecture(path)
+        self._networks: dict[tuple[int, ...], Any] = {}
+
+    def network(self, shape: tuple[int, ...]) -> Any:
+        """The Keras model for images of `shape` (X, Y, Z): [moving, fixed] → [moved, warp]."""
+        multiple = self.architecture.multiple
+        if any(n % multiple for n in shape):
+            raise UserError(
+                f"images of {shape} voxels: each size must be a multiple of {multiple}"
+            )
+        if shape not in self._networks:
+            self._networks[shape] = vxm.networks.VxmDense.load(
+                str(self.path), inshape=shape, bidir=False, reg_field="warp"
+            )
+        return self._networks[shape]
+
+
+def load(path: Path | str) -> Reference:
+    """The model in a voxelmorph `.h5` file."""
+    return Reference(Path(path))
+
+
+def set_threads(threads: int) -> None:
+    """Let TensorFlow use `threads` threads within an operation, and run one operation at a time.
+
+    TensorFlow takes these numbers once per process, before its first operation.
+    """
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    except RuntimeError:
+        raise UserError(
+            f"TensorFlow already runs in this process and cannot change to {threads} threads; "
+            "use one process per number of threads"
+        ) from None
+
+
+def register(
+    model: Reference, moving_XYZ: np.ndarray, fixed_XYZ: np.ndarray, plain: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Moved image (X, Y, Z) and warp (X, Y, Z, V) in voxels of the fixed grid.
+
+    Runs as a graph whose operations stay as voxelmorph wrote them: the bytes of eager execution.
+    `plain` runs `Model.predict` with TensorFlow's own graph optimizer, which reorders arithmetic.
+    """
+    inputs = [np.asarray(image, np.float32)[None, ..., None] for image in (moving_XYZ, fixed_XYZ)]
+    network = model.network(fixed_XYZ.shape)
+    if plain:
+        moved, warp = network.predict(inputs, verbose=0)
+    else:
+        with _arithmetic_as_written():
+            moved, warp = network.predict(inputs, verbose=0)
+    return moved[0, ..., 0], warp[0]
+
+
+@contextmanager
+def _arithmetic_as_written() -> Iterator[None]:
+    """Graphs run inside keep voxelmorph's operations: grappler's arithmetic optimizer is off."""
+    before = tf.config.optimizer.get_experimental_options().get("arithmetic_optimization", True)
+    tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({"arithmetic_optimization": before})
