@@ -1,0 +1,52 @@
+"""The native engine behind the common protocol: compiled random rounding of torch operators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from morphbits.config import Arithmetic
+from morphbits.engines import Counts
+
+_ORDERS = {
+    "sequential": "TensorFlow's with oneDNN (one chain over taps and input channels)",
+    "direct": "torch's own on AVX-512 (blocks of 16 input channels)",
+    "blocked:192": "TensorFlow's without oneDNN, as under Valgrind (a gemm cut into 192 terms)",
+}
+
+
+@contextmanager
+def region(config: Arithmetic, threads: int) -> Iterator[Counts]:
+    """Every torch operator inside rounds each elementary operation by ``config.mode``."""
+    from morphbits.engines.native import random_rounding
+
+    counts = Counts()
+    with random_rounding(
+        mode=config.mode,
+        seed=config.seed,
+        accumulation=config.accumulation,
+        subnormals=config.subnormals,
+        threads=threads,
+    ) as stats:
+        yield counts
+    counts.operations = int(stats.operations)
+    counts.operators = dict(stats.operators)
+
+
+def command_prefix(config: Arithmetic) -> list[str]:
+    """No words: the engine lives inside the process."""
+    return []
+
+
+def order(config: Arithmetic) -> str:
+    """The framework whose convolutions add up in this order."""
+    return _ORDERS.get(
+        config.accumulation, f"a gemm's cut into {config.accumulation.partition(':')[2]} terms"
+    )
+
+
+def version() -> str:
+    """Hash of the kernels' sources."""
+    from morphbits.engines.native import kernel_version
+
+    return str(kernel_version())
