@@ -1,0 +1,154 @@
+"""Register one moving image to one fixed image with a network, under an engine.
+
+Arrays: X Y Z the fixed grid (or the network's, which is that grid padded to a multiple of 16),
+V the warp's component, B batch, C channel.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from morphbits import engines
+from morphbits.config import RegisterConfig
+from morphbits.errors import UserError
+from morphbits.images import Image, Prepared, prepare
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a registration gives; see `register`."""
+
+    moved_XYZ: np.ndarray  # float32, the moving image's intensities in [0, 1], on the fixed grid
+    warp_XYZV: np.ndarray  # float32, fixed to moving, in voxels of the fixed grid
+    fixed_affine: np.ndarray  # (4, 4) float64, voxel of the fixed grid to RAS mm
+    record: dict[str, Any]  # what happened: seconds, operations, operators, order, steps
+
+
+def register(
+    moving: Image,
+    fixed: Image,
+    model: Path,
+    config: RegisterConfig,
+    prepared: Prepared | None = None,
+) -> Result:
+    """Register ``moving`` to ``fixed``; only the network runs inside the engine's region.
+
+    Reading, resampling and normalizing come before it, cropping back to the fixed grid after it,
+    unperturbed. ``prepared`` may hand over what `images.prepare` gave for this very pair.
+    """
+    engine = engines.get(config.engine)
+    prepared = prepared or prepare(moving, fixed, config.align)
+    check_memory(model, int(prepared.fixed.size))
+    compute = _tensorflow if config.framework == "tensorflow" else _torch
+    moved_XYZ, warp_XYZV, counts, seconds = compute(engine, prepared, model, config)
+    for name, array in (("moved image", moved_XYZ), ("warp", warp_XYZV)):
+        if not np.isfinite(array).all():
+            raise UserError(f"{model}: the network's {name} is not finite; the weights may be bad")
+    record = {
+        "seconds": seconds,
+        "operations": counts.operations,
+        "operators": counts.operators,
+        "order": engine.order(config),
+        "steps": list(prepared.steps),
+        "alignment": prepared.alignment.tolist(),  # world of fixed to world of moving, mm
+    }
+    grid = prepared.grid
+    return Result(grid.unpad(moved_XYZ), grid.unpad(warp_XYZV), prepared.fixed_affine, record)
+
+
+_Computed = tuple[np.ndarray, np.ndarray, engines.Counts, float]
+
+
+def _torch(
+    engine: engines.Engine, prepared: Prepared, model: Path, config: RegisterConfig
+) -> _Computed:
+    import torch
+
+    if config.engine == "native" and "tensorflow" in sys.modules:
+        raise RuntimeError("TensorFlow and the native engine must not share a process")
+    network = _torch_model(model, os.stat(model).st_mtime_ns)
+    moving_BCXYZ, fixed_BCXYZ = (
+        torch.from_numpy(np.ascontiguousarray(volume))[None, None]
+        for volume in (prepared.moving, prepared.fixed)
+    )
+    torch.set_num_threads(config.threads)
+    with torch.no_grad():
+        start = time.perf_counter()
+        with engine.region(config, config.threads) as counts:
+            moved_BCXYZ, warp_BVXYZ = network(moving_BCXYZ, fixed_BCXYZ)
+        seconds = time.perf_counter() - start
+    warp_XYZV = np.moveaxis(warp_BVXYZ[0].numpy(), 0, -1)
+    return moved_BCXYZ[0, 0].numpy(), warp_XYZV, counts, seconds
+
+
+@functools.lru_cache(maxsize=1)
+def _torch_model(model: Path, modified: int) -> Any:
+    from morphbits.models.synthmorph_torch import SynthMorph
+
+    return SynthMorph.load(model).eval()
+
+
+def _tensorflow(
+    engine: engines.Engine, prepared: Prepared, model: Path, config: RegisterConfig
+) -> _Computed:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ["OMP_NUM_THREADS"] = str(config.threads)
+    from morphbits.models import synthmorph_tf
+
+    synthmorph_tf.set_threads(config.threads)
+    network = synthmorph_tf.load(model)
+    start = time.perf_counter()
+    with engine.region(config, config.threads) as counts:
+        moved_XYZ, warp_XYZV = synthmorph_tf.register(
+            network, prepared.moving, prepared.fixed, plain=config.plain
+        )
+    return moved_XYZ, warp_XYZV, counts, time.perf_counter() - start
+
+
+def check_memory(model: Path, voxels: int) -> None:
+    """Refuse a network grid that cannot fit, before the kernel's killer ends the process."""
+    needed, free = memory_estimate(model, voxels), memory_free()
+    if needed > free:
+        raise UserError(
+            f"{model}: a grid of {voxels:,} voxels needs about {needed / 2**30:.1f} GB of memory "
+            f"and {free / 2**30:.1f} GB are free; give a smaller fixed image or a smaller model"
+        )
+
+
+def memory_estimate(model: Path, voxels: int) -> int:
+    """Bytes that one registration needs at least: the convolution's input and output at their
+    widest, in float32 on the full grid, beside the process itself."""
+    from morphbits.models.weights import read_architecture
+
+    widest = 2 + 2 * max(read_architecture(model).enc[:1], default=0)
+    return 400 * 2**20 + 4 * voxels * (widest + 16)
+
+
+def memory_free() -> int:
+    """Bytes that this process can still get: the machine's available memory or its control
+    group's limit, whichever is less."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    table = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+    free = table.get("MemAvailable", table["MemTotal"])
+    for limit_file, used_file in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        (
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        ),
+    ):
+        try:
+            limit, used = (Path(p).read_text().strip() for p in (limit_file, used_file))
+        except OSError:
+            continue
+        if limit.isdigit():
+            free = min(free, int(limit) - int(used))
+    return free

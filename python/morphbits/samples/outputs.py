@@ -1,0 +1,72 @@
+"""Writing what a registration gives: the moved image, the warp, and ``sample.json`` last."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from morphbits import images
+from morphbits.errors import UserError
+from morphbits.registration import Result
+from morphbits.samples.provenance import data_sha256
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def save_result(result: Result, moved: Path, warp: Path) -> dict[str, Any]:
+    """Write both images; returns the ``outputs`` of ``sample.json``: file, bytes and sha256."""
+    outputs = {}
+    for name, path, array in (
+        ("moved", moved, result.moved_XYZ),
+        ("warp", warp, result.warp_XYZV),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = np.ascontiguousarray(array, dtype=np.float32)
+        images.save(path, data, result.fixed_affine)
+        outputs[name] = {
+            "file": path.name,
+            "bytes": path.stat().st_size,
+            "sha256": data_sha256(data),
+        }
+    return outputs
+
+
+@contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """A temporary folder inside ``folder``, made where missing; gone at the end with its content.
+
+    What is written in it can be renamed to its place in ``folder`` in one step.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(
+            dir=folder, prefix=".partial-", ignore_cleanup_errors=True
+        )
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written to ({error.strerror}); choose another folder"
+        ) from error
+    with temporary as name:
+        yield Path(name)
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether this error, or one behind it, is a disk, a quota or a file size that ran out."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def replace_all(moves: dict[Path, Path]) -> None:
+    """Rename each file to its place, in order."""
+    for source, target in moves.items():
+        os.replace(source, target)

@@ -1,0 +1,193 @@
+"""What ``sample.json`` says: the configuration (all that can change a byte, with its hash) and the
+provenance (what else there is to know: code, machine, timings)."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import platform
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import morphbits
+from morphbits import engines
+from morphbits.config import STOCHASTIC_MODES, RegisterConfig
+from morphbits.errors import UserError
+
+# installed distributions whose version can change a byte of a sample, by framework
+_READING = ("nibabel", "numpy", "scipy")
+_COMPUTING = {
+    "torch": ("torch",),
+    "tensorflow": ("tensorflow", "tensorflow-cpu", "tf-keras", "voxelmorph", "neurite"),
+}
+
+
+def file_sha256(path: Path) -> str:
+    """``sha256:…`` of a file's bytes; read again only when its size or time changed."""
+    try:
+        status = path.stat()
+        return _file_sha256(path, status.st_size, status.st_mtime_ns)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+@functools.lru_cache(maxsize=4096)
+def _file_sha256(path: Path, size: int, modified: int) -> str:
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def data_sha256(array: np.ndarray) -> str:
+    """``sha256:…`` of the voxels as a NIfTI file holds them: little-endian float32, X fastest."""
+    voxels = np.asarray(array, dtype="<f4").tobytes(order="F")
+    return "sha256:" + hashlib.sha256(voxels).hexdigest()
+
+
+def versions(framework: str) -> dict[str, str]:
+    """Installed versions of what computes, by distribution name; absent ones are left out."""
+    found = {"morphbits": morphbits.__version__}
+    for name in (*_READING, *_COMPUTING[framework]):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def configuration(config: RegisterConfig, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """All that can change a byte of this sample, and nothing else.
+
+    ``inputs`` are the checksums of moving, fixed and model. A choice that has no effect is left
+    out: the seed of a deterministic mode, the order of an engine that does not choose it, the
+    threads of an engine whose bytes do not depend on them.
+    """
+    chosen: dict[str, Any] = {
+        "framework": config.framework,
+        "engine": config.engine,
+        "align": config.align,
+        **inputs,
+        "versions": versions(config.framework),
+    }
+    if config.engine == "ieee":
+        chosen["threads"] = config.threads
+    else:
+        chosen |= {
+            "mode": config.mode,
+            "region": "registration",
+            "accumulation": config.accumulation,
+            "subnormals": config.subnormals,
+            "kernel": engines.get(config.engine).version(),
+        }
+        if config.mode in STOCHASTIC_MODES:
+            chosen["seed"] = config.seed
+    if config.framework == "tensorflow":
+        chosen["plain"] = config.plain
+    chosen = dict(sorted(chosen.items()))
+    return {**chosen, "hash": configuration_hash(chosen)}
+
+
+def configuration_hash(chosen: Mapping[str, Any]) -> str:
+    """``sha256:…`` of a configuration, its own ``hash`` left out: canonical JSON, keys sorted."""
+    content = {key: value for key, value in chosen.items() if key != "hash"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Keys of two configurations that differ, nested ones with a dot (``versions.torch``)."""
+    keys: list[str] = []
+    for key in sorted({*one, *other} - {"hash"}):
+        a, b = one.get(key), other.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            keys += [f"{key}.{inner}" for inner in differing_keys(a, b)]
+        elif a != b:
+            keys.append(key)
+    return keys
+
+
+def provenance(config: RegisterConfig, started: datetime, record: Mapping[str, Any]) -> dict:
+    """What there is to know beyond the configuration; none of it can change a byte."""
+    return {
+        **record,
+        "threads": config.threads,
+        "started": started.astimezone(UTC).isoformat(timespec="seconds"),
+        "seconds_total": (datetime.now(UTC) - started).total_seconds(),
+        "peak_memory_bytes": peak_memory(),
+        "host": socket.gethostname(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "cpu": cpu(),
+        "code": code_revision(),
+        "command": sys.argv,
+    }
+
+
+@functools.cache
+def cpu() -> dict[str, Any]:
+    """The processor's name and those of its features that choose a kernel."""
+    wanted = ("avx", "avx2", "fma", "avx512f", "avx512_bf16", "amx_tile", "asimd", "sve")
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {"name": platform.processor(), "features": []}
+    table = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
+    flags = (table.get("flags") or table.get("Features", "")).split()
+    name = table.get("model name") or platform.machine()
+    return {"name": name, "features": [feature for feature in wanted if feature in flags]}
+
+
+@functools.cache
+def code_revision() -> dict[str, Any]:
+    """Git revision of the suite and whether files of it were changed; None outside a clone."""
+
+    def git(*words: str) -> str:
+        here = Path(__file__).parent
+        answer = subprocess.run(
+            ["git", *words], cwd=here, capture_output=True, text=True, check=True
+        )
+        return answer.stdout.strip()
+
+    try:
+        return {
+            "revision": git("rev-parse", "HEAD"),
+            "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        }
+    except (OSError, subprocess.CalledProcessError):
+        return {"revision": None, "dirty": None}
+
+
+def reset_peak_memory() -> None:
+    """Start counting `peak_memory` anew, where the kernel allows it."""
+    with contextlib.suppress(OSError):  # not allowed: then the peak is that of the whole process
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_memory() -> int:
+    """Most bytes of memory this process held since `reset_peak_memory`."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file whole or not at all: a temporary name beside it, then renamed."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,108 @@
+"""One registration from files to files: what ``python/register.py`` does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from morphbits import images
+from morphbits.config import RegisterConfig
+from morphbits.errors import UserError
+from morphbits.registration import Result, register
+from morphbits.samples import provenance
+from morphbits.samples.outputs import is_disk_full, replace_all, save_result, staging
+
+
+@dataclass(frozen=True)
+class Files:
+    """What is read (moving, fixed, model) and what is written (moved, warp)."""
+
+    moving: Path
+    fixed: Path
+    model: Path
+    moved: Path
+    warp: Path
+
+
+def register_files(files: Files, config: RegisterConfig) -> str:
+    """Register and write moved, warp and sample.json, all or none; returns what to print."""
+    _check_outputs(files)
+    started = datetime.now(UTC)
+    inputs = {
+        name: provenance.file_sha256(getattr(files, name)) for name in ("moving", "fixed", "model")
+    }
+    with staging(files.moved.parent) as beside_moved, staging(files.warp.parent) as beside_warp:
+        result = register(images.load(files.moving), images.load(files.fixed), files.model, config)
+        moved, warp = beside_moved / files.moved.name, beside_warp / files.warp.name
+        record_path = record_file(files)
+        try:
+            outputs = save_result(result, moved, warp)
+            record = {
+                "configuration": provenance.configuration(config, inputs),
+                "provenance": provenance.provenance(config, started, result.record)
+                | {"files": {name: str(getattr(files, name)) for name in inputs}},
+                "outputs": outputs,
+            }
+            provenance.write_json(beside_moved / record_path.name, record)
+            replace_all(
+                {
+                    moved: files.moved,
+                    warp: files.warp,
+                    beside_moved / record_path.name: record_path,
+                }
+            )
+        except OSError as error:
+            raise UserError(_cannot_write(files, error)) from error
+        except UserError as error:
+            if is_disk_full(error):
+                raise UserError(_cannot_write(files, error)) from error
+            raise
+    return _summary(files, config, result, record_path)
+
+
+def record_file(files: Files) -> Path:
+    """``sample.json`` beside the moved image; with the image's name before it where that file
+    already describes another registration."""
+    path = files.moved.parent / "sample.json"
+    try:
+        other = json.loads(path.read_text(encoding="utf-8"))["outputs"]["moved"]["file"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return path
+    stem = files.moved.name.removesuffix(images.extension_of(files.moved))
+    return path if other == files.moved.name else path.with_name(f"{stem}.sample.json")
+
+
+def _check_outputs(files: Files) -> None:
+    for path in (files.moved, files.warp):
+        images.extension_of(path)
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; give the name of a file")
+    inputs = (files.moving, files.fixed, files.model)
+    named = [path.resolve() for path in (*inputs, files.moved, files.warp)]
+    if files.moved.resolve() in (*named[:3], named[4]) or files.warp.resolve() in named[:3]:
+        raise UserError(
+            f"{files.moved}, {files.warp}: outputs must not replace each other or an input"
+        )
+
+
+def _cannot_write(files: Files, error: BaseException) -> str:
+    reason = "the disk is full" if is_disk_full(error) else str(error)
+    return f"{files.moved.parent}: cannot write the results ({reason}); nothing was left there"
+
+
+def _summary(files: Files, config: RegisterConfig, result: Result, record: Path) -> str:
+    facts = result.record
+    rounding = "nothing perturbed"
+    if config.engine != "ieee":
+        rounding = f"mode {config.mode}, {facts['operations']:,} operations rounded"
+    lines = [
+        f"engine {config.engine}, {rounding}; order of operations: {facts['order']}",
+        *(f"  {step}" for step in facts["steps"]),
+        f"registered in {facts['seconds']:.2f} s with {config.threads} thread(s)",
+        f"moved  {files.moved}",
+        f"warp   {files.warp}",
+        f"record {record}",
+    ]
+    return "\n".join(lines)

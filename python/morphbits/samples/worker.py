@@ -1,0 +1,150 @@
+"""A process that makes samples: ``python -m morphbits.samples.worker``.
+
+Reads one task per line of standard input (JSON) and answers with one line on standard output:
+``{"done": …}`` or ``{"failed": "user" | "disk" | "unexpected", "message": …}``. It imports and
+loads once and runs many samples, each from its own key. When standard input ends (its parent has
+finished, or was killed) it ends at once, also in the middle of a sample.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import queue
+import sys
+import tempfile
+import threading
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from morphbits import bids, images
+from morphbits.bids import Subject
+from morphbits.config import RegisterConfig, from_mapping, to_mapping
+from morphbits.errors import UserError
+from morphbits.registration import register
+from morphbits.samples import provenance
+from morphbits.samples.matrix import Unit, unit_outputs
+from morphbits.samples.outputs import is_disk_full, save_result, staging
+
+_PATHS = ("moving", "fixed", "model", "folder")
+
+
+def to_task(unit: Unit) -> dict[str, Any]:
+    """A unit as JSON."""
+    return {
+        "sample": unit.sample,
+        "subject": unit.subject.entities,
+        "config": to_mapping(unit.config),
+        "space": unit.space,
+        **{name: str(getattr(unit, name)) for name in _PATHS},
+    }
+
+
+def from_task(task: dict[str, Any]) -> Unit:
+    """The unit that `to_task` wrote."""
+    return Unit(
+        sample=task["sample"],
+        subject=Subject.parse(task["subject"]),
+        config=from_mapping(RegisterConfig, task["config"], "task"),
+        space=task["space"],
+        **{name: Path(task[name]) for name in _PATHS},
+    )
+
+
+def run_unit(unit: Unit) -> dict[str, Any]:
+    """Make one unit: computed, written into a temporary folder, ``sample.json`` last, renamed."""
+    started = datetime.now(UTC)
+    provenance.reset_peak_memory()
+    configuration = unit.configuration()
+    experiment_folder = unit.folder.parent.parent
+    with staging(experiment_folder) as partial:
+        moving, fixed = _load(unit.moving), _load(unit.fixed)
+        prepared = _prepare(unit.moving, unit.fixed, unit.config.align)
+        result = register(moving, fixed, unit.model, unit.config, prepared)
+        folder = partial / "unit"
+        outputs = save_result(result, **unit_outputs(unit, folder))
+        facts = provenance.provenance(unit.config, started, result.record)
+        files = {name: str(getattr(unit, name)) for name in ("moving", "fixed", "model")}
+        record = {
+            "sample": unit.sample,
+            "subject": unit.subject.entities,
+            "configuration": configuration,
+            "provenance": facts | {"files": files},
+            "outputs": outputs,
+        }
+        provenance.write_json(bids.sample_json(folder), record)
+        unit.folder.parent.mkdir(exist_ok=True)
+        if unit.folder.exists():  # damaged: out of the way, and gone with the temporary folder
+            unit.folder.rename(partial / "damaged")
+        folder.rename(unit.folder)
+    return {"seconds": facts["seconds"], "seconds_total": facts["seconds_total"]}
+
+
+@functools.lru_cache(maxsize=2)
+def _load(path: Path) -> images.Image:
+    return images.load(path)
+
+
+@functools.lru_cache(maxsize=1)
+def _prepare(moving: Path, fixed: Path, align: str) -> images.Prepared:
+    return images.prepare(_load(moving), _load(fixed), align)
+
+
+def probe(unit: Unit, voxels: int) -> dict[str, float]:
+    """Seconds that one such unit will take on a grid of ``voxels``: a line through two measured
+    units on random images of 16³ and 32³ voxels."""
+    seconds, sizes = [], (16, 32)
+    for size in (16, *sizes):  # the first one also pays for loading
+        started = datetime.now(UTC)
+        with tempfile.TemporaryDirectory(prefix="morphbits-probe-") as name:
+            paths = [Path(name, f"{role}.nii.gz") for role in ("moving", "fixed")]
+            random = np.random.default_rng(0)
+            for path in paths:
+                volume = random.random((size, size, size), dtype=np.float32)
+                images.save(path, volume, np.eye(4))
+            small = {"moving": paths[0], "fixed": paths[1], "folder": Path(name, "s", "u")}
+            run_unit(Unit(**{**vars(unit), **small}))
+            seconds.append((datetime.now(UTC) - started).total_seconds())
+    slope = max(seconds[2] - seconds[1], 0.0) / (sizes[1] ** 3 - sizes[0] ** 3)
+    return {"seconds_total": seconds[2] + slope * max(voxels - sizes[1] ** 3, 0)}
+
+
+def answer(task: dict[str, Any]) -> dict[str, Any]:
+    """Do one task; an error becomes an answer."""
+    try:
+        unit = from_task(task)
+        if "probe" in task:
+            return {"done": probe(unit, task["probe"])}
+        return {"done": run_unit(unit)}
+    except Exception as error:
+        if is_disk_full(error):
+            return {"failed": "disk", "message": str(error)}
+        if isinstance(error, UserError):
+            return {"failed": "user", "message": str(error)}
+        return {"failed": "unexpected", "message": traceback.format_exc()}
+
+
+def main() -> None:
+    # libraries may print: only answers go to the pipe that was standard output
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    tasks: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            tasks.put(line)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        reply = answer(json.loads(tasks.get()))
+        print(json.dumps(reply), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
