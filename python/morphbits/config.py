@@ -112,7 +112,7 @@ class ExperimentConfig(Arithmetic):
     dataset: str = option(
         "auto", "phantom, corr, the folder of a BIDS dataset, or auto (corr where installed)"
     )
-    size: str = option("demo", "of the phantom dataset", choices=("demo", "full"))
+    size: str = option("2mm", "voxels of the phantom dataset", choices=("4mm", "2mm", "1mm"))
     model: Path = option(DEMO_MODEL, "voxelmorph .h5 weights; the default is the demo model")
     subjects: int = option(3, "how many subjects, the first of the dataset", minimum=1)
     runs: int = option(5, "perturbed samples of each subject", minimum=1)

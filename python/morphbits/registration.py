@@ -99,12 +99,9 @@ def _torch_model(model: Path, modified: int) -> Any:
 def _tensorflow(
     engine: engines.Engine, prepared: Prepared, model: Path, config: RegisterConfig
 ) -> _Computed:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ["OMP_NUM_THREADS"] = str(config.threads)
     from morphbits.models import synthmorph_tf
 
-    synthmorph_tf.set_threads(config.threads)
-    network = synthmorph_tf.load(model)
+    network = synthmorph_tf.load(model, config.threads)
     start = time.perf_counter()
     with engine.region(config, config.threads) as counts:
         moved_XYZ, warp_XYZV = synthmorph_tf.register(

@@ -89,8 +89,7 @@ def expand(
                 f"{dataset.root}: subject {subject.label} has more than one session; an "
                 "experiment takes one image of each subject"
             )
-    width = max(2, len(str(experiment.runs)))
-    runs = {f"{run:0{width}d}": run for run in range(1, experiment.runs + 1)}
+    runs = {f"{run:02d}": run for run in range(1, experiment.runs + 1)}
     return [
         Unit(
             sample=sample,

@@ -55,6 +55,7 @@ def data_sha256(array: np.ndarray) -> str:
     return "sha256:" + hashlib.sha256(voxels).hexdigest()
 
 
+@functools.cache
 def versions(framework: str) -> dict[str, str]:
     """Installed versions of what computes, by distribution name; absent ones are left out."""
     found = {"morphbits": morphbits.__version__}
@@ -78,7 +79,7 @@ def configuration(config: RegisterConfig, inputs: Mapping[str, str]) -> dict[str
         "engine": config.engine,
         "align": config.align,
         **inputs,
-        "versions": versions(config.framework),
+        "versions": dict(versions(config.framework)),
     }
     if config.engine == "ieee":
         chosen["threads"] = config.threads
@@ -187,7 +188,9 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file whole or not at all: a temporary name beside it, then renamed."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        partial.write_text(
+            json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -1,0 +1,80 @@
+"""How long a run will take and how much memory a worker needs, before it starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from morphbits import bids
+from morphbits.errors import UserError
+from morphbits.registration import memory_estimate, memory_free
+from morphbits.samples.matrix import Unit
+from morphbits.samples.runner import Worker
+
+LONG = 2 * 3600  # seconds above which the user is asked
+
+
+def cores() -> int:
+    """Processors this process may use: its affinity, or its control group's quota where less."""
+    available = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return available
+    return available if quota == "max" else max(1, min(available, int(quota) // int(period)))
+
+
+def default_jobs(model: Path, voxels: int, units: int) -> int:
+    """As many workers as there are cores, units to make, and memory for."""
+    by_memory = int(0.9 * memory_free() // memory_estimate(model, voxels))
+    return max(1, min(cores(), units, by_memory))
+
+
+def seconds_left(todo: Sequence[Unit], done: Sequence[Unit], voxels: int, jobs: int) -> float:
+    """Wall-clock seconds of the units to make: per engine the median of what finished units of
+    this experiment took, or else a measured probe (see `worker.probe`), shared by the workers."""
+    total = 0.0
+    for engine in {unit.config.engine for unit in todo}:
+        of_engine = [unit for unit in todo if unit.config.engine == engine]
+        finished = [unit for unit in done if unit.config.engine == engine]
+        each = _recorded(finished) or _probed(of_engine[0], voxels)
+        total += each * len(of_engine)
+    return total / max(1, min(jobs, len(todo)))
+
+
+def _recorded(finished: Sequence[Unit]) -> float | None:
+    """Median of the recorded seconds per unit; None where none has finished."""
+    seconds = []
+    for unit in finished:
+        record = json.loads(bids.sample_json(unit.folder).read_text(encoding="utf-8"))
+        seconds.append(float(record["provenance"]["seconds_total"]))
+    return statistics.median(seconds) if seconds else None
+
+
+def _probed(unit: Unit, voxels: int) -> float:
+    worker = Worker(unit)
+    worker.send(unit, probe=voxels)
+    try:
+        while (reply := worker.receive()) == {}:
+            pass
+        if reply is None:
+            raise UserError(f"a trial of {unit.config.engine} failed: {worker.obituary()}")
+    finally:
+        worker.close()
+    if "failed" in reply:
+        raise UserError(f"a trial of {unit.config.engine} failed: {reply['message']}")
+    return float(reply["done"]["seconds_total"])
+
+
+def in_words(seconds: float) -> str:
+    """``40 s``, ``12 min``, ``3.5 h``, ``4 days``: no more digits than are known."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 90 * 60:
+        return f"{round(seconds / 60)} min"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{round(seconds / 86400)} days"

@@ -1,0 +1,257 @@
+"""An experiment from its options to its finished samples: resolve, say what will happen, run."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from morphbits import bids, engines, images
+from morphbits.bids import Dataset, Subject
+from morphbits.config import (
+    ExecutionConfig,
+    ExperimentConfig,
+    RegisterConfig,
+    from_arguments,
+    from_toml,
+    to_mapping,
+    to_toml,
+)
+from morphbits.errors import UserError
+from morphbits.models.weights import read_architecture
+from morphbits.samples import estimate, matrix, provenance, runner
+from morphbits.samples.matrix import Unit
+
+NAMED_EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+def from_options(arguments: argparse.Namespace) -> tuple[ExperimentConfig, ExecutionConfig]:
+    """Defaults, then ``experiments/<name>.toml`` where the experiment's name has one, then the
+    command line."""
+    execution = from_arguments(ExecutionConfig, arguments)
+    path = NAMED_EXPERIMENTS / f"{execution.experiment}.toml"
+    base = from_toml(ExperimentConfig, path) if execution.experiment and path.exists() else None
+    return from_arguments(ExperimentConfig, arguments, base), execution
+
+
+# ---------------------------------------------------------------------- what auto means
+
+
+def resolve_engine(settings: ExperimentConfig) -> tuple[ExperimentConfig, str]:
+    """The settings with the engine that ``auto`` means here, and why."""
+    if settings.engine != "auto":
+        return settings, "as asked"
+    chosen = dataclasses.replace(settings, engine="native")
+    return chosen, "auto: Verrou, the other one, cannot be started by this version yet"
+
+
+def resolve_dataset(settings: ExperimentConfig, data: Path) -> tuple[Dataset, str]:
+    """The dataset that the settings mean here, and why. A phantom need not have been made."""
+    corr, phantom = bids.corr_dataset(data), bids.phantom_dataset(data, settings.size)
+    if settings.dataset == "auto":
+        if corr.root.is_dir() and corr.fixed().is_file() and corr.subjects():
+            return corr, "auto: CoRR is installed; the other: DATASET=phantom"
+        return phantom, f"auto: there is no CoRR in {corr.root}; the other: DATASET=corr"
+    if settings.dataset == "phantom":
+        return phantom, "as asked"
+    if settings.dataset == "corr":
+        if not corr.root.is_dir():
+            raise UserError(f"{corr.root}: CoRR is not installed there; use DATASET=phantom")
+        return corr, "as asked"
+    return _folder(Path(settings.dataset)), "as asked"
+
+
+def _folder(root: Path) -> Dataset:
+    """A user's BIDS folder; its fixed image lies in ``derivatives/*/tpl-<space>/``."""
+    if not root.is_dir():
+        raise UserError(f"{root}: is no dataset; DATASET is auto, phantom, corr or a BIDS folder")
+    found = sorted(root.glob("derivatives/*/tpl-*/tpl-*_T1w.nii.gz"))
+    if len(found) != 1:
+        raise UserError(
+            f"{root}: needs one fixed image as derivatives/<any>/tpl-<space>/"
+            f"tpl-<space>_T1w.nii.gz, and has {len(found)}"
+        )
+    fixed = found[0]
+    space = bids.parse(fixed)["tpl"]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", root.resolve().name)
+    return Dataset(root, name, space, fixed, truth=fixed.parents[1])
+
+
+def default_name(settings: ExperimentConfig, dataset: Dataset) -> str:
+    """``native-random-phantom-2mm-demo``: engine, mode, dataset, model, and what else was chosen
+    otherwise than by default, so that different experiments have different names."""
+    defaults = ExperimentConfig()
+    others = {
+        "framework": settings.framework,
+        "accumulation": settings.accumulation.replace(":", ""),
+        "subnormals": settings.subnormals,
+        "align": f"align-{settings.align}",
+        "seed": f"seed-{settings.seed}",
+    }
+    words = [
+        settings.engine,
+        *([] if settings.engine == "ieee" else [settings.mode]),
+        dataset.name,
+        settings.model.stem,
+        *(
+            word
+            for key, word in others.items()
+            if getattr(settings, key) != getattr(defaults, key)
+        ),
+    ]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(words))
+
+
+# ---------------------------------------------------------------------- the plan
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is decided before the first sample."""
+
+    settings: ExperimentConfig
+    dataset: Dataset
+    name: str
+    results: Path
+    units: list[Unit]
+    todo: list[Unit]
+    jobs: int
+    identity: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """The experiment's folder."""
+        return bids.experiment_folder(self.results, self.name)
+
+
+def make_plan(
+    settings: ExperimentConfig, execution: ExecutionConfig, say: Callable[[str], None]
+) -> tuple[Plan, float]:
+    """Decide everything and say it, what each line could be instead, and how long it will take
+    (returned in seconds). Writes nothing but a phantom dataset that is not there yet, and that
+    not in a dry run."""
+    settings, why_engine = resolve_engine(settings)
+    engine = engines.get(settings.engine)
+    dataset, why_dataset = resolve_dataset(settings, execution.data)
+    name = execution.experiment or default_name(settings, dataset)
+    mode = "" if settings.engine == "ieee" else f", mode {settings.mode}"
+    say(f"engine   {settings.engine}{mode}, on {settings.framework} ({why_engine})")
+    say(f"order    {engine.order(settings)}")
+    say(f"dataset  {dataset.name} ({why_dataset})")
+    architecture = read_architecture(settings.model)
+    say(f"model    {settings.model}, {architecture.parameters():,} parameters")
+
+    subjects, voxels = _subjects(settings, dataset, execution)
+    work = len(subjects) * (settings.runs + len(matrix.REFERENCES))
+    jobs = execution.jobs or estimate.default_jobs(settings.model, voxels, work)
+    threads = execution.threads or max(1, estimate.cores() // jobs)
+    units = matrix.expand(settings, dataset, subjects, execution.results, name, threads)
+    folder = bids.experiment_folder(execution.results, name)
+    identity = _identity(settings, dataset)
+    if identity:
+        runner.check_identity(folder, identity)
+    todo = matrix.todo(units)
+    say(
+        f"samples  {len(units)}: {len(subjects)} subjects x ({settings.runs} perturbed + "
+        f"{len(matrix.REFERENCES)} references); {len(units) - len(todo)} are done"
+    )
+    say(f"workers  {jobs} x {threads} threads (JOBS= and THREADS= change it)")
+    say(f"results  {folder}")
+    done = [unit for unit in units if unit not in set(todo)]
+    seconds = estimate.seconds_left(todo, done, voxels, jobs) if todo else 0.0
+    if todo:
+        say(f"time     about {estimate.in_words(seconds)} for {len(todo)} samples")
+    plan = Plan(settings, dataset, name, execution.results, units, todo, jobs, identity)
+    return plan, seconds
+
+
+def _subjects(
+    settings: ExperimentConfig, dataset: Dataset, execution: ExecutionConfig
+) -> tuple[Sequence[Subject], int]:
+    """The subjects and the voxels of the network's grid; makes phantoms that are not there yet."""
+    if dataset == bids.phantom_dataset(execution.data, settings.size):
+        from morphbits.datasets import phantom
+
+        if execution.dry_run:
+            subjects = [phantom.subject(k) for k in range(1, settings.subjects + 1)]
+            return subjects, _network_voxels(phantom.SIZES[settings.size].voxels)
+        _make_phantoms(settings, execution.data)
+    subjects = dataset.subjects()[: settings.subjects]
+    if len(subjects) < settings.subjects:
+        raise UserError(
+            f"{dataset.root}: has {len(subjects)} subjects, not {settings.subjects}; give "
+            "SUBJECTS= a smaller number"
+        )
+    return subjects, _network_voxels(images.load(dataset.fixed()).data.shape)
+
+
+def _make_phantoms(settings: ExperimentConfig, data: Path) -> None:
+    from morphbits.datasets import phantom
+
+    with tqdm(total=0, unit="phantom", desc="phantoms", leave=False, disable=None) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        phantom.make_dataset(data, settings.subjects, size=settings.size, progress=progress)
+
+
+def _network_voxels(shape: tuple[int, ...]) -> int:
+    x, y, z = images.NetworkGrid.around(shape).size
+    return x * y * z
+
+
+def _identity(settings: ExperimentConfig, dataset: Dataset) -> dict[str, Any]:
+    """All that the samples of the experiment share and that can change a byte; empty while the
+    dataset has not been made (a dry run)."""
+    if not dataset.fixed().is_file():
+        return {}
+    inputs = {
+        "fixed": provenance.file_sha256(dataset.fixed()),
+        "model": provenance.file_sha256(settings.model),
+        "dataset": dataset.name,
+    }
+    names = {field.name for field in dataclasses.fields(RegisterConfig)}
+    shared = {name: getattr(settings, name) for name in names if hasattr(settings, name)}
+    return provenance.configuration(RegisterConfig(**shared), inputs)
+
+
+def listing(plan: Plan) -> str:
+    """What a dry run prints: the samples of each subject that would be made, and the settings."""
+    by_subject: dict[str, list[str]] = {}
+    for unit in plan.todo:
+        by_subject.setdefault(unit.subject.entities, []).append(unit.sample)
+    lines = [f"{subject}: {' '.join(samples)}" for subject, samples in by_subject.items()]
+    return "\n".join([*lines, "", to_toml(plan.settings).strip()])
+
+
+# ---------------------------------------------------------------------- the run
+
+
+def run(plan: Plan) -> str:
+    """Make what is missing. Returns a text about samples that failed, empty where none did;
+    UserError where the run had to end before its last sample."""
+    record = {
+        "settings": to_mapping(plan.settings),
+        "dataset": {"name": plan.dataset.name, "root": str(plan.dataset.root)},
+        "subjects": list(dict.fromkeys(unit.subject.entities for unit in plan.units)),
+    }
+    with runner.opened(plan.folder, plan.identity, record):
+        outcome = runner.run(plan.todo, plan.jobs, len(plan.units))
+    kept = len(plan.units) - len(plan.todo) + outcome.finished
+    count = f"{kept} of {len(plan.units)} samples are finished and kept"
+    failures = runner.describe_failures(outcome.failed)
+    if outcome.stopped:
+        raise UserError(
+            "\n".join(
+                filter(None, [f"{outcome.stopped}. {count}; run again to continue", failures])
+            )
+        )
+    return f"{count}; these failed:\n{failures}" if failures else ""

@@ -1,0 +1,258 @@
+"""Fill a matrix: worker processes make the units that are not done, whatever happens to them.
+
+All state is in files: killed at any point and started again, it makes what is missing. One run at
+a time works on an experiment (a lock that the system takes back when its holder dies).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from tqdm import tqdm
+
+import morphbits
+from morphbits import engines
+from morphbits.errors import UserError
+from morphbits.samples import provenance
+from morphbits.samples.matrix import Unit
+from morphbits.samples.worker import to_task
+
+ATTEMPTS = 2  # a unit whose worker dies this often is given up
+DEATHS_IN_A_ROW = 4  # workers that die without a finished unit between them end the run
+
+
+@dataclass
+class Outcome:
+    """What a run did. ``stopped`` says why it ended before the last unit."""
+
+    finished: int = 0
+    failed: dict[Unit, str] = field(default_factory=dict)
+    stopped: str = ""
+
+
+@contextmanager
+def opened(folder: Path, identity: Mapping[str, Any], record: Mapping[str, Any]) -> Iterator[None]:
+    """The experiment's folder, ours alone: refused where another run works in it, or where it
+    holds an experiment with another identity; ``experiment.json`` written, leftovers removed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written to ({error.strerror}); give RESULTS=another-folder"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"{folder}: another run is working here; wait for it to end, or give "
+                "EXPERIMENT=another-name"
+            ) from None
+        check_identity(folder, identity)
+        try:
+            content = {**record, "configuration": identity}
+            provenance.write_json(folder / "experiment.json", content)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written to ({error.strerror})") from error
+        for leftover in folder.glob(".partial-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        yield
+
+
+def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Refuse a folder that holds an experiment with another configuration."""
+    path = folder / "experiment.json"
+    if not path.exists():
+        return
+    try:
+        existing = json.loads(path.read_text(encoding="utf-8"))["configuration"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: is damaged; move it away, finished samples stay") from None
+    keys = provenance.differing_keys(existing, identity)
+    if keys:
+        changes = ", ".join(f"{k} {_value(existing, k)} → {_value(identity, k)}" for k in keys)
+        raise UserError(
+            f"{folder}: holds an experiment with another configuration ({changes}). Results of "
+            "different configurations are never mixed: give EXPERIMENT=another-name"
+        )
+
+
+def _value(mapping: Mapping[str, Any], dotted: str) -> str:
+    value: Any = mapping
+    for key in dotted.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return "absent" if value is None else str(value)[:32]
+
+
+# ---------------------------------------------------------------------- workers
+
+
+class Worker:
+    """A running worker process. What it is started with is its ``key``: a unit with another key
+    needs another process."""
+
+    def __init__(self, unit: Unit) -> None:
+        self.key = key_of(unit)
+        self.unit: Unit | None = None
+        self._partial_line = b""
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+        package_root = str(Path(morphbits.__file__).parents[1])
+        paths = [package_root, os.environ.get("PYTHONPATH", "")]
+        self._process = subprocess.Popen(
+            [*self.key[0], sys.executable, "-m", "morphbits.samples.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            start_new_session=True,  # an interrupt from the keyboard is the parent's to handle
+            bufsize=0,
+        )
+        assert self._process.stdin and self._process.stdout
+        self._tasks, self.answers = self._process.stdin, self._process.stdout
+
+    def send(self, unit: Unit, **extra: Any) -> None:
+        """Start on a unit; a worker that has just died is noticed when its answers end."""
+        self.unit = unit
+        with suppress(BrokenPipeError):
+            self._tasks.write(json.dumps(to_task(unit) | extra).encode() + b"\n")
+
+    def receive(self) -> dict[str, Any] | None:
+        """The answer, once it is whole; ``{}`` while it is not, None when the worker is dead."""
+        chunk = os.read(self.answers.fileno(), 1 << 16)
+        if not chunk:
+            return None
+        line, newline, rest = (self._partial_line + chunk).partition(b"\n")
+        self._partial_line = rest if newline else line
+        return json.loads(line) if newline else {}
+
+    def obituary(self) -> str:
+        """How the process ended, for a user."""
+        code = self._process.wait()
+        self._errors.seek(0)
+        last = self._errors.read()[-2000:].decode(errors="replace").strip().splitlines()
+        if code == -signal.SIGKILL:
+            reason = "killed (SIGKILL; often memory ran out: give a smaller JOBS)"
+        elif code < 0:
+            reason = f"ended by signal {signal.Signals(-code).name}"
+        else:
+            reason = f"ended with status {code}"
+        return f"its worker was {reason}" + (f": {last[-1]}" if last else "")
+
+    def close(self) -> None:
+        """End the process now; a unit in flight is lost."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._tasks, self.answers, self._errors):
+            pipe.close()
+
+
+def key_of(unit: Unit) -> tuple[tuple[str, ...], str, int]:
+    """What a process is started with and cannot change: its command's prefix, its framework, and
+    TensorFlow's number of threads."""
+    config = unit.config
+    prefix = engines.get(config.engine).command_prefix(config)
+    tensorflow = config.framework == "tensorflow"
+    return tuple(prefix), config.framework, config.threads if tensorflow else 0
+
+
+# ---------------------------------------------------------------------- the run
+
+
+def run(units: Sequence[Unit], jobs: int, total: int) -> Outcome:
+    """Make these units with ``jobs`` workers; ``total`` is the size of the whole matrix.
+
+    A unit whose worker dies is tried once more. A full disk ends the run, as does a row of dead
+    workers; any other failure is that unit's own.
+    """
+    outcome, waiting, attempts, deaths = Outcome(), list(units), Counter[Unit](), 0
+    selector = selectors.DefaultSelector()
+    bar = tqdm(
+        total=total, initial=total - len(units), unit="sample", dynamic_ncols=True, smoothing=0.1
+    )
+
+    def employ(worker: Worker | None) -> None:
+        """Give a worker (a new one where its key does not fit) the next unit."""
+        if not waiting:
+            if worker:
+                worker.close()
+            return
+        fitting = (i for i, unit in enumerate(waiting) if worker and key_of(unit) == worker.key)
+        index = next(fitting, None)
+        if index is None:
+            if worker:
+                worker.close()
+            worker = Worker(waiting[0])
+        assert worker
+        worker.send(waiting.pop(index or 0))
+        selector.register(worker.answers, selectors.EVENT_READ, worker)
+
+    with bar, selector:
+        try:
+            for _ in range(min(jobs, len(units))):
+                employ(None)
+            while selector.get_map() and not outcome.stopped:
+                for event, _ in selector.select():
+                    worker: Worker = event.data
+                    reply = worker.receive()
+                    if reply == {}:
+                        continue
+                    selector.unregister(worker.answers)
+                    unit = worker.unit
+                    assert unit
+                    if reply is None:
+                        reason, deaths = worker.obituary(), deaths + 1
+                        worker.close()
+                        attempts[unit] += 1
+                        if deaths >= DEATHS_IN_A_ROW:
+                            outcome.stopped = f"{deaths} workers in a row died; {unit}: {reason}"
+                        elif attempts[unit] < ATTEMPTS:
+                            waiting.append(unit)
+                        else:
+                            outcome.failed[unit] = reason
+                        employ(None)
+                        continue
+                    if "done" in reply:
+                        outcome.finished, deaths = outcome.finished + 1, 0
+                        bar.update()
+                        bar.set_postfix_str(unit.subject.entities, refresh=False)
+                    elif reply["failed"] == "disk":
+                        outcome.stopped = (
+                            f"the disk is full ({reply['message']}); make room and run again"
+                        )
+                        worker.close()
+                        continue
+                    else:
+                        outcome.failed[unit] = reply["message"]
+                    employ(worker)
+        finally:
+            for event in list(selector.get_map().values()):
+                event.data.close()
+    return outcome
+
+
+def describe_failures(failed: Mapping[Unit, str]) -> str:
+    """Each message once, with the units that met it."""
+    by_message: dict[str, list[Unit]] = {}
+    for unit, message in failed.items():
+        by_message.setdefault(message, []).append(unit)
+    return "\n".join(
+        f"{', '.join(map(str, units[:3]))}"
+        + (f" and {len(units) - 3} more" if len(units) > 3 else "")
+        + f": {message}"
+        for message, units in by_message.items()
+    )

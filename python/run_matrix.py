@@ -1,0 +1,48 @@
+"""Fill an experiment with samples, then significance and the report: what `make inference` runs.
+
+    python python/run_matrix.py --subjects 3 --runs 5 --engine native --dataset phantom
+
+Killed at any point and started again, it makes only what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from morphbits.config import ExecutionConfig, ExperimentConfig, add_arguments
+from morphbits.errors import UserError, run_cli
+from morphbits.samples import estimate, experiment
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_arguments(parser, ExperimentConfig)
+    add_arguments(parser, ExecutionConfig)
+    settings, execution = experiment.from_options(parser.parse_args())
+    plan, seconds = experiment.make_plan(settings, execution, lambda text: print(text, flush=True))
+    if execution.dry_run:
+        print(experiment.listing(plan))
+        return
+    if seconds > estimate.LONG and not execution.yes:
+        raise UserError(
+            f"this would take about {estimate.in_words(seconds)}; YES=1 starts it, "
+            "DRY_RUN=1 lists it"
+        )
+    failures = experiment.run(plan)
+
+    from morphbits.stats.analysis import analyse
+
+    from morphbits import report
+
+    analyse(plan.results, plan.name, plan.dataset, plan.jobs)
+    print(report.build(plan.results, plan.name))
+    if failures:
+        raise UserError(failures)
+
+
+if __name__ == "__main__":
+    run_cli(main)
