@@ -61,7 +61,7 @@ def _linspace(size: int, points: int, like: Tensor) -> Tensor:
 
 
 def _mesh(positions: list[Tensor]) -> list[Tensor]:
-    """Positions along X, Y, Z with the other axes of length 1, so that they broadcast to a grid."""
+    """Positions along X, Y and Z, the other axes of length 1: they broadcast to a grid."""
     x, y, z = positions
     return [x.view(-1, 1, 1), y.view(1, -1, 1), z.view(1, 1, -1)]
 
