@@ -12,6 +12,7 @@ one glob.
             sub-001/anat/sub-001_dseg.nii.gz                                      its tissues
             sub-001/anat/sub-001_from-T1w_to-MNI152_mode-image_xfm.nii.gz         the true warp
             tpl-MNI152/tpl-MNI152_{T1w,dseg}.nii.gz                fixed image and its tissues
+    data/models/                               published models, the study's fixed image
     data/corr-preprocessed/                    CoRR, ready to register
         sub-X/ses-N/anat/sub-X_ses-N_space-MNI305_desc-norm_T1w.nii.gz
     results/<experiment>/sample-NN/sub-X/      one sample; the unit is renamed into place whole
@@ -171,9 +172,14 @@ def phantom_dataset(data: Path, size: str) -> Dataset:
     return Dataset(root, f"phantom-{size}", "MNI152", fixed, truth=truth)
 
 
+def models_folder(data: Path) -> Path:
+    """Where `make models` puts the published models and the study's fixed image."""
+    return data / "models"
+
+
 def corr_dataset(data: Path) -> Dataset:
     """CoRR after preprocessing; fixed image: the study's, which `make models` fetches."""
-    fixed = data / "models" / "norm-average_mni305.mgz"
+    fixed = models_folder(data) / "norm-average_mni305.mgz"
     root = data / "corr-preprocessed"
     return Dataset(root, "corr", "MNI305", fixed, moving_space="MNI305", moving_desc="norm")
 

@@ -1,0 +1,138 @@
+"""Fetch the published SynthMorph models and the study's fixed image: what `make models` runs.
+
+    PYTHONPATH=python .venv/bin/python -m morphbits.models.download
+
+The models are those of Hoffmann et al. 2022 (doi:10.1109/TMI.2021.3116879); the image is the one
+that the study (arXiv:2308.01939) registered to. No checksum of them is published: the sha256 of
+the first file seen is recorded in SHA256SUMS beside it, and every later one must match.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import http.client
+import sys
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from morphbits import bids
+from morphbits.errors import UserError, run_cli
+
+SUMS = "SHA256SUMS"
+TIMEOUT = 30  # seconds without a byte after which a server counts as gone
+MAGIC = {".h5": b"\x89HDF\r\n\x1a\n", ".mgz": b"\x1f\x8b"}  # how such a file begins: HDF5, gzip
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published file. `url` is None where its address is not known: the user has to bring it."""
+
+    name: str
+    url: str | None
+    what: str
+
+
+_SITE = "https://surfer.nmr.mgh.harvard.edu/ftp/data/voxelmorph/synthmorph/"
+_SHAPES = "shapes-dice-vel-3-res-8-16-32-256f.h5"
+_BRAINS = "brains-dice-vel-0.5-res-16-256f.h5"
+PUBLISHED = (
+    Published(_SHAPES, _SITE + _SHAPES, "SynthMorph trained on random shapes"),
+    Published(_BRAINS, _SITE + _BRAINS, "SynthMorph trained on brain labels, the study's model"),
+    Published("norm-average_mni305.mgz", None, "the study's fixed image, from its authors"),
+)
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """File name → recorded sha256 (the format of sha256sum)."""
+    path = folder / SUMS
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return {name: digest for digest, name in (line.split(maxsplit=1) for line in lines)}
+
+
+def check(path: Path, name: str, folder: Path) -> str:
+    """Compare a file with the record under `name`, or make that record; say which."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        if not start.startswith(MAGIC[Path(name).suffix]):
+            raise UserError(f"{name} is not a {Path(name).suffix} file (a login page, perhaps?)")
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    recorded = read_sums(folder).get(name)
+    if recorded is None:
+        with (folder / SUMS).open("a") as sums:
+            sums.write(f"{digest}  {name}\n")
+        return f"sha256 {digest} recorded in {folder / SUMS}"
+    if recorded != digest:
+        raise UserError(
+            f"{name} has sha256 {digest}, but {folder / SUMS} records {recorded}: delete that "
+            "file and fetch it again, or that line if the file has really changed"
+        )
+    return "sha256 as recorded"
+
+
+def fetch(published: Published, folder: Path) -> str:
+    """Download one file; it gets its final name when it is whole and its checksum is right."""
+    assert published.url is not None
+    partial = folder / f"{published.name}.part"
+    try:
+        with urllib.request.urlopen(published.url, timeout=TIMEOUT) as answer:
+            expected = int(answer.headers.get("Content-Length", -1))
+            with (
+                partial.open("wb") as file,
+                tqdm(total=max(expected, 0), unit="B", unit_scale=True, disable=None) as bar,
+            ):
+                while block := answer.read(1 << 20):
+                    file.write(block)
+                    bar.update(len(block))
+                received = file.tell()
+        if expected not in (-1, received):
+            raise UserError(f"the connection ended after {received} of {expected} bytes")
+        verdict = check(partial, published.name, folder)
+        partial.rename(folder / published.name)
+        return verdict
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+        raise UserError(str(getattr(error, "reason", None) or error)) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def obtain(published: Published, folder: Path) -> str:
+    """Have one file in `folder`, checked; UserError says why not and where to put it."""
+    path = folder / published.name
+    if path.exists():
+        return check(path, published.name, folder)
+    if published.url is None:
+        return f"not here, and its address is not known: put it at {path} ({published.what})"
+    try:
+        return fetch(published, folder)
+    except UserError as error:
+        raise UserError(
+            f"not downloaded: {error}; fetch {published.url} elsewhere and put it at {path}"
+        ) from error
+
+
+def main(files: tuple[Published, ...] = PUBLISHED) -> int:
+    """Obtain every file, one line each; exit status 2 when one failed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default=Path("data"), help="data folder")
+    folder = bids.models_folder(parser.parse_args().data)
+    folder.mkdir(parents=True, exist_ok=True)
+    status = 0
+    for published in files:
+        try:
+            print(f"{published.name}: {obtain(published, folder)}", flush=True)
+        except UserError as error:
+            print(f"error: {published.name}: {error}", file=sys.stderr, flush=True)
+            status = 2
+    return status
+
+
+if __name__ == "__main__":
+    run_cli(main)
