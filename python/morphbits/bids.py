@@ -146,30 +146,55 @@ class Dataset:
 
     def moving_labels(self, subject: Subject) -> Path | None:
         """Label map on the moving image's grid, or None where the dataset has none."""
-        return self._true(subject.anat / subject.file("dseg"))
+        return self.truth and _existing(labels_in(self.truth, subject))
 
     def fixed_labels(self) -> Path | None:
         """Label map on the fixed image's grid, or None where the dataset has none."""
-        return self._true(Path(f"tpl-{self.space}", build("dseg", tpl=self.space)))
+        return self.truth and _existing(template_in(self.truth, self.space, "dseg"))
 
     def true_warp(self, subject: Subject) -> Path | None:
         """The warp that a perfect registration would find (fixed grid, voxels), or None."""
-        return self._true(subject.anat / xfm_name(subject, self.space))
+        return self.truth and _existing(true_warp_in(self.truth, subject, self.space))
 
     def _moving_name(self, subject: Subject) -> str:
         return subject.file("T1w", space=self.moving_space, desc=self.moving_desc)
 
-    def _true(self, relative: Path) -> Path | None:
-        path = self.truth / relative if self.truth else None
-        return path if path and path.is_file() else None
+
+def _existing(path: Path) -> Path | None:
+    return path if path.is_file() else None
+
+
+def labels_in(truth: Path, subject: Subject) -> Path:
+    """Where a folder of derivatives keeps a subject's label map."""
+    return truth / subject.anat / subject.file("dseg")
+
+
+def true_warp_in(truth: Path, subject: Subject, space: str) -> Path:
+    """Where a folder of derivatives keeps a subject's true warp."""
+    return truth / subject.anat / xfm_name(subject, space)
+
+
+def template_in(truth: Path, space: str, suffix: str, extension: str = ".nii.gz") -> Path:
+    """Where a folder of derivatives keeps the template of a space: its T1w, its dseg, …"""
+    return truth / f"tpl-{space}" / build(suffix, extension, tpl=space)
+
+
+def sidecar(path: Path) -> Path:
+    """The JSON file beside an image that describes it."""
+    return path.with_name(path.name.partition(".")[0] + ".json")
 
 
 def phantom_dataset(data: Path, size: str) -> Dataset:
     """The phantom dataset of one size under the data folder; it need not have been made yet."""
     root = data / f"phantom-{size}"
-    truth = root / "derivatives" / "phantom"
-    fixed = truth / "tpl-MNI152" / build("T1w", tpl="MNI152")
-    return Dataset(root, f"phantom-{size}", "MNI152", fixed, truth=truth)
+    truth = phantom_truth(root)
+    fixed = template_in(truth, "MNI152", "T1w")
+    return Dataset(root, root.name, "MNI152", fixed, truth=truth)
+
+
+def phantom_truth(root: Path) -> Path:
+    """The derivatives of a phantom dataset: template, labels and true warps."""
+    return root / "derivatives" / "phantom"
 
 
 def models_folder(data: Path) -> Path:
