@@ -187,11 +187,8 @@ def _model_config(file: h5py.File, path: Path) -> dict[str, Any]:
             f"{path}: holds a full training model (with an input_model); "
             "save the plain VxmDense inside it"
         )
-    foreign = [
-        name
-        for name in ("hyp_model", "use_probs", "fill_value")
-        if config.get(name) not in (None, False)
-    ]
+    foreign = [n for n in ("hyp_model", "fill_value") if config.get(n) is not None]
+    foreign += ["use_probs"] if config.get("use_probs") else []
     if foreign:
         raise UserError(
             f"{path}: was built with {', '.join(foreign)}, as no SynthMorph network is"
