@@ -1,0 +1,90 @@
+"""Build the C kernels: the one function that `make setup`, the wheel and the first import call.
+
+    python -m morphbits.engines.native.build
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from morphbits.errors import UserError
+
+SOURCES = Path(__file__).parent / "csrc"
+# Nothing may assume round-to-nearest (-frounding-math), fuse what is not written fused (-ffp-contract=off) or reorder.
+FLAGS = (
+    "-std=gnu11 -O3 -fPIC -fopenmp -frounding-math -ffp-contract=off -fno-fast-math -fno-math-errno "
+    "-fno-strict-aliasing -Wall -Wextra -Wno-psabi"
+).split()
+VARIANT_FLAGS = {"portable": []}
+if platform.machine() in ("x86_64", "AMD64"):
+    VARIANT_FLAGS["avx2"] = ["-mavx2", "-mfma"]
+    VARIANT_FLAGS["avx512"] = "-mavx2 -mfma -mavx512f -mavx512dq -mavx512bw -mavx512vl".split()
+
+
+@cache
+def kernel_version() -> str:
+    """A hash of everything that the kernels are built from, the same on every machine."""
+    digest = hashlib.sha256()
+    for path in sorted(SOURCES.iterdir()):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    digest.update(repr(FLAGS).encode())
+    return digest.hexdigest()[:16]
+
+
+def library_path() -> Path:
+    """Where the built library lies: beside this file, or in the user's cache if that is read-only."""
+    name = f"kernels-{kernel_version()}-{platform.machine()}.so"
+    beside = Path(__file__).parent / "_build" / name
+    if beside.exists() or os.access(Path(__file__).parent, os.W_OK):
+        return beside
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache_home / "morphbits" / name
+
+
+def build() -> Path:
+    """Compile the kernels if they are not there yet and return the library's path.
+
+    Raises UserError if there is no C compiler or it fails. Two processes may build at once: each works in a folder of
+    its own and renames the result into place.
+    """
+    library = library_path()
+    if library.exists():
+        return library
+    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
+    if compiler is None:
+        raise UserError("no C compiler found; install one (Debian and Ubuntu: apt install gcc libc6-dev)")
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        objects = []
+        for name, extra in [
+            *((f"kernels:{v}", [f"-DVARIANT={v}", *flags]) for v, flags in VARIANT_FLAGS.items()),
+            ("naive", ["-O1"]),
+            ("library", []),
+        ]:
+            source = SOURCES / f"{name.split(':')[0]}.c"
+            target = f"{folder}/{name.replace(':', '-')}.o"
+            _run([compiler, *FLAGS, *extra, "-c", str(source), "-o", target])
+            objects.append(target)
+        built = f"{folder}/kernels.so"
+        _run([compiler, "-shared", "-fopenmp", *objects, "-lm", "-o", built])
+        os.replace(built, library)
+    return library
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip())
+        raise UserError(f"compiling the kernels failed: {first} (command: {' '.join(command)})")
+
+
+if __name__ == "__main__":
+    print(build(), file=sys.stderr)

@@ -1,0 +1,82 @@
+/* The fast kernels, compiled once for each instruction set: -DVARIANT=portable|avx2|avx512. */
+#include "morphbits.h"
+
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define PASTE_(a, b) a##_##b
+#define PASTE(a, b) PASTE_(a, b)
+#define FN(name) PASTE(name, VARIANT)
+
+typedef uint32_t bits_f32;
+typedef uint64_t bits_f64;
+
+#include "stochastic.h"
+
+#include "elementwise.h"
+
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#define MAX_TILE 8
+#elif defined(__AVX2__)
+#define VECTOR_BYTES 32
+#define MAX_TILE 4
+#else
+#define VECTOR_BYTES 16
+#define MAX_TILE 4
+#endif
+
+/* float32 */
+#define T float
+#define S(name) name##_f32
+#define SINGLE
+#define LANES (VECTOR_BYTES / 4)
+#define QUIET_NAN 0x7fc00000
+#define MANTISSA 23
+#define BIAS 127
+#define SAFE_EXPONENT (-70)
+#define FMA_SCALAR __builtin_fmaf
+#if defined(__AVX512F__)
+#define DIRECTED
+#define SPLAT _mm512_set1_ps
+#define FMA_VECTOR(a, b, c) _mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c))
+#elif defined(__AVX2__)
+#define SPLAT _mm256_set1_ps
+#define FMA_VECTOR(a, b, c) _mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c))
+#endif
+#include "convolution.h"
+#undef T
+#undef S
+#undef SINGLE
+#undef LANES
+#undef QUIET_NAN
+#undef MANTISSA
+#undef BIAS
+#undef SAFE_EXPONENT
+#undef FMA_SCALAR
+#undef FMA_VECTOR
+#undef SPLAT
+#undef DIRECTED
+
+/* float64 */
+#define T double
+#define S(name) name##_f64
+#define LANES (VECTOR_BYTES / 8)
+#define QUIET_NAN INT64_C(0x7ff8000000000000)
+#define MANTISSA 52
+#define BIAS 1023
+#define SAFE_EXPONENT (-800)
+#define FMA_SCALAR __builtin_fma
+#if defined(__AVX512F__)
+#define SPLAT _mm512_set1_pd
+#define FMA_VECTOR(a, b, c) _mm512_fmadd_pd((__m512d)(a), (__m512d)(b), (__m512d)(c))
+#elif defined(__AVX2__)
+#define SPLAT _mm256_set1_pd
+#define FMA_VECTOR(a, b, c) _mm256_fmadd_pd((__m256d)(a), (__m256d)(b), (__m256d)(c))
+#endif
+#include "convolution.h"
+
+int FN(convolution)(const rounding *r, const convolution_call *c) {
+    return c->type == FLOAT32 ? convolve_f32(r, c) : convolve_f64(r, c);
+}

@@ -1,0 +1,132 @@
+/* Random rounding of float32 and float64 arithmetic: what every translation unit shares.
+ *
+ * A perturbed operation has a number within its operator (`index`) and belongs to one output element
+ * (`element`, its position in the contiguous logical order of the result). Its random bits are a function of
+ * (key, element, index) alone, so that tiles, vector widths, instruction sets and threads cannot change a result.
+ * `key` stands for (seed, number of the operator in the sample).
+ */
+#ifndef MORPHBITS_H
+#define MORPHBITS_H
+
+#include <stdint.h>
+
+enum mode { NEAREST, RANDOM, NEARNESS, UPWARD, DOWNWARD, TOWARD_ZERO };
+enum type { FLOAT32, FLOAT64 };
+enum operation { ADD, SUB, MUL, DIV, SQRT, LEAKY_RELU, NARROW };
+enum variant { PORTABLE, AVX2, AVX512, VARIANTS };
+enum status { OK, OUT_OF_MEMORY, UNSUPPORTED };
+
+typedef struct {
+    int32_t mode;
+    int32_t flush; /* 1: subnormal operands and results become zero, as in TensorFlow's threads */
+    int32_t threads;
+    int32_t variant;
+    uint64_t key;
+} rounding;
+
+#define MAX_DIMS 8
+
+typedef struct {
+    int32_t operation;
+    int32_t type; /* of the result; NARROW reads float64 and writes float32 */
+    int32_t dims;
+    int64_t shape[MAX_DIMS];
+    int64_t stride_a[MAX_DIMS]; /* in elements; 0 where broadcast */
+    int64_t stride_b[MAX_DIMS];
+    const void *a;
+    const void *b; /* NULL for SQRT and NARROW */
+    void *out;     /* contiguous */
+} elementwise_call;
+
+/* A convolution is data: the list of its terms in the order in which they are accumulated.
+ * Term t multiplies the weight at (tap[t], channel[t]); terms up to segment_end[0] form the first chain of fused
+ * multiply-adds from zero, terms up to segment_end[1] the second, and so on; chains are added in that order, to the
+ * bias if bias_first, else to nothing, and the bias is then added last. */
+typedef struct {
+    int32_t type;
+    int32_t bias_first;
+    int64_t batch, channels_in, channels_out;
+    int64_t size_in[3], size_out[3], kernel[3], stride[3], padding[3], dilation[3];
+    int64_t terms, segments;
+    const int64_t *tap, *channel, *segment_end;
+    const void *input;  /* (batch, channels_in, *size_in), contiguous */
+    const void *weight; /* (channels_out, channels_in, *kernel), contiguous */
+    const void *bias;   /* (channels_out) or NULL */
+    void *output;       /* (batch, channels_out, *size_out), contiguous */
+} convolution_call;
+
+/* ---- random bits -------------------------------------------------------------------------------------------- */
+
+static inline uint64_t mix64(uint64_t x) { /* splitmix64's finalizer (Steele, Lea, Flood 2014) */
+    x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+    x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
+    return x ^ (x >> 31);
+}
+
+/* The constants of one block of random words: block b serves operations 32 b .. 32 b + 31 in mode RANDOM (one bit
+ * each, the highest first) and operation b in mode NEARNESS (a word each). */
+typedef struct {
+    uint32_t multiplier, increment, inner;
+} word_block;
+
+static inline word_block block_constants(uint64_t key, uint64_t block) {
+    uint64_t x = mix64(key + UINT64_C(0x9e3779b97f4a7c15) * (2 * block + 1));
+    uint64_t y = mix64(key + UINT64_C(0x9e3779b97f4a7c15) * (2 * block + 2));
+    word_block c = {(uint32_t)x | 1, (uint32_t)(x >> 32), (uint32_t)y};
+    return c;
+}
+
+/* The 32-bit word of one output element: a keyed permutation of the element number. The constants of the two
+ * multiplications are those of `lowbias32` (Wellons, hash-prospector). `words` in convolution.h is the vector form. */
+static inline uint32_t random_word(word_block c, uint32_t element) {
+    uint32_t x = element * c.multiplier + c.increment;
+    x = (x ^ (x >> 16)) * 0x7feb352du;
+    x ^= c.inner;
+    x = (x ^ (x >> 15)) * 0x846ca68bu;
+    return x ^ (x >> 16);
+}
+
+static inline int rounds_up(uint32_t word, int64_t index) { return (word >> (31 - (index & 31))) & 1; }
+
+/* ---- floating-point control ---------------------------------------------------------------------------------- */
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+typedef unsigned int control;
+static inline control control_get(void) { return _mm_getcsr(); }
+static inline void control_set(control c) { _mm_setcsr(c); }
+static inline control control_with(control c, int mode, int flush) {
+    static const unsigned direction[] = {
+        [NEAREST] = _MM_ROUND_NEAREST, [RANDOM] = _MM_ROUND_UP,      [NEARNESS] = _MM_ROUND_NEAREST,
+        [UPWARD] = _MM_ROUND_UP,       [DOWNWARD] = _MM_ROUND_DOWN, [TOWARD_ZERO] = _MM_ROUND_TOWARD_ZERO};
+    c = (c & ~(unsigned)_MM_ROUND_MASK) | direction[mode];
+    return flush ? c | 0x8040u : c & ~0x8040u; /* flush-to-zero and denormals-are-zero */
+}
+#elif defined(__aarch64__)
+typedef uint64_t control;
+static inline control control_get(void) {
+    control c;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(c));
+    return c;
+}
+static inline void control_set(control c) { __asm__ volatile("msr fpcr, %0" ::"r"(c)); }
+static inline control control_with(control c, int mode, int flush) {
+    static const control direction[] = {[NEAREST] = 0, [RANDOM] = 1,   [NEARNESS] = 0,
+                                        [UPWARD] = 1,  [DOWNWARD] = 2, [TOWARD_ZERO] = 3};
+    c = (c & ~(UINT64_C(3) << 22)) | (direction[mode] << 22);
+    return flush ? c | (UINT64_C(1) << 24) : c & ~(UINT64_C(1) << 24);
+}
+#else
+#error "the native engine needs the floating-point control register of x86-64 or AArch64"
+#endif
+
+/* ---- kernels, one set a variant (kernels.c) and the naive set (naive.c) --------------------------------------- */
+
+int elementwise_portable(const rounding *, const elementwise_call *);
+int elementwise_avx2(const rounding *, const elementwise_call *);
+int elementwise_avx512(const rounding *, const elementwise_call *);
+int convolution_portable(const rounding *, const convolution_call *);
+int convolution_avx2(const rounding *, const convolution_call *);
+int convolution_avx512(const rounding *, const convolution_call *);
+
+#endif

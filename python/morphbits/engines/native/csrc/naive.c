@@ -1,0 +1,174 @@
+/* The naive reference: one element, one operation at a time, the rounding direction set around each. Slow, plain, and what
+ * the fast kernels are tested against byte for byte. Compiled without vector extensions and without threads. */
+#include "morphbits.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#include "stochastic.h"
+
+typedef union {
+    float f32;
+    double f64;
+} number;
+
+enum { FMA = NARROW + 1 };
+
+static float operate_f32(int operation, volatile float a, volatile float b, volatile float c) {
+    switch (operation) {
+    case ADD: return a + b;
+    case SUB: return a - b;
+    case MUL: case LEAKY_RELU: return a * b;
+    case DIV: return a / b;
+    case SQRT: return sqrtf(a);
+    default: return fmaf(a, b, c);
+    }
+}
+
+static double operate_f64(int operation, volatile double a, volatile double b, volatile double c) {
+    switch (operation) {
+    case ADD: return a + b;
+    case SUB: return a - b;
+    case MUL: case LEAKY_RELU: return a * b;
+    case DIV: return a / b;
+    case SQRT: return sqrt(a);
+    default: return fma(a, b, c);
+    }
+}
+
+static double stochastic_operate_f64(int operation, double a, double b, double c, uint32_t word) {
+    switch (operation) {
+    case ADD: return stochastic_add_f64(a, b, word);
+    case SUB: return stochastic_add_f64(a, -b, word);
+    case MUL: case LEAKY_RELU: return stochastic_fma_f64(a, b, 0, word);
+    case DIV: return stochastic_div_f64(a, b, word);
+    case SQRT: return stochastic_sqrt_f64(a, word);
+    default: return stochastic_fma_f64(a, b, c, word);
+    }
+}
+
+static number raw(const rounding *r, control base, int direction, int operation, int type, number a, number b, number c) {
+    number out;
+    control_set(control_with(base, direction, r->flush));
+    if (operation == NARROW) {
+        volatile double wide = a.f64;
+        volatile float narrow = (float)wide;
+        out.f32 = narrow;
+    } else if (type == FLOAT32) {
+        volatile float result = operate_f32(operation, a.f32, b.f32, c.f32);
+        out.f32 = result;
+    } else {
+        volatile double result = operate_f64(operation, a.f64, b.f64, c.f64);
+        out.f64 = result;
+    }
+    control_set(control_with(base, NEAREST, r->flush));
+    return out;
+}
+
+static int minus_zero(int type, number x) {
+    return type == FLOAT32 ? x.f32 == 0 && signbit(x.f32) : x.f64 == 0 && signbit(x.f64);
+}
+
+/* One perturbed operation: number `index` of output element `element`. */
+static number perturbed(const rounding *r, control base, int operation, int type, int64_t index, uint32_t element, number a,
+                        number b, number c) {
+    number out;
+    if (r->mode == NEARNESS) {
+        const uint32_t word = random_word(block_constants(r->key, (uint64_t)index), element);
+        control_set(control_with(base, NEAREST, r->flush));
+        if (operation == NARROW) out.f32 = stochastic_f32(a.f64, word);
+        else if (type == FLOAT32) {
+            const double x = a.f32, y = b.f32, z = c.f32;
+            out.f32 = stochastic_f32(operate_f64(operation, x, y, z), word);
+        } else out.f64 = stochastic_operate_f64(operation, a.f64, b.f64, c.f64, word);
+    } else if (r->mode == NEAREST || r->mode == TOWARD_ZERO) {
+        out = raw(r, base, r->mode, operation, type, a, b, c);
+    } else {
+        const uint32_t word = random_word(block_constants(r->key, (uint64_t)(index >> 5)), element);
+        const int up = r->mode == UPWARD || (r->mode == RANDOM && rounds_up(word, index));
+        out = raw(r, base, up ? UPWARD : DOWNWARD, operation, type, a, b, c);
+        if (!up && minus_zero(type, out)) out = raw(r, base, UPWARD, operation, type, a, b, c); /* an exact zero */
+    }
+    if (type == FLOAT32 ? isnan(out.f32) : isnan(out.f64)) {
+        if (type == FLOAT32) out.f32 = __builtin_nanf("");
+        else out.f64 = __builtin_nan("");
+    }
+    return out;
+}
+
+static number load(int type, const void *from, int64_t at) {
+    number x;
+    if (type == FLOAT32) x.f32 = ((const float *)from)[at];
+    else x.f64 = ((const double *)from)[at];
+    return x;
+}
+
+static void store(int type, void *to, int64_t at, number x) {
+    if (type == FLOAT32) ((float *)to)[at] = x.f32;
+    else ((double *)to)[at] = x.f64;
+}
+
+int elementwise_naive(const rounding *r, const elementwise_call *c) {
+    const control saved = control_get();
+    const int type_in = c->operation == NARROW ? FLOAT64 : c->type;
+    const number none = {0};
+    int64_t total = 1;
+    for (int d = 0; d < c->dims; ++d) total *= c->shape[d];
+    for (int64_t e = 0; e < total; ++e) {
+        int64_t at_a = 0, at_b = 0;
+        for (int64_t rest = e, d = c->dims - 1; d >= 0; --d) {
+            at_a += rest % c->shape[d] * c->stride_a[d];
+            at_b += rest % c->shape[d] * c->stride_b[d];
+            rest /= c->shape[d];
+        }
+        const number a = load(type_in, c->a, at_a), b = c->b ? load(type_in, c->b, at_b) : none;
+        number out = perturbed(r, saved, c->operation, c->type, 0, (uint32_t)e, a, b, none);
+        control_set(control_with(saved, NEAREST, r->flush));
+        if (c->operation == LEAKY_RELU && (c->type == FLOAT32 ? a.f32 > 0 : a.f64 > 0)) out = a;
+        control_set(saved);
+        store(c->type, c->out, e, out);
+    }
+    return OK;
+}
+
+int convolution_naive(const rounding *r, const convolution_call *c) {
+    const control saved = control_get();
+    const int64_t taps = c->kernel[0] * c->kernel[1] * c->kernel[2];
+    const int64_t voxels = c->size_out[0] * c->size_out[1] * c->size_out[2];
+    const number none = {0};
+    for (int64_t b = 0; b < c->batch; ++b)
+        for (int64_t o = 0; o < c->channels_out; ++o)
+            for (int64_t v = 0; v < voxels; ++v) {
+                const int64_t e = (b * c->channels_out + o) * voxels + v;
+                const int64_t at[3] = {v / (c->size_out[2] * c->size_out[1]), v / c->size_out[2] % c->size_out[1],
+                                       v % c->size_out[2]};
+                const number bias = c->bias ? load(c->type, c->bias, o) : none;
+                number total = none;
+                int64_t t = 0;
+                for (int64_t s = 0; s < c->segments; ++s) {
+                    number chain = none;
+                    for (; t < c->segment_end[s]; ++t) {
+                        const int64_t tap[3] = {c->tap[t] / (c->kernel[2] * c->kernel[1]),
+                                                c->tap[t] / c->kernel[2] % c->kernel[1], c->tap[t] % c->kernel[2]};
+                        int64_t from = b * c->channels_in + c->channel[t];
+                        int inside = 1;
+                        for (int d = 0; d < 3; ++d) {
+                            const int64_t x = at[d] * c->stride[d] - c->padding[d] + tap[d] * c->dilation[d];
+                            inside = inside && x >= 0 && x < c->size_in[d];
+                            from = from * c->size_in[d] + x;
+                        }
+                        if (inside)
+                            chain = perturbed(r, saved, FMA, c->type, t, (uint32_t)e, load(c->type, c->input, from),
+                                              load(c->type, c->weight, (o * c->channels_in + c->channel[t]) * taps + c->tap[t]),
+                                              chain);
+                    }
+                    if (s == 0 && !c->bias_first) total = chain;
+                    else total = perturbed(r, saved, ADD, c->type, c->terms + s, (uint32_t)e, s ? total : bias, chain, none);
+                }
+                if (c->bias && !c->bias_first)
+                    total = perturbed(r, saved, ADD, c->type, c->terms + c->segments, (uint32_t)e, total, bias, none);
+                control_set(saved);
+                store(c->type, c->output, e, total);
+            }
+    return OK;
+}

@@ -1,0 +1,256 @@
+"""The compiled kernels, called through ctypes on torch tensors.
+
+Every function returns a new contiguous tensor; the naive reference is the variant "naive". See csrc/morphbits.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from morphbits.engines.native.accumulation import Terms
+from morphbits.engines.native.build import build
+from morphbits.errors import UserError
+
+MODES = ("nearest", "random", "nearness", "upward", "downward", "toward_zero")
+VARIANTS = ("portable", "avx2", "avx512")
+OPERATIONS = ("add", "sub", "mul", "div", "sqrt", "leaky_relu", "narrow")
+_TYPES = {torch.float32: 0, torch.float64: 1}
+_MAX_DIMS = 8
+_I32, _I64, _PTR = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How the operations of one operator are rounded; `key` stands for (seed, number of the operator)."""
+
+    mode: str
+    flush: bool = False
+    threads: int = 1
+    key: int = 0
+    variant: str | None = None
+
+    def as_c(self) -> _Rounding:
+        variant = (*VARIANTS, "naive").index(self.variant or default_variant())
+        return _Rounding(MODES.index(self.mode), self.flush, self.threads, variant, self.key)
+
+
+class _Rounding(ctypes.Structure):
+    _fields_ = (
+        ("mode", _I32),
+        ("flush", _I32),
+        ("threads", _I32),
+        ("variant", _I32),
+        ("key", ctypes.c_uint64),
+    )
+
+
+class _Elementwise(ctypes.Structure):
+    _fields_ = (
+        ("operation", _I32),
+        ("type", _I32),
+        ("dims", _I32),
+        ("shape", _I64 * _MAX_DIMS),
+        ("stride_a", _I64 * _MAX_DIMS),
+        ("stride_b", _I64 * _MAX_DIMS),
+        ("a", _PTR),
+        ("b", _PTR),
+        ("out", _PTR),
+    )
+
+
+class _Convolution(ctypes.Structure):
+    _fields_ = (
+        ("type", _I32),
+        ("bias_first", _I32),
+        ("batch", _I64),
+        ("channels_in", _I64),
+        ("channels_out", _I64),
+        ("size_in", _I64 * 3),
+        ("size_out", _I64 * 3),
+        ("kernel", _I64 * 3),
+        ("stride", _I64 * 3),
+        ("padding", _I64 * 3),
+        ("dilation", _I64 * 3),
+        ("terms", _I64),
+        ("segments", _I64),
+        ("tap", _PTR),
+        ("channel", _PTR),
+        ("segment_end", _PTR),
+        ("input", _PTR),
+        ("weight", _PTR),
+        ("bias", _PTR),
+        ("output", _PTR),
+    )
+
+
+@cache
+def load() -> ctypes.CDLL:
+    """The kernel library, built at the first call."""
+    library = ctypes.CDLL(str(build()))
+    library.morphbits_control.restype = ctypes.c_uint64
+    return library
+
+
+@cache
+def available_variants() -> tuple[str, ...]:
+    """The variants that this processor can run, the fastest last."""
+    mask = load().morphbits_variants()
+    return tuple(name for bit, name in enumerate(VARIANTS) if mask >> bit & 1)
+
+
+@cache
+def default_variant() -> str:
+    """The fastest variant, or the one that the environment variable MORPHBITS_VARIANT names."""
+    chosen = os.environ.get("MORPHBITS_VARIANT", available_variants()[-1])
+    if chosen not in available_variants():
+        names = ", ".join(available_variants())
+        raise UserError(f"MORPHBITS_VARIANT={chosen} cannot run here; this processor runs {names}")
+    return chosen
+
+
+def control_register() -> int:
+    """The floating-point control register of the calling thread."""
+    return int(load().morphbits_control())
+
+
+def elementwise(
+    rounding: Rounding, operation: str, a: torch.Tensor, b: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`operation` on each element of `a` and `b`, broadcast; one rounding an element.
+
+    a, b: both float32 or both float64, any shape and strides. "narrow" takes float64 and returns float32;
+    "leaky_relu" returns a where a > 0 and a·b elsewhere.
+    """
+    operands = [a] if b is None else [a, b]
+    shape = torch.broadcast_shapes(*(x.shape for x in operands))
+    out = torch.empty(shape, dtype=torch.float32 if operation == "narrow" else a.dtype)
+    _check_size(out)
+    if out.numel() == 0:
+        return out
+    dims, strides = _coalesce(shape, [x.expand(shape).stride() for x in operands])
+    if len(dims) > _MAX_DIMS:
+        return elementwise(rounding, operation, *(x.expand(shape).contiguous() for x in operands))
+    call = _Elementwise(
+        operation=OPERATIONS.index(operation),
+        type=_TYPES[out.dtype],
+        dims=len(dims),
+        shape=_padded(dims),
+        stride_a=_padded(strides[0]),
+        stride_b=_padded(strides[-1]),
+        a=a.data_ptr(),
+        b=None if b is None else b.data_ptr(),
+        out=out.data_ptr(),
+    )
+    _call(load().morphbits_elementwise, rounding, call)
+    return out
+
+
+def convolution(
+    rounding: Rounding,
+    input_BCXYZ: torch.Tensor,
+    weight_OCxyz: torch.Tensor,
+    bias_O: torch.Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    terms: Terms,
+) -> torch.Tensor:
+    """A 3-D convolution (cross-correlation, zero padding) accumulated in the order that `terms` names.
+
+    input (B, C, X, Y, Z), weight (O, C, x, y, z), bias (O): all float32 or all float64; returns (B, O, X', Y', Z').
+    """
+    x, w = input_BCXYZ.contiguous(), weight_OCxyz.contiguous()
+    b = None if bias_O is None else bias_O.contiguous()
+    size = convolution_size(x.shape[2:], w.shape[2:], stride, padding, dilation)
+    out = torch.empty((x.shape[0], w.shape[0], *size), dtype=x.dtype)
+    _check_size(out)
+    if out.numel() == 0:
+        return out
+    call = _Convolution(
+        type=_TYPES[x.dtype],
+        bias_first=terms.bias_first and b is not None,
+        batch=x.shape[0],
+        channels_in=x.shape[1],
+        channels_out=w.shape[0],
+        size_in=tuple(x.shape[2:]),
+        size_out=tuple(size),
+        kernel=tuple(w.shape[2:]),
+        stride=tuple(stride),
+        padding=tuple(padding),
+        dilation=tuple(dilation),
+        terms=len(terms.tap),
+        segments=len(terms.segment_end),
+        tap=terms.tap.ctypes.data,
+        channel=terms.channel.ctypes.data,
+        segment_end=terms.segment_end.ctypes.data,
+        input=x.data_ptr(),
+        weight=w.data_ptr(),
+        bias=None if b is None else b.data_ptr(),
+        output=out.data_ptr(),
+    )
+    if not bool(torch.isfinite(w).all()):  # outside the image the fast kernels multiply by zero
+        rounding = Rounding(rounding.mode, rounding.flush, 1, rounding.key, "naive")
+    _call(load().morphbits_convolution, rounding, call)
+    return out
+
+
+def convolution_size(
+    size_in: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> list[int]:
+    """The spatial size of a convolution's output."""
+    return [
+        (size_in[d] + 2 * padding[d] - dilation[d] * (kernel[d] - 1) - 1) // stride[d] + 1
+        for d in range(len(size_in))
+    ]
+
+
+def _call(function: Callable[..., int], rounding: Rounding, call: ctypes.Structure) -> None:
+    status = function(ctypes.byref(rounding.as_c()), ctypes.byref(call))
+    if status == 1:
+        raise UserError("out of memory in a convolution of the native engine; use a smaller image or model")
+    if status:
+        raise RuntimeError(f"a kernel of the native engine failed with status {status}")
+
+
+def _check_size(out: torch.Tensor) -> None:
+    if out.numel() >= 2**32:
+        raise UserError(
+            f"a result of {out.numel()} elements: the native engine numbers at most 2^32 - 1 of them"
+        )
+
+
+def _padded(values: Sequence[int]) -> tuple[int, ...]:
+    return (*values, *(0 for _ in range(_MAX_DIMS - len(values))))
+
+
+def _coalesce(
+    shape: Sequence[int], strides: Sequence[Sequence[int]]
+) -> tuple[list[int], list[list[int]]]:
+    """Merge neighbouring dimensions that every operand walks through as one; at least one dimension is left."""
+    dims: list[int] = [1]
+    merged: list[list[int]] = [[0] for _ in strides]
+    for d, size in enumerate(shape):
+        if size == 1:
+            continue
+        step = [s[d] for s in strides]
+        if dims[-1] == 1:
+            dims[-1], merged = size, [[s] for s in step]
+        elif all(m[-1] == s * size for m, s in zip(merged, step, strict=True)):
+            dims[-1] *= size
+            for m, s in zip(merged, step, strict=True):
+                m[-1] = s
+        else:
+            dims.append(size)
+            for m, s in zip(merged, step, strict=True):
+                m.append(s)
+    return dims, merged
