@@ -1,0 +1,6 @@
+"""The native engine: compiled random rounding under torch. Needs torch, numpy and a C compiler, nothing else."""
+
+from morphbits.engines.native.build import kernel_version
+from morphbits.engines.native.mode import Statistics, random_rounding
+
+__all__ = ["Statistics", "kernel_version", "random_rounding"]

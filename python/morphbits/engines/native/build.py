@@ -1,6 +1,6 @@
 """Build the C kernels: the one function that `make setup`, the wheel and the first import call.
 
-    python -m morphbits.engines.native.build
+python -m morphbits.engines.native.build
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def build() -> Path:
         return library
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
     if compiler is None:
-        raise UserError("no C compiler found; install one (Debian and Ubuntu: apt install gcc libc6-dev)")
+        raise UserError(
+            "no C compiler found; install one (Debian and Ubuntu: apt install gcc libc6-dev)"
+        )
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         objects = []
@@ -82,7 +84,9 @@ def build() -> Path:
 def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip())
+        first = next(
+            (line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()
+        )
         raise UserError(f"compiling the kernels failed: {first} (command: {' '.join(command)})")
 
 

@@ -120,16 +120,24 @@ def control_register() -> int:
 
 
 def elementwise(
-    rounding: Rounding, operation: str, a: torch.Tensor, b: torch.Tensor | None = None
+    rounding: Rounding,
+    operation: str,
+    a: torch.Tensor,
+    b: torch.Tensor | None = None,
+    in_place: bool = False,
 ) -> torch.Tensor:
     """`operation` on each element of `a` and `b`, broadcast; one rounding an element.
 
     a, b: both float32 or both float64, any shape and strides. "narrow" takes float64 and returns float32;
-    "leaky_relu" returns a where a > 0 and a·b elsewhere.
+    "leaky_relu" returns a where a > 0 and a·b elsewhere. `in_place` writes the result over `a`, which must have
+    the shape and type of the result.
     """
     operands = [a] if b is None else [a, b]
     shape = torch.broadcast_shapes(*(x.shape for x in operands))
-    out = torch.empty(shape, dtype=torch.float32 if operation == "narrow" else a.dtype)
+    if in_place and not (a.is_contiguous() and (b is None or not _overlap(a, b))):
+        return a.copy_(elementwise(rounding, operation, a, b))
+    dtype = torch.float32 if operation == "narrow" else a.dtype
+    out = a if in_place else torch.empty(shape, dtype=dtype)
     _check_size(out)
     if out.numel() == 0:
         return out
@@ -217,7 +225,9 @@ def convolution_size(
 def _call(function: Callable[..., int], rounding: Rounding, call: ctypes.Structure) -> None:
     status = function(ctypes.byref(rounding.as_c()), ctypes.byref(call))
     if status == 1:
-        raise UserError("out of memory in a convolution of the native engine; use a smaller image or model")
+        raise UserError(
+            "out of memory in a convolution of the native engine; use a smaller image or model"
+        )
     if status:
         raise RuntimeError(f"a kernel of the native engine failed with status {status}")
 
@@ -227,6 +237,12 @@ def _check_size(out: torch.Tensor) -> None:
         raise UserError(
             f"a result of {out.numel()} elements: the native engine numbers at most 2^32 - 1 of them"
         )
+
+
+def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether the tensors may share memory other than element by element."""
+    same = a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
+    return not same and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 def _padded(values: Sequence[int]) -> tuple[int, ...]:

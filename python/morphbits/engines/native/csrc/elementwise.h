@@ -88,37 +88,52 @@ static __attribute__((noinline)) void nearness_f64(int operation, int64_t n, con
         }
 }
 
-#define FINISH(name, T, U, quiet)                                                                       \
-    static __attribute__((noinline)) void name(int64_t n, int leaky, const T *restrict a, T *restrict out) { \
-        if (leaky)                                                                                      \
-            for (int64_t i = 0; i < n; ++i) out[i] = a[i] > 0 ? a[i] : out[i];                           \
-        for (int64_t i = 0; i < n; ++i) ((U *)out)[i] = out[i] != out[i] ? quiet : ((U *)out)[i];        \
+/* Writes the results of a chunk; only here is `out` touched, which may be the operand `a` itself. */
+#define FINISH(name, T, U, quiet)                                                                                 \
+    static __attribute__((noinline)) void name(int64_t n, int leaky, const T *a, const T *restrict result, T *out) { \
+        if (leaky)                                                                                                \
+            for (int64_t i = 0; i < n; ++i) out[i] = a[i] > 0 ? a[i] : result[i];                                  \
+        else                                                                                                      \
+            for (int64_t i = 0; i < n; ++i) out[i] = result[i];                                                   \
+        for (int64_t i = 0; i < n; ++i) ((U *)out)[i] = out[i] != out[i] ? quiet : ((U *)out)[i];                  \
     }
 FINISH(finish_f32, float, uint32_t, 0x7fc00000u)
 FINISH(finish_f64, double, uint64_t, UINT64_C(0x7ff8000000000000))
+
+typedef union {
+    float f32[CHUNK];
+    double f64[CHUNK];
+} chunk_buffer;
+
+static void plain(const elementwise_call *c, int64_t n, const void *a, const void *b, chunk_buffer *out) {
+    if (c->type == FLOAT32) plain_f32(c->operation, n, a, b, out->f32);
+    else plain_f64(c->operation, n, a, b, out->f64);
+}
 
 /* One contiguous chunk; `base` is the thread's own control register, `element` the chunk's first output element. */
 static void chunk(const rounding *r, control base, const elementwise_call *c, word_block block, uint32_t element,
                   int64_t n, const void *a, const void *b, void *out) {
     uint32_t word[CHUNK];
-    union { float f32[CHUNK]; double f64[CHUNK]; } down;
+    chunk_buffer result, down;
     const int single = c->type == FLOAT32;
     if (r->mode == NEAREST || r->mode == TOWARD_ZERO) {
-        single ? plain_f32(c->operation, n, a, b, out) : plain_f64(c->operation, n, a, b, out);
+        plain(c, n, a, b, &result);
     } else if (r->mode == NEARNESS) {
         element_words(n, block, element, word);
-        single ? nearness_f32(c->operation, n, a, b, word, out) : nearness_f64(c->operation, n, a, b, word, out);
+        if (single) nearness_f32(c->operation, n, a, b, word, result.f32);
+        else nearness_f64(c->operation, n, a, b, word, result.f64);
     } else {
         if (r->mode == RANDOM) element_words(n, block, element, word);
-        else for (int64_t i = 0; i < n; ++i) word[i] = r->mode == UPWARD ? ~0u : 0u;
+        else memset(word, r->mode == UPWARD ? 0xff : 0, sizeof(word));
         control_set(control_with(base, DOWNWARD, r->flush));
-        single ? plain_f32(c->operation, n, a, b, down.f32) : plain_f64(c->operation, n, a, b, down.f64);
+        plain(c, n, a, b, &down);
         control_set(control_with(base, UPWARD, r->flush));
-        single ? plain_f32(c->operation, n, a, b, out) : plain_f64(c->operation, n, a, b, out);
-        single ? pick_f32(n, out, down.f32, word, out) : pick_f64(n, out, down.f64, word, out);
+        plain(c, n, a, b, &result);
+        if (single) pick_f32(n, result.f32, down.f32, word, result.f32);
+        else pick_f64(n, result.f64, down.f64, word, result.f64);
     }
-    if (single) finish_f32(n, c->operation == LEAKY_RELU, a, out);
-    else finish_f64(n, c->operation == LEAKY_RELU, a, out);
+    if (single) finish_f32(n, c->operation == LEAKY_RELU, a, result.f32, out);
+    else finish_f64(n, c->operation == LEAKY_RELU, a, result.f64, out);
 }
 
 /* `n` elements of an operand from output element `start` on, in the order of the output. */
@@ -134,7 +149,9 @@ static void collect(const elementwise_call *c, const int64_t *stride, int64_t st
     while (n > 0) {
         int64_t run = c->shape[last] - index[last];
         if (run > n) run = n;
-        if (size == 4)
+        if (stride[last] == 1)
+            memcpy(to, operand + at * size, (size_t)(run * size));
+        else if (size == 4)
             for (int64_t i = 0; i < run; ++i)
                 ((uint32_t *)to)[i] = ((const uint32_t *)operand)[at + i * stride[last]];
         else

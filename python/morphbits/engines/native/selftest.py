@@ -1,0 +1,105 @@
+"""What is asked of the kernels at every load, before a result may be trusted.
+
+A compiler that fuses, contracts or moves an operation across a change of the rounding direction breaks random rounding
+without a message. So every operation of every compiled variant is done in every mode on values that tell up, down and
+nearest apart, and held against exact arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+
+import torch
+
+from morphbits.engines.native import reference
+from morphbits.engines.native.accumulation import terms
+from morphbits.engines.native.library import Rounding, available_variants, convolution, elementwise
+from morphbits.errors import UserError
+
+_LANES = (
+    37  # more than a vector and no multiple of one, so that whole and partial vectors are asked
+)
+
+
+def self_test() -> None:
+    """Raise UserError if any kernel of any variant that runs here rounds otherwise than it should."""
+    for variant in (*available_variants(), "naive"):
+        for dtype in (torch.float32, torch.float64):
+            for name, exact, compute in _cases(variant, dtype):
+                down, up = reference.neighbours(exact, dtype)
+                expected = {
+                    "upward": {up},
+                    "downward": {down},
+                    "toward_zero": {down if exact > 0 else up},
+                    "nearest": {reference.nearest(exact, dtype)},
+                    "random": {down, up},
+                    "nearness": {down, up},
+                }
+                for mode, values in expected.items():
+                    found = set(compute(Rounding(mode, variant=variant, key=1)).flatten().tolist())
+                    if found != values:
+                        raise UserError(
+                            f"the native engine's self-test failed: {name}, mode {mode}, {dtype}, variant {variant} "
+                            f"gave {sorted(found)} instead of {sorted(values)}; the compiler broke the kernels: build "
+                            "them with gcc, or choose another variant by MORPHBITS_VARIANT=portable"
+                        )
+
+
+def _cases(variant: str, dtype: torch.dtype) -> Iterator[tuple]:
+    """(name, exact result, function of a Rounding that returns _LANES results of this one operation)."""
+    ulp = torch.finfo(dtype).eps
+    # a remainder near half of the last place shows both neighbours among _LANES draws in mode nearness as well
+    pairs = {
+        "add": [(1.0, 0.4375 * ulp), (-1.0, -0.4375 * ulp), (1.0, -0.21875 * ulp)],
+        "sub": [(1.0, -0.4375 * ulp), (-1.0, 0.4375 * ulp)],
+        "mul": [(1 + 3 * ulp, 1.5 - 5 * ulp), (-1 - 3 * ulp, 1.5 - 5 * ulp)],
+        "div": [(1.0, 3.0), (-1.0, 3.0)],
+    }
+    exact = {
+        "add": lambda a, b: a + b,
+        "sub": lambda a, b: a - b,
+        "mul": lambda a, b: a * b,
+        "div": lambda a, b: a / b,
+    }
+    for name, operands in pairs.items():
+        for a, b in operands:
+            x, y = (torch.full((_LANES,), v, dtype=dtype) for v in (a, b))
+
+            def compute(
+                r: Rounding, name: str = name, x: torch.Tensor = x, y: torch.Tensor = y
+            ) -> torch.Tensor:
+                return elementwise(r, name, x, y)
+
+            yield name, exact[name](Fraction(a), Fraction(b)), compute
+    if dtype == torch.float32:
+        wide = torch.full((_LANES,), 1 / 3, dtype=torch.float64)
+        yield "narrow", Fraction(1 / 3), lambda r: elementwise(r, "narrow", wide)
+    for sign in (1, -1):
+        # a chain of two products from zero, 1·1 (exact) and then the fused operation under test
+        image = torch.tensor([1.0, 0.4375], dtype=dtype).view(1, 2, 1, 1, 1).expand(1, 2, 1, 1, 9)
+        weight = (
+            torch.tensor([sign, sign * ulp], dtype=dtype)
+            .view(1, 2, 1, 1, 1)
+            .expand(_LANES, 2, 1, 1, 1)
+        )
+
+        def convolve(
+            r: Rounding, x: torch.Tensor = image, w: torch.Tensor = weight
+        ) -> torch.Tensor:
+            return convolution(
+                r, x, w, None, (1, 1, 1), (0, 0, 0), (1, 1, 1), terms("sequential", 1, 2)
+            )
+
+        yield "fma in a convolution", sign * (1 + Fraction(0.4375) * Fraction(ulp)), convolve
+        bias = torch.full((_LANES,), sign * 0.4375 * ulp, dtype=dtype)
+
+        def add_bias(
+            r: Rounding, x: torch.Tensor = image, w: torch.Tensor = weight, b: torch.Tensor = bias
+        ) -> torch.Tensor:
+            first = (x[:, :1], w[:, :1])
+            return convolution(
+                r, *first, b, (1, 1, 1), (0, 0, 0), (1, 1, 1), terms("sequential", 1, 1)
+            )
+
+        yield "bias of a convolution", sign * (1 + Fraction(0.4375) * Fraction(ulp)), add_bias
