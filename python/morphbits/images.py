@@ -33,6 +33,7 @@ import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -44,7 +45,7 @@ SAME_GRID = 1e-3  # voxels: corners closer than this are one grid (headers hold 
 ONE_WORLD = 25.0  # mm: brains whose centres are further apart are not in one world (scanner space)
 TEMPORARY = ".*.tmp"  # the name of a file that is being written
 
-_UNREADABLE = (
+_UNREADABLE = (  # what nibabel, numpy and zlib raise on damaged files
     OSError,
     EOFError,
     ValueError,
@@ -53,6 +54,10 @@ _UNREADABLE = (
     zipfile.BadZipFile,
     ImageFileError,
     HeaderDataError,
+    WrapStructError,
+    TypeError,
+    OverflowError,
+    MemoryError,
 )
 
 
@@ -346,7 +351,7 @@ def resample(
     """The image on another grid: linear (order 1) or nearest (order 0), through both affines.
 
     With a warp, (X, Y, Z, 3) float32 in voxels of the new grid, voxel x takes the image's value at
-    x + warp(x), interpolated once. Voxels outside the image take its minimum.
+    x + warp(x), interpolated once. Beyond its border the image goes on with its minimum.
     """
     to_image = np.linalg.solve(image.affine, affine)
     fill = float(image.data.min())
@@ -357,14 +362,16 @@ def resample(
             to_image[:3, 3],
             output_shape=tuple(shape[:3]),
             order=order,
-            mode="constant",
+            mode="grid-constant",
             cval=fill,
         )
     else:
         points = np.moveaxis(warp, -1, 0) + np.indices(shape[:3], dtype=np.float64)
         points = np.einsum("ij,jxyz->ixyz", to_image[:3, :3], points)
         points += to_image[:3, 3, None, None, None]
-        data = ndimage.map_coordinates(image.data, points, order=order, cval=fill)
+        data = ndimage.map_coordinates(
+            image.data, points, order=order, mode="grid-constant", cval=fill
+        )
     return Image(data, affine.copy(), image.has_affine, image.path)
 
 
