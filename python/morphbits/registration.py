@@ -101,7 +101,8 @@ def _tensorflow(
 ) -> _Computed:
     from morphbits.models import synthmorph_tf
 
-    network = synthmorph_tf.load(model, config.threads)
+    synthmorph_tf.set_threads(config.threads)
+    network = synthmorph_tf.load(model)
     start = time.perf_counter()
     with engine.region(config, config.threads) as counts:
         moved_XYZ, warp_XYZV = synthmorph_tf.register(

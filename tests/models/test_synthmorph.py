@@ -34,22 +34,6 @@ def batch(image_XYZ: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(image_XYZ)[None, None]
 
 
-def inside_tensorflow(path: Path, images: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
-    """What eager TensorFlow puts into (`<layer>/in`) and gets out of every layer with weights."""
-    network = reference.load(path).network(images[0].shape)
-    wanted = {}
-    for layer in network.layers:
-        if layer.get_weights():
-            wanted[f"{layer.name}/in"] = layer.input
-            activation = f"{layer.name}_activation"
-            after = network.get_layer(activation) if "flow" not in layer.name else layer
-            wanted[layer.name] = after.output
-    wanted |= {"moved": network.outputs[0], "warp": network.outputs[1]}
-    inputs = [tf.constant(image[None, ..., None]) for image in images]
-    outputs = tf.keras.Model(network.inputs, wanted)(inputs)
-    return {name: value.numpy() for name, value in outputs.items()}
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_layer(small_model: Path, images: Images, shape: tuple[int, ...]) -> None:
@@ -60,15 +44,15 @@ def test_every_layer(small_model: Path, images: Images, shape: tuple[int, ...]) 
     (Lipschitz 1): each result is within γ(n + 2)·(Σ|w||x| + |b|) of the exact one, and the two
     within twice that of each other.
     """
-    theirs = inside_tensorflow(small_model, images(shape))
+    theirs = reference.load(small_model).layers(*images(shape))
     ours = SynthMorph.load(small_model)
     for name, layer in ours.layers.items():
-        x = channels_first(theirs[f"{name}/in"])
+        x = channels_first(theirs[f"{name}/input"])
         magnitude = torch.nn.functional.conv3d(
             x.double().abs(), layer.weight.double().abs(), layer.bias.double().abs(), padding=1
         )
         bound = 2 * gamma(27 * x.shape[1] + 2) * magnitude
-        difference = (layer(x).double() - channels_first(theirs[name]).double()).abs()
+        difference = (layer(x).double() - channels_first(theirs[f"{name}/output"]).double()).abs()
         assert difference.shape[2:] == x.shape[2:]
         assert (difference <= bound).all(), (
             f"{name}: {(difference / bound).max():.2f} of the bound"
@@ -81,12 +65,14 @@ def test_given_the_velocity_field_the_rest_has_the_same_bits(
     small_model: Path, images: Images, shape: tuple[int, ...]
 ) -> None:
     moving, fixed = images(shape)
-    theirs = inside_tensorflow(small_model, (moving, fixed))
+    theirs = reference.load(small_model).layers(moving, fixed)
     ours = SynthMorph.load(small_model)
-    warp = ours.warp(channels_first(theirs["vxm_dense_flow"]))
-    moved = reference.vxm.layers.SpatialTransformer()([moving[None, ..., None], theirs["warp"]])
-    assert torch.equal(warp, channels_first(theirs["warp"]))
-    assert np.array_equal(np.asarray(moved), theirs["moved"])
+    warp = ours.warp(channels_first(theirs["vxm_dense_flow/output"]))
+    moved = reference.vxm.layers.SpatialTransformer()(
+        [moving[None, ..., None], theirs["warp/output"]]
+    )
+    assert torch.equal(warp, channels_first(theirs["warp/output"]))
+    assert np.array_equal(np.asarray(moved), theirs["moved/output"])
     # some samples lie outside: the warp leads out of the first and the last plane
     assert warp[:, 0, 0].min() < 0 < warp[:, 0, -1].max()
 
@@ -103,13 +89,13 @@ def test_port_is_as_accurate_as_the_reference(
     rounding would be small beside that distance.
     """
     moving, fixed = images(shape)
-    theirs = inside_tensorflow(small_model, (moving, fixed))
+    theirs = reference.load(small_model).layers(moving, fixed)
     ours = SynthMorph.load(small_model)
     moved, warp = ours(batch(moving), batch(fixed))
     exact_moved, exact_warp = ours.double()(batch(moving).double(), batch(fixed).double())
     for value, name, exact in ((moved, "moved", exact_moved), (warp, "warp", exact_warp)):
         our_error = (value - exact).square().mean().sqrt()
-        their_error = (channels_first(theirs[name]) - exact).square().mean().sqrt()
+        their_error = (channels_first(theirs[f"{name}/output"]) - exact).square().mean().sqrt()
         assert 1 / 4 < our_error / their_error < 4
         assert 0 < their_error < 1e-5  # 1e-5 voxels or grey values: rounding, nothing else
 
@@ -135,23 +121,23 @@ def test_wiring_bit_for_bit(tmp_path: Path) -> None:
         )
     save_h5(tmp_path / "whole.h5", architecture, weights)
     moving, fixed = random.integers(0, 8, (2, *architecture.inshape)).astype(np.float32)
-    theirs = inside_tensorflow(tmp_path / "whole.h5", (moving, fixed))
+    theirs = reference.load(tmp_path / "whole.h5").layers(moving, fixed)
     ours = SynthMorph.load(tmp_path / "whole.h5")
     svf = ours.svf(batch(moving), batch(fixed))
     assert svf.max() < 2**24 and len(svf.unique()) > 50
-    assert torch.equal(svf, channels_first(theirs["vxm_dense_flow"]))
+    assert torch.equal(svf, channels_first(theirs["vxm_dense_flow/output"]))
     moved, warp = ours(batch(moving), batch(fixed))
-    assert torch.equal(warp, channels_first(theirs["warp"]))
-    assert torch.equal(moved, channels_first(theirs["moved"]))
+    assert torch.equal(warp, channels_first(theirs["warp/output"]))
+    assert torch.equal(moved, channels_first(theirs["moved/output"]))
 
 
 def test_graph_has_the_bytes_of_eager_and_plain_has_not(small_model: Path, images: Images) -> None:
     moving, fixed = images(SHAPES[0])
-    theirs = inside_tensorflow(small_model, (moving, fixed))
+    theirs = reference.load(small_model).layers(moving, fixed)
     model = reference.load(small_model)
     moved, warp = reference.register(model, moving, fixed)
-    assert np.array_equal(moved, theirs["moved"][0, ..., 0])
-    assert np.array_equal(warp, theirs["warp"][0])
+    assert np.array_equal(moved, theirs["moved/output"][0, ..., 0])
+    assert np.array_equal(warp, theirs["warp/output"][0])
     plain_moved, plain_warp = reference.register(model, moving, fixed, plain=True)
     assert (plain_warp != warp).any(), (
         "TensorFlow's optimizer changes nothing any more: drop plain"

@@ -60,6 +60,25 @@ class Reference:
             )
         return self._networks[shape]
 
+    def layers(self, moving_XYZ: np.ndarray, fixed_XYZ: np.ndarray) -> dict[str, np.ndarray]:
+        """What eager TensorFlow puts into and gets out of every convolution, channels last.
+
+        Keys are `<layer>/input` and `<layer>/output` (after its activation) in order of execution,
+        then `warp/output` and `moved/output`. Made to compare a port layer by layer.
+        """
+        network = self.network(moving_XYZ.shape)
+        tensors = {}
+        for convolution in self.architecture.convolutions():
+            layer = network.get_layer(convolution.name)
+            flow = convolution.name.endswith("_flow")
+            last = layer if flow else network.get_layer(f"{convolution.name}_activation")
+            tensors[f"{convolution.name}/input"] = layer.input
+            tensors[f"{convolution.name}/output"] = last.output
+        tensors["warp/output"], tensors["moved/output"] = network.outputs[1], network.outputs[0]
+        inputs = [tf.constant(image[None, ..., None]) for image in (moving_XYZ, fixed_XYZ)]
+        outputs = tf.keras.Model(network.inputs, list(tensors.values()))(inputs)
+        return {name: value.numpy() for name, value in zip(tensors, outputs, strict=True)}
+
 
 def load(path: Path | str) -> Reference:
     """The model in a voxelmorph `.h5` file."""
