@@ -70,7 +70,7 @@ class Image:
     has_affine: False where the file says nothing about the world and the affine is a convention.
     """
 
-    data: NDArray[np.float32] | NDArray[np.int32]
+    data: NDArray[Any]
     affine: NDArray[np.float64]
     has_affine: bool = True
     path: Path | None = None
