@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# usage: [PYTHON=python3.12] [TORCH=cpu|cuda] scripts/setup.sh
+# usage: [PYTHON=python3.12] [TORCH=cpu|cuda] [CC=gcc] scripts/setup.sh
 # Makes .venv from the lock files and compiles the native kernels; does nothing where that is done.
 #
 # The environment grows in .cache/venv-<key of locks, Python and torch build>, and .venv is a link that is set to it when it
@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 unset PYTHONPATH PYTHONHOME
-export PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
+export CC=${CC:-gcc} PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 
 readonly torch_index=https://download.pytorch.org/whl/cpu
 readonly log=.cache/setup.log
@@ -32,13 +32,11 @@ find_python() {
 }
 
 check_compiler() {
-  local cc=${CC:-gcc}
-  command -v "${cc%% *}" >/dev/null ||
-    fail "no C compiler ($cc): 'apt install gcc libc6-dev', or name one: make setup CC=/path/to/gcc"
-  # shellcheck disable=SC2086  # CC may hold options
+  command -v "$CC" >/dev/null ||
+    fail "no C compiler ($CC): 'apt install gcc libc6-dev', or name one: make setup CC=/path/to/gcc"
   printf '#include <math.h>\n#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n' |
-    $cc -fopenmp -x c - -o .cache/compiler-check -lm 2>>"$log" ||
-    fail "the C compiler ($cc) does not build a small OpenMP program (see $log): 'apt install gcc libc6-dev'"
+    "$CC" -fopenmp -x c - -o .cache/compiler-check -lm 2>>"$log" ||
+    fail "the C compiler ($CC) does not build a small OpenMP program (see $log): 'apt install gcc libc6-dev'"
   rm -f .cache/compiler-check
 }
 
@@ -101,7 +99,12 @@ if [ ! -e "$new/.complete" ]; then
   "$python" -m venv "$new" >>"$log" 2>&1 || fail "$python cannot make a virtual environment in $new (see $log)"
   say "Python $("$new/bin/python" -c "$version"), $(grep -c == python/requirements.lock) packages and torch ($torch), a minute or two"
   install 'a package' --require-hashes -r python/requirements.lock
-  if [ "$torch" = cuda ]; then install torch --require-hashes -r python/torch-cuda.lock; else install_cpu_torch; fi
+  if [ "$torch" = cuda ]; then
+    # === takes exactly this version; == would also take a CPU build (2.13.0+cpu) that your pip finds
+    install torch --require-hashes -r <(sed 's/^torch==/torch===/' python/torch-cuda.lock)
+  else
+    install_cpu_torch
+  fi
   # the parts load together; doing it here also leaves their byte code behind, which saves every first start ten seconds
   env -u PYTHONDONTWRITEBYTECODE TF_USE_LEGACY_KERAS=1 "$new/bin/python" -c '
 import datalad.api, h5py, matplotlib.pyplot, nibabel, nilearn.datasets, numpy, pytest, scipy, significantdigits, tf_keras, torch
@@ -113,10 +116,8 @@ fi
 ln -sfn "$new" .venv
 for old in .cache/venv-*; do [ "$old" = "$new" ] || rm -rf "$old"; done
 
-if [ -e python/morphbits/engines/native/build.py ]; then
 say "compiling the kernels"
 PYTHONPATH=python .venv/bin/python -m morphbits.engines.native.build >>"$log" 2>&1 ||
-  fail "the kernels do not compile with ${CC:-gcc}: $(tail -n 1 "$log") (see $log)"
-fi
+  fail "the kernels do not compile with $CC: $(tail -n 1 "$log") (see $log)"
 touch .venv/.stamp
 say "done"

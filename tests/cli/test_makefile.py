@@ -1,0 +1,65 @@
+"""The Makefile: what it prints, what it passes on, and that nothing it names is missing."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MAKEFILE = (ROOT / "Makefile").read_text()
+VERBS = re.findall(r"^\.PHONY: (\S+)$", MAKEFILE, re.MULTILINE)
+VARIABLES = re.findall(r"^([A-Z_]+) \?=", MAKEFILE, re.MULTILINE)
+# a make above this one, and the user's own settings, must not show through
+CLEAN = {k: v for k, v in os.environ.items() if not k.startswith("MAKE") and k not in VARIABLES}
+
+
+def make(*arguments: str) -> str:
+    done = subprocess.run(
+        ["make", "--no-print-directory", *arguments],
+        cwd=ROOT, env=CLEAN, text=True, capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_help_has_one_line_for_every_verb_and_variable() -> None:
+    lines = [line for line in make().splitlines() if line.startswith("  ")]
+    assert sorted(line.split()[0] for line in lines) == sorted(VERBS + VARIABLES)
+    assert all(len(line.split()) > 2 and len(line) <= 110 for line in lines)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_verb_uses_an_undefined_variable(verb: str) -> None:
+    assert "warning" not in make("-n", "--warn-undefined-variables", verb)
+
+
+def test_every_script_that_a_verb_runs_is_there() -> None:
+    scripts = re.findall(r"(?:python|scripts)/[\w/]+\.(?:py|sh)", MAKEFILE)
+    assert scripts
+    assert [name for name in scripts if not (ROOT / name).is_file()] == []
+
+
+def command(*arguments: str) -> list[str]:
+    """The words that `make inference` hands to run_matrix.py."""
+    (line,) = (x for x in make("-n", *arguments).splitlines() if "run_matrix" in x)
+    return line.partition("run_matrix.py")[2].split()
+
+
+def test_only_what_the_user_sets_is_passed_on() -> None:
+    assert command("inference") == []
+    words = command("inference", "SUBJECTS=3", "ACCUMULATION=blocked:192", "DRY_RUN=1", "YES=0")
+    assert words == ["--subjects", "'3'", "--accumulation", "'blocked:192'", "--dry-run"]
+
+
+def test_every_variable_of_inference_is_an_option_of_its_script() -> None:
+    passed = command("inference", *(f"{name}=1" for name in VARIABLES))
+    options = {word for word in passed if word.startswith("--")}
+    assert len(options) == len(VARIABLES) - 2  # all but PYTHON and TORCH
+    script = [sys.executable, ROOT / "python" / "run_matrix.py", "--help"]
+    usage = subprocess.run(script, text=True, capture_output=True, check=True).stdout
+    assert [option for option in options if not re.search(rf"{option}\b", usage)] == []
