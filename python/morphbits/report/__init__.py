@@ -1,0 +1,5 @@
+"""The report: one function per figure, one per table, one page."""
+
+from morphbits.report.page import build, summarize
+
+__all__ = ["build", "summarize"]

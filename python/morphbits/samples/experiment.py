@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -81,6 +82,21 @@ def _folder(root: Path) -> Dataset:
     space = bids.parse(fixed)["tpl"]
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", root.resolve().name)
     return Dataset(root, name, space, fixed, truth=fixed.parents[1])
+
+
+def recorded_dataset(results: Path, name: str) -> Dataset:
+    """The dataset that an experiment was run on, from its ``experiment.json``."""
+    path = bids.experiment_file(results, name, "experiment.json")
+    try:
+        root = Path(json.loads(path.read_text(encoding="utf-8"))["dataset"]["root"])
+    except FileNotFoundError:
+        raise UserError(f"there is no {path}; run make inference EXPERIMENT={name}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: is damaged ({error}); run the experiment again") from None
+    known = [bids.corr_dataset(root.parent)]
+    if root.name.startswith("phantom-"):
+        known.append(bids.phantom_dataset(root.parent, root.name.removeprefix("phantom-")))
+    return next((dataset for dataset in known if dataset.root == root), None) or _folder(root)
 
 
 def default_name(settings: ExperimentConfig, dataset: Dataset) -> str:

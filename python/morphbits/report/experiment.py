@@ -1,0 +1,197 @@
+"""What a results folder says, read once: tables and sample records, nothing else."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from morphbits import bids
+from morphbits.bids import Subject
+from morphbits.errors import UserError
+from morphbits.stats.analysis import Row, read_table
+
+# keys of a sample's configuration that differ between samples of one experiment
+_OF_THE_SAMPLE = ("seed", "moving", "hash")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished unit: its sample's name, its subject, and its sample.json."""
+
+    sample: str
+    subject: Subject
+    configuration: dict[str, Any]
+    provenance: dict[str, Any]
+    outputs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A results folder; see `read`."""
+
+    name: str
+    results: Path
+    settings: dict[str, Any]  # what was asked for (experiment.json)
+    dataset: str
+    records: list[Record]
+    significance: list[Row]
+    variability: list[Row]
+    repeatability: list[Row]
+    accuracy: list[Row]
+
+    @property
+    def perturbed(self) -> list[Record]:
+        """The numbered samples."""
+        return [record for record in self.records if record.sample.isdigit()]
+
+    def of_sample(self, name: str) -> list[Record]:
+        """Units of a reference sample: ieee, plain, again, threads."""
+        return [record for record in self.records if record.sample == name]
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """What all perturbed samples share."""
+        first = self.perturbed[0].configuration
+        return {key: value for key, value in first.items() if key not in _OF_THE_SAMPLE}
+
+    @property
+    def subjects(self) -> list[str]:
+        """Subjects with significant bits (two samples or more)."""
+        return list(dict.fromkeys(row["subject"] for row in self.significance))
+
+    @property
+    def space(self) -> str:
+        """Name of the fixed image's space."""
+        return bids.parse(self.records[0].outputs["moved"]["file"])["space"]
+
+    def map_path(self, subject: str, quantity: str) -> Path:
+        """NIfTI map of a subject's bits; quantity: image or warp."""
+        parsed = Subject.parse(subject)
+        return bids.map_path(self.results, self.name, parsed, self.space, quantity)
+
+    def n_of(self, subject: str) -> int:
+        """Perturbed samples behind a subject's bits."""
+        return next(row["n"] for row in self.significance if row["subject"] == subject)
+
+    def bits(
+        self,
+        quantity: str,
+        tissue: str = "all",
+        method: str = "general",
+        reference: str = "mean",
+    ) -> dict[str, Row]:
+        """Rows of significance.csv by subject."""
+        wanted = {
+            "quantity": quantity,
+            "tissue": tissue,
+            "method": method,
+            "reference": reference,
+        }
+        return {row["subject"]: row for row in select(self.significance, **wanted)}
+
+    def mean_bits(self, quantity: str, tissue: str = "all", **which: str) -> float | None:
+        """Mean over subjects of their mean bits; None where there is none."""
+        return mean(row["mean"] for row in self.bits(quantity, tissue, **which).values())
+
+    @property
+    def tissues(self) -> list[str]:
+        """Tissues in the order of the table: all, brain, then the labels."""
+        return list(dict.fromkeys(row["tissue"] for row in self.significance))
+
+
+def read(results: Path, experiment: str) -> Experiment:
+    """Read a results folder; a UserError says which step has not been run."""
+    folder = bids.experiment_folder(results, experiment)
+    if not folder.is_dir():
+        raise UserError(
+            f"there is no experiment {folder}; run make inference EXPERIMENT={experiment}"
+        )
+    records = [
+        _read_record(bids.sample_json(bids.sample_folder(results, experiment, name, subject)))
+        for name in bids.list_samples(results, experiment)
+        for subject in bids.list_subjects(results, experiment, name)
+    ]
+
+    def table(name: str) -> list[Row]:
+        return read_table(bids.experiment_file(results, experiment, f"{name}.csv"))
+
+    asked_path = bids.experiment_file(results, experiment, "experiment.json")
+    asked = _read_json(asked_path) if asked_path.is_file() else {}
+    found = Experiment(
+        name=experiment,
+        results=results,
+        settings=asked.get("settings", {}),
+        dataset=asked.get("dataset", {}).get("name", "unknown"),
+        records=records,
+        significance=table("significance"),
+        variability=table("variability"),
+        repeatability=table("repeatability"),
+        accuracy=table("accuracy"),
+    )
+    if not found.significance:
+        raise UserError(
+            f"{folder} has no significance.csv with rows; run"
+            f" python/significance.py --experiment {experiment} first"
+        )
+    _check_one_configuration(found)
+    return found
+
+
+def _check_one_configuration(experiment: Experiment) -> None:
+    """Results of different configurations are never shown as one."""
+    for record in experiment.perturbed:
+        for key, value in experiment.configuration.items():
+            if record.configuration.get(key) != value:
+                raise UserError(
+                    f"sample {record.sample} of {record.subject.entities} in"
+                    f" {bids.experiment_folder(experiment.results, experiment.name)} was made with"
+                    f" another {key}; keep experiments of different configurations apart"
+                )
+
+
+def _read_record(path: Path) -> Record:
+    content = _read_json(path)
+    try:
+        return Record(
+            sample=path.parent.parent.name.removeprefix("sample-"),
+            subject=Subject.parse(content["outputs"]["moved"]["file"]),
+            configuration=content["configuration"],
+            provenance=content["provenance"],
+            outputs=content["outputs"],
+        )
+    except KeyError as error:
+        raise UserError(
+            f"{path} has no {error}; remove its folder and run the sample again"
+        ) from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); remove its folder and run the sample again"
+        ) from None
+
+
+def select(rows: Iterable[Row], **where: Any) -> list[Row]:
+    """Rows whose columns have these values."""
+    return [row for row in rows if all(row[key] == value for key, value in where.items())]
+
+
+def mean(values: Iterable[float]) -> float | None:
+    """Mean of the numbers; None where there is none."""
+    numbers = list(values)
+    return statistics.fmean(numbers) if numbers else None
+
+
+def study() -> list[Row]:
+    """The study's published mean significant bits per subject (Gonzalez Pepe et al. 2023).
+
+    Columns: subject, then {synthmorph, freesurfer}_{moved, warp}_bits, as published.
+    """
+    return read_table(Path(__file__).with_name("study_significant_bits.csv"))

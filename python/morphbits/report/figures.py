@@ -1,0 +1,363 @@
+"""One function per figure: data in, an image out that the page embeds.
+
+A `Figure` comes with its own words for who cannot see it. Colours are those of Okabe and Ito
+(image blue, warp vermilion) and matplotlib's cividis, readable with any colour vision.
+
+Shape legend: X Y Z space in RAS order, H W rows and columns of a picture.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import matplotlib.ticker
+import nibabel
+import numpy as np
+from matplotlib.figure import Figure as Canvas
+from PIL import Image as Picture
+
+from morphbits.report.experiment import Experiment, select, study
+from morphbits.stats.significance import FLOAT32_BITS
+
+COLOURS = {"image": "#0072B2", "warp": "#D55E00"}
+GREY = "#6b7280"
+LIGHT = "#d5dae1"
+MAP_STEPS = 3  # grey levels of a map per bit: the mean of three whole numbers needs no more
+STYLE: dict[Any, Any] = {
+    "font.size": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": "#1f2937",
+    "xtick.color": "#374151",
+    "ytick.color": "#374151",
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": "#e5e7eb",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "morphbits",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An embedded picture: data URI, and what it shows in words."""
+
+    source: str
+    alt: str
+    width: int  # pixels of the page at which it is meant to be seen
+
+
+def _svg(canvas: Canvas, alt: str) -> Figure:
+    text = io.StringIO()
+    canvas.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
+    # the reader's own interface font is narrower than the one measured with
+    svg = text.getvalue().replace("'DejaVu Sans'", "system-ui, sans-serif")
+    encoded = base64.b64encode(svg.encode()).decode()
+    width = round(canvas.get_size_inches()[0] * 96)
+    return Figure(f"data:image/svg+xml;base64,{encoded}", alt, width)
+
+
+def _names(subjects: Sequence[str]) -> list[str]:
+    return [subject.removeprefix("sub-") for subject in subjects]
+
+
+def box_plots(experiment: Experiment) -> Figure:
+    """Bits of all voxels, a box per subject: quartiles, whiskers 5 % to 95 %, mean as a dot."""
+    subjects = experiment.subjects
+    with matplotlib.rc_context(STYLE):
+        width = min(max(5.5, 1.2 + 0.34 * len(subjects)), 15.0)
+        canvas = Canvas(figsize=(width, 5.6), layout="constrained")
+        axes = canvas.subplots(2, 1, sharex=True)
+        for ax, quantity in zip(axes, ("image", "warp"), strict=True):
+            rows = [experiment.bits(quantity)[subject] for subject in subjects]
+            boxes = [
+                {
+                    "med": row["median"],
+                    "q1": row["q25"],
+                    "q3": row["q75"],
+                    "whislo": row["q05"],
+                    "whishi": row["q95"],
+                    "mean": row["mean"],
+                }
+                for row in rows
+            ]
+            colour = COLOURS[quantity]
+            ax.bxp(
+                boxes,
+                showfliers=False,
+                showmeans=True,
+                patch_artist=True,
+                widths=0.6,
+                manage_ticks=False,
+                boxprops={"facecolor": colour + "40", "edgecolor": colour},
+                medianprops={"color": colour, "linewidth": 2},
+                whiskerprops={"color": colour},
+                capprops={"color": colour},
+                meanprops={
+                    "marker": "o",
+                    "markersize": 4.5,
+                    "markerfacecolor": "white",
+                    "markeredgecolor": "#111827",
+                },
+            )
+            average = np.mean([row["mean"] for row in rows])
+            ax.axhline(float(average), color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+            ax.set_ylabel("significant bits")
+            ax.set_title(f"{quantity}: mean {average:.2f} bits", loc="left", fontsize=11)
+            ax.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+        many = len(subjects) > 12
+        places = range(1, len(subjects) + 1)
+        axes[-1].set_xticks(places, _names(subjects), rotation=90 if many else 0)
+        axes[-1].set_xlim(0.3, len(subjects) + 0.7)
+        axes[-1].set_xlabel("subject")
+        alt = "Box plots of significant bits per subject. " + "; ".join(
+            f"{quantity}: mean {experiment.mean_bits(quantity):.2f} bits over "
+            f"{len(subjects)} subjects"
+            for quantity in ("image", "warp")
+        )
+        return _svg(canvas, alt)
+
+
+def by_tissue(experiment: Experiment) -> Figure:
+    """Mean bits of each tissue: a dot for each subject, a bar at their mean."""
+    tissues = experiment.tissues
+    rng = np.random.default_rng(0)  # sideways jitter only
+    with matplotlib.rc_context(STYLE):
+        canvas = Canvas(figsize=(7.2, 3.1), layout="constrained")
+        axes = canvas.subplots(1, 2)
+        words = []
+        for ax, quantity in zip(axes, ("image", "warp"), strict=True):
+            for x, tissue in enumerate(tissues):
+                rows = experiment.bits(quantity, tissue).values()
+                values = np.array([row["mean"] for row in rows if row["voxels"]])
+                if not values.size:
+                    continue
+                jitter = rng.uniform(-0.16, 0.16, len(values)) if len(values) > 1 else 0
+                ax.plot(
+                    x + np.zeros(len(values)) + jitter,
+                    values,
+                    "o",
+                    color=COLOURS[quantity],
+                    alpha=0.55,
+                    markersize=4.5,
+                    markeredgewidth=0,
+                )
+                ax.hlines(values.mean(), x - 0.3, x + 0.3, color="#111827", linewidth=2)
+                ax.annotate(
+                    f"{values.mean():.2f}",
+                    (x, values.mean()),
+                    xytext=(0, 6),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=9.5,
+                )
+                words.append(f"{quantity} {tissue} {values.mean():.2f}")
+            ax.set_xticks(range(len(tissues)), tissues)
+            ax.set_xlim(-0.6, len(tissues) - 0.4)
+            ax.margins(y=0.2)
+            ax.set_title(quantity, loc="left", fontsize=11)
+        axes[0].set_ylabel("mean significant bits")
+        return _svg(canvas, "Mean significant bits by tissue: " + ", ".join(words))
+
+
+def beside_the_study(experiment: Experiment) -> Figure:
+    """The study's published means per subject, as published and one bit lower, and ours."""
+    published = study()
+    lines: list[tuple[str, list[float], str]] = []
+    for quantity, column in (("image", "synthmorph_moved_bits"), ("warp", "synthmorph_warp_bits")):
+        values = [row[column] for row in published]
+        ours = [row["mean"] for row in experiment.bits(quantity).values()]
+        lines += [
+            (f"{quantity}: study, as published", values, GREY),
+            (f"{quantity}: study, less one bit", [value - 1 for value in values], "#9ca3af"),
+            (f"{quantity}: this experiment", ours, COLOURS[quantity]),
+        ]
+    rng = np.random.default_rng(0)
+    with matplotlib.rc_context({**STYLE, "axes.grid.axis": "x"}):
+        canvas = Canvas(figsize=(7.2, 3.0), layout="constrained")
+        ax = canvas.subplots()
+        for y, (_, values, colour) in enumerate(lines):
+            jitter = rng.uniform(-0.2, 0.2, len(values))
+            ax.plot(values, y + jitter, "o", color=colour, alpha=0.55, ms=4.5, mew=0)
+            ax.plot([np.mean(values)] * 2, [y - 0.34, y + 0.34], color="#111827", linewidth=2)
+            ax.annotate(
+                f"{np.mean(values):.2f}",
+                (max(values), y),
+                xytext=(7, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=9.5,
+            )
+        ax.set_yticks(range(len(lines)), [name for name, _, _ in lines])
+        ax.invert_yaxis()
+        ax.margins(x=0.12)
+        ax.spines["left"].set_visible(False)
+        ax.tick_params(axis="y", length=0)
+        ax.set_xlabel("mean significant bits of a subject")
+        alt = "Mean significant bits per subject: " + ", ".join(
+            f"{name} {np.mean(values):.2f}" for name, values, _ in lines
+        )
+        return _svg(canvas, alt)
+
+
+def accuracy(experiment: Experiment) -> Figure | None:
+    """Dice of each tissue and distance to the true warp: a line per subject, before to after."""
+    rows = experiment.accuracy
+    dice = list(dict.fromkeys(r["tissue"] for r in select(rows, measure="dice")))
+    panels = [("dice", tissue, f"Dice {tissue}") for tissue in dice]
+    if select(rows, measure="warp_error"):
+        panels.append(("warp_error", "brain", "distance to true warp, mm"))
+    if not panels:
+        return None
+    with matplotlib.rc_context(STYLE):
+        canvas = Canvas(figsize=(max(1.75 * len(panels) + 0.4, 4), 2.9), layout="constrained")
+        words = []
+        for ax, (measure, tissue, title) in zip(
+            canvas.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+        ):
+            pairs = [
+                (row["before"], row["after"])
+                for row in select(rows, measure=measure, tissue=tissue)
+                if row["before"] is not None
+            ]
+            for before, after in pairs:
+                ax.plot((0, 1), (before, after), "-o", color="#009E73", alpha=0.4, ms=3.5, lw=1)
+            middle = np.mean(pairs, axis=0)
+            ax.plot((0, 1), middle, "-o", color="#111827", linewidth=2, markersize=5)
+            for x, value in enumerate(middle):
+                ax.annotate(
+                    f"{value:.2f}",
+                    (x, value),
+                    xytext=(-8 if x == 0 else 8, 0),
+                    textcoords="offset points",
+                    ha="right" if x == 0 else "left",
+                    va="center",
+                    fontsize=9.5,
+                )
+            ax.set_xticks((0, 1), ("before", "after"))
+            ax.set_xlim(-0.75, 1.75)
+            ax.margins(y=0.15)
+            ax.set_title(title, loc="left", fontsize=10.5)
+            words.append(f"{title} from {middle[0]:.3f} to {middle[1]:.3f}")
+        return _svg(canvas, "Accuracy before and after registration: " + ", ".join(words))
+
+
+# ----------------------------------------------------------------------------- maps
+
+
+def map_scale(experiment: Experiment) -> tuple[int, int]:
+    """Bits at the ends of the one colour scale: 5 % of the worst subject, 95 % of the best."""
+    rows = [
+        row
+        for quantity in ("image", "warp")
+        for row in experiment.bits(quantity, "brain").values()
+        if row["voxels"]
+    ]
+    low = math.floor(min((row["q05"] for row in rows), default=0))
+    high = math.ceil(max((row["q95"] for row in rows), default=FLOAT32_BITS))
+    return low, max(high, low + 1)
+
+
+def maps(experiment: Experiment, subject: str, scale: tuple[int, int]) -> Figure | None:
+    """Bits of image (top) and warp (bottom) on three slices through the middle of the brain."""
+    paths = [experiment.map_path(subject, quantity) for quantity in ("image", "warp")]
+    if not all(path.is_file() for path in paths):
+        return None
+    image_XYZ, warp_XYZ = (
+        nibabel.as_closest_canonical(nibabel.load(path)).get_fdata(dtype=np.float32)
+        for path in paths
+    )
+    inside_XYZ = np.isfinite(image_XYZ)
+    middle = [int(np.mean(axis)) for axis in np.nonzero(inside_XYZ)]
+    edge_XYZ = inside_XYZ & ~_eroded(inside_XYZ)
+    rows = [
+        _strip([_indices(bits_XYZ, scale), edge_XYZ if outline else None], middle)
+        for bits_XYZ, outline in ((image_XYZ, False), (warp_XYZ, True))
+    ]
+    picture = Picture.fromarray(np.concatenate(rows), mode="P")
+    picture.putpalette(_palette(scale).tobytes())
+    low, high = 320, 960
+    zoom = max(1, round(high / picture.width / 2)) if picture.width < low * 2 else 1
+    picture = picture.resize(
+        (picture.width * zoom, picture.height * zoom), Picture.Resampling.NEAREST
+    )
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    means = [experiment.bits(quantity)[subject]["mean"] for quantity in ("image", "warp")]
+    alt = (
+        f"Maps of significant bits of {subject} on sagittal, coronal and axial slices; image (top,"
+        f" mean {means[0]:.2f}) and warp (bottom, mean {means[1]:.2f})"
+    )
+    return Figure(f"data:image/png;base64,{encoded}", alt, picture.width)
+
+
+def _indices(bits_XYZ: np.ndarray, scale: tuple[int, int]) -> np.ndarray:
+    """Place of each voxel in the palette: 0 nothing, 1 white line, then the scale; uint8."""
+    low, high = scale
+    steps = np.rint((np.clip(bits_XYZ, low, high) - low) * MAP_STEPS)
+    return np.where(np.isfinite(bits_XYZ), steps + 2, 0).astype(np.uint8)
+
+
+def _palette(scale: tuple[int, int]) -> np.ndarray:
+    """RGB of `_indices`, (256, 3) uint8."""
+    low, high = scale
+    steps = (high - low) * MAP_STEPS + 1
+    colours = np.zeros((256, 3), np.uint8)
+    colours[0] = 0xF3, 0xF4, 0xF6
+    colours[1] = 0xFF, 0xFF, 0xFF
+    cividis = matplotlib.colormaps["cividis"](np.linspace(0, 1, steps))
+    colours[2 : steps + 2] = np.rint(cividis[:, :3] * 255)
+    return colours
+
+
+def _strip(layers: list[np.ndarray | None], middle: list[int]) -> np.ndarray:
+    """Three orthogonal slices side by side, feet down, nose right or up; (H, W)."""
+    indices_XYZ, edge_XYZ = layers
+    slices = []
+    for axis in range(3):
+        index = [slice(None)] * 3
+        index[axis] = middle[axis]  # type: ignore[call-overload]
+        cut = indices_XYZ[tuple(index)].copy()  # type: ignore[index]
+        if edge_XYZ is not None:
+            cut[edge_XYZ[tuple(index)]] = 1
+        slices.append(np.flipud(cut.T))
+    height = max(cut.shape[0] for cut in slices) + 2
+    framed = []
+    for cut in slices:
+        above = (height - cut.shape[0]) // 2
+        framed.append(np.pad(cut, ((above, height - cut.shape[0] - above), (1, 1))))
+    return np.concatenate(framed, axis=1)
+
+
+def _eroded(inside_XYZ: np.ndarray) -> np.ndarray:
+    """Voxels whose six neighbours are inside too."""
+    eroded = inside_XYZ.copy()
+    for axis in range(3):
+        for step in (1, -1):
+            eroded &= np.roll(inside_XYZ, step, axis)
+    return eroded
+
+
+def map_colours(scale: tuple[int, int]) -> Figure:
+    """The colour scale of all maps."""
+    low, high = scale
+    with matplotlib.rc_context(STYLE):
+        canvas = Canvas(figsize=(4.6, 0.62), layout="constrained")
+        bar = canvas.colorbar(
+            matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(low, high), "cividis"),
+            cax=canvas.subplots(),
+            orientation="horizontal",
+        )
+        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.set_label("significant bits")
+        bar.ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+        return _svg(canvas, f"Colour scale of the maps: dark blue {low} bits, yellow {high} bits")

@@ -1,0 +1,267 @@
+"""The one page: everything an experiment has to say, in a single file that opens offline."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import tomllib
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+import morphbits
+from morphbits import bids, images
+from morphbits.report import experiment as reading
+from morphbits.report import figures, tables
+from morphbits.report.experiment import Experiment, mean, select
+from morphbits.stats.significance import (
+    CNH_PROBABILITY,
+    CONFIDENCE,
+    FLOAT32_BITS,
+    general_probability,
+)
+
+MAPS_SHOWN = 6  # subjects whose maps are open when the page is; the others unfold
+TABLES = ("significance.csv", "variability.csv", "repeatability.csv", "accuracy.csv")
+
+REFERENCES = [
+    (
+        "Gonzalez Pepe, Sivakolunthu, Park, Chatelain, Glatard. Numerical uncertainty of"
+        " convolutional neural networks inference for structural brain MRI analysis. UNSURE 2023.",
+        "https://arxiv.org/abs/2308.01939",
+    ),
+    (
+        "Sohier, De Oliveira Castro, Févotte, Lathuilière, Petit, Jamond. Confidence intervals for"
+        " stochastic arithmetic. ACM Transactions on Mathematical Software 47(2), 2021.",
+        "https://doi.org/10.1145/3432184",
+    ),
+    (
+        "Hoffmann, Billot, Greve, Iglesias, Fischl, Dalca. SynthMorph: learning contrast-invariant"
+        " registration without acquired images. IEEE Transactions on Medical Imaging 41(3), 2022.",
+        "https://doi.org/10.1109/TMI.2021.3116879",
+    ),
+    (
+        "Févotte, Lathuilière. Verrou: a CESTAC evaluation without recompilation. SCAN, 2016.",
+        "https://github.com/edf-hpc/verrou",
+    ),
+    (
+        "Zuo et al. An open science resource for establishing reliability and reproducibility in"
+        " functional connectomics. Scientific Data 1, 2014 (CoRR).",
+        "https://doi.org/10.1038/sdata.2014.49",
+    ),
+    (
+        "Fonov et al. Unbiased average age-appropriate atlases for pediatric studies. NeuroImage"
+        " 54(1), 2011 (the MNI152 template, of which phantoms are made).",
+        "https://doi.org/10.1016/j.neuroimage.2010.07.033",
+    ),
+]
+
+
+def build(results: Path, experiment: str) -> Path:
+    """Write `results/<experiment>/report.html` and return its path."""
+    page = render(reading.read(results, experiment))
+    path = bids.experiment_file(results, experiment, "report.html")
+    images.write_atomically(path, page.encode())
+    return path
+
+
+def render(experiment: Experiment) -> str:
+    """The page as HTML, with everything that it shows inside it."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("morphbits", "report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["number"] = tables.number
+    environment.filters["small"] = tables.small
+    scale = figures.map_scale(experiment)
+    maps = {subject: figures.maps(experiment, subject, scale) for subject in experiment.subjects}
+    shown = [(subject, figure) for subject, figure in maps.items() if figure]
+    folder = bids.experiment_folder(experiment.results, experiment.name)
+    here = Path(__file__).parent
+    return environment.get_template("page.html").render(
+        style=(here / "page.css").read_text(encoding="utf-8"),
+        experiment=experiment,
+        figures=figures,
+        tables=tables,
+        headlines=[headline(experiment, quantity) for quantity in ("image", "warp")],
+        bits=FLOAT32_BITS,
+        facts=facts(experiment),
+        maps=shown[:MAPS_SHOWN],
+        more_maps=shown[MAPS_SHOWN:],
+        map_scale=scale,
+        method=method(experiment),
+        model=model_card(experiment),
+        command=command(experiment),
+        unfinished=unfinished(experiment),
+        downloads=[name for name in TABLES if (folder / name).is_file()],
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        version=morphbits.__version__,
+        references=REFERENCES,
+    )
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The number at the top, for image or warp."""
+
+    quantity: str
+    colour: str
+    mean: float
+    q05: float
+    q95: float
+    digits: float  # decimal
+    study: float
+
+
+def headline(experiment: Experiment, quantity: str) -> Headline:
+    """Mean bits over subjects of all voxels: general method, reference mean of samples."""
+    rows = list(experiment.bits(quantity).values())
+    value = mean(row["mean"] for row in rows) or 0.0
+    column = {"image": "synthmorph_moved_bits", "warp": "synthmorph_warp_bits"}[quantity]
+    return Headline(
+        quantity=quantity,
+        colour=figures.COLOURS[quantity],
+        mean=value,
+        q05=mean(row["q05"] for row in rows) or 0.0,
+        q95=mean(row["q95"] for row in rows) or 0.0,
+        digits=value * math.log10(2),
+        study=mean(row[column] for row in reading.study()) or 0.0,
+    )
+
+
+def facts(experiment: Experiment) -> dict[str, Any]:
+    """Numbers that the page's sentences name; None where they are not known."""
+    spread_mm = select(experiment.variability, quantity="warp", unit="mm", tissue="brain")
+    again = [row for row in experiment.repeatability if row["comparison"] in ("again", "threads")]
+    plain = select(experiment.repeatability, comparison="plain", quantity="warp")
+    perturbed = [record.provenance["seconds"] for record in experiment.perturbed]
+    ieee = [record.provenance["seconds"] for record in experiment.of_sample("ieee")]
+    unmodified = [record.provenance["seconds"] for record in experiment.of_sample("plain")]
+    time = mean(perturbed)
+
+    def slowdown(other: float | None) -> float | None:
+        return time / other if time and other else None
+
+    return {
+        "warp_std_mm": mean(row["mean"] for row in spread_mm),
+        "warp_largest_mm": max((row["max"] for row in spread_mm), default=None),
+        "rerun_same": bool(again) and all(row["differing"] == 0 for row in again),
+        "rerun_known": bool(again),
+        "rerun_ulps": max((row["max_ulps"] for row in again), default=None),
+        "plain_known": bool(plain),
+        "plain_voxels": max((row["max_absolute"] for row in plain), default=None),
+        "dice": {
+            tissue: [
+                mean(
+                    row[when] for row in select(experiment.accuracy, measure="dice", tissue=tissue)
+                )
+                for when in ("before", "after")
+            ]
+            for tissue in dict.fromkeys(
+                row["tissue"] for row in select(experiment.accuracy, measure="dice")
+            )
+        },
+        "seconds": time,
+        "slowdown_ieee": slowdown(mean(ieee)),
+        "slowdown_plain": slowdown(mean(unmodified)),
+        "without_a_bit": sum(row["without_a_bit"] for row in experiment.bits("image").values()),
+    }
+
+
+def method(experiment: Experiment) -> list[dict[str, Any]]:
+    """For each number of samples that occurs: what probability it supports."""
+    counts = sorted({experiment.n_of(subject) for subject in experiment.subjects})
+    return [
+        {
+            "n": n,
+            "probability": general_probability(n),
+            "confidence": CONFIDENCE,
+            "cnh_probability": CNH_PROBABILITY,
+        }
+        for n in counts
+    ]
+
+
+def model_card(experiment: Experiment) -> dict[str, Any]:
+    """What the model's own TOML file beside its weights says of it; empty where there is none."""
+    weights = experiment.perturbed[0].provenance.get("files", {}).get("model")
+    path = Path(weights).with_suffix(".toml") if weights else None
+    if path is None or not path.is_file():
+        return {}
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+def unfinished(experiment: Experiment) -> list[str]:
+    """What is missing for the experiment that was asked for, in sentences."""
+    wanted = experiment.settings.get("runs")
+    counts = {subject: experiment.n_of(subject) for subject in experiment.subjects}
+    most = wanted if isinstance(wanted, int) else max(counts.values())
+    sentences = [
+        f"{subject} has {n} of {most} samples." for subject, n in counts.items() if n < most
+    ]
+    started = {record.subject.entities for record in experiment.perturbed}
+    sentences += [
+        f"{subject} has fewer than two samples and is left out."
+        for subject in sorted(started - set(counts))
+    ]
+    subjects = experiment.settings.get("subjects")
+    if isinstance(subjects, int) and len(counts) < subjects:
+        sentences.append(f"{len(counts)} of {subjects} subjects have samples.")
+    return sentences
+
+
+def command(experiment: Experiment) -> str:
+    """The make command that runs this experiment again."""
+    configuration = experiment.configuration
+    values = {
+        "SUBJECTS": len(experiment.subjects),
+        "RUNS": max(experiment.n_of(subject) for subject in experiment.subjects),
+        "ENGINE": configuration.get("engine"),
+        "MODE": configuration.get("mode"),
+        "ACCUMULATION": configuration.get("accumulation"),
+        "SUBNORMALS": configuration.get("subnormals"),
+        "DATASET": experiment.settings.get("dataset"),
+        "SEED": experiment.settings.get("seed"),
+        "EXPERIMENT": experiment.name,
+    }
+    words = [
+        f"{key}={shlex.quote(str(value))}" for key, value in values.items() if value is not None
+    ]
+    return "make inference " + " ".join(words)
+
+
+def summarize(results: Path, experiment: str) -> str:
+    """The table that a run prints at its end: significant bits per subject."""
+    table = tables.summary(reading.read(results, experiment))
+    lines = [table.header, *table.rows, *table.foot]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.header))]
+
+    def text(cells: list[str]) -> str:
+        first = cells[0].ljust(widths[0])
+        others = (cell.rjust(w) for cell, w in zip(cells[1:], widths[1:], strict=True))
+        return "  ".join([first, *others]).rstrip()
+
+    heads, start = [], 0
+    for words, columns in table.groups:
+        width = sum(widths[start : start + columns]) + 2 * (columns - 1)
+        heads.append(words.center(width))
+        start += columns
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    return os.linesep.join(
+        [
+            table.caption,
+            "  ".join(heads).rstrip(),
+            text(table.header),
+            rule,
+            *map(text, table.rows),
+            rule,
+            *map(text, table.foot),
+        ]
+    )

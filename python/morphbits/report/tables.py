@@ -1,0 +1,402 @@
+"""One function per table: an experiment in, cells as text out, for the page and the terminal."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from morphbits.report.experiment import Experiment, mean, select, study
+
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text. `groups` are headings over several columns: (text, columns)."""
+
+    caption: str
+    header: list[str]
+    rows: list[list[str]]
+    foot: list[list[str]] = field(default_factory=list)
+    groups: list[tuple[str, int]] = field(default_factory=list)
+    text_columns: int = 1  # the first columns are words, the others numbers
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number with fixed decimals, thousands apart; a dash for none."""
+    if value is None or value != value:
+        return MISSING
+    return f"{value:,.{digits}f}".replace(",", "\u202f").replace("-", "−")
+
+
+def small(value: float | None) -> str:
+    """A number of any size with two significant digits, 1.2 × 10⁻⁵ where it is tiny."""
+    if value is None or value != value:
+        return MISSING
+    if value == 0 or 1e-3 <= abs(value) < 10:
+        return f"{value:.2g}"
+    if 10 <= abs(value) < 1e6:
+        return number(value, 0)
+    mantissa, exponent = f"{value:.1e}".split("e")
+    raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{mantissa} × 10{raised}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person says them."""
+    if seconds is None:
+        return MISSING
+    if seconds < 10:
+        return f"{seconds:.2f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """mean ± standard deviation over subjects; the mean alone for one."""
+    if not values:
+        return MISSING
+    text = number(statistics.fmean(values), digits)
+    return text if len(values) < 2 else f"{text} ± {number(statistics.stdev(values), digits)}"
+
+
+def per_subject(experiment: Experiment) -> Table:
+    """Bits of each subject, image and warp, by both references and both methods."""
+    columns = [
+        (quantity, which)
+        for quantity in ("image", "warp")
+        for which in (
+            {},
+            {"reference": "ieee"},
+            {"method": "cnh"},
+            {"method": "cnh", "reference": "ieee"},
+        )
+    ]
+    found = [experiment.bits(quantity, **which) for quantity, which in columns]
+    excluded = experiment.bits("image")
+
+    def line(subject: str) -> list[str]:
+        cells = [number(rows[subject]["mean"]) if subject in rows else MISSING for rows in found]
+        background = number(excluded[subject]["background_excluded"], 0)
+        return [subject, str(experiment.n_of(subject)), *cells, background]
+
+    means = [spread([row["mean"] for row in rows.values()]) for rows in found]
+    names = ["general, mean", "general, IEEE", "CNH, mean", "CNH, IEEE"]
+    return Table(
+        caption="Mean significant bits over all voxels of a subject, by method and reference",
+        header=["subject", "n", *names, *names, "excluded"],
+        rows=[line(subject) for subject in experiment.subjects],
+        foot=[["all subjects", "", *means, ""]],
+        groups=[("", 2), ("image", 4), ("warp (mean of x, y, z)", 4), ("background", 1)],
+    )
+
+
+def components(experiment: Experiment) -> Table:
+    """Bits of the three components of the warp."""
+    names = ["warp_x", "warp_y", "warp_z", "warp"]
+    columns = [experiment.bits(name) for name in names]
+    rows = [
+        [subject, *(number(rows[subject]["mean"]) for rows in columns)]
+        for subject in experiment.subjects
+    ]
+    foot = ["all subjects", *(spread([r["mean"] for r in rows.values()]) for rows in columns)]
+    return Table(
+        caption="Mean significant bits of the warp by component (general, mean)",
+        header=["subject", "x", "y", "z", "mean of x, y, z"],
+        rows=rows,
+        foot=[foot],
+    )
+
+
+def by_tissue(experiment: Experiment) -> Table:
+    """Bits and spread of each tissue, over subjects."""
+    rows = []
+    for tissue in experiment.tissues:
+        cells = [tissue]
+        for quantity, unit in (("image", "intensity"), ("warp", "mm")):
+            bits = experiment.bits(quantity, tissue).values()
+            stds = select(experiment.variability, tissue=tissue, quantity=quantity, unit=unit)
+            cells += [
+                spread([row["mean"] for row in bits if row["voxels"]]),
+                small(mean(row["mean"] for row in stds)),
+                small(max((row["max"] for row in stds), default=None)),
+            ]
+        rows.append(cells)
+    names = ["bits", "std, mean", "std, largest"]
+    return Table(
+        caption="By tissue: bits (mean ± standard deviation over subjects), and the standard"
+        " deviation over samples, of intensities in [0, 1] and of displacements in mm",
+        header=["tissue", *names, *names],
+        rows=rows,
+        groups=[("", 1), ("image", 3), ("warp", 3)],
+    )
+
+
+def beside_the_study(experiment: Experiment) -> Table:
+    """The study's published means and ours, counted both ways."""
+    published = study()
+    rows = []
+    sources = [
+        (
+            "study, SynthMorph",
+            [row["synthmorph_moved_bits"] for row in published],
+            [row["synthmorph_warp_bits"] for row in published],
+            -1,
+        ),
+        (
+            "study, FreeSurfer recon-all (libm only)",
+            [row["freesurfer_moved_bits"] for row in published],
+            [row["freesurfer_warp_bits"] for row in published],
+            -1,
+        ),
+        (
+            "this experiment",
+            [row["mean"] for row in experiment.bits("image").values()],
+            [row["mean"] for row in experiment.bits("warp").values()],
+            1,
+        ),
+    ]
+    for name, image, warp, offset in sources:
+        other = [f"{number(statistics.fmean(values) + offset)}" for values in (image, warp)]
+        given = [spread(image), spread(warp)]
+        published_way, formula_way = (given, other) if offset < 0 else (other, given)
+        rows.append([name, str(len(image)), *formula_way, *published_way])
+    return Table(
+        caption="The study's published significant bits beside ours (mean ± standard deviation"
+        " over subjects)",
+        header=["", "subjects", "image", "warp", "image", "warp"],
+        rows=rows,
+        groups=[("", 2), ("by the formula", 2), ("with the study's probable extra bit", 2)],
+    )
+
+
+def matched_with_the_study(experiment: Experiment) -> Table:
+    """Subjects that the study measured too, side by side; no rows where none is shared."""
+    published = {row["subject"]: row for row in study()}
+    rows = []
+    for subject in experiment.subjects:
+        theirs = published.get(subject.split("_")[0])
+        if theirs is None:
+            continue
+        cells = [subject]
+        for quantity, column in (
+            ("image", "synthmorph_moved_bits"),
+            ("warp", "synthmorph_warp_bits"),
+        ):
+            ours = experiment.bits(quantity)[subject]["mean"]
+            cells += [number(ours), number(theirs[column] - 1), number(theirs[column])]
+        rows.append(cells)
+    names = ["here", "study, by the formula", "study, as published"]
+    return Table(
+        caption="Subjects that the study measured too",
+        header=["subject", *names, *names],
+        rows=rows,
+        groups=[("", 1), ("image", 3), ("warp", 3)],
+    )
+
+
+_COMPARISONS = {
+    "again": "plain, run again",
+    "threads": "plain, with another number of threads",
+    "plain": "plain, against sample-ieee",
+}
+
+
+def repeatability(experiment: Experiment) -> Table:
+    """What differs when nothing is perturbed, worst over subjects."""
+    rows = []
+    for comparison, words in _COMPARISONS.items():
+        for quantity in ("image", "warp"):
+            found = select(experiment.repeatability, comparison=comparison, quantity=quantity)
+            if not found:
+                continue
+            share = mean(row["differing"] / row["elements"] for row in found) or 0
+            rows.append(
+                [
+                    words,
+                    quantity,
+                    str(len(found)),
+                    f"{small(100 * share)} %" if share else "none: same bytes",
+                    number(max(row["max_ulps"] for row in found), 0),
+                    small(max(row["max_absolute"] for row in found)),
+                ]
+            )
+    return Table(
+        caption="Differences with nothing perturbed (image in [0, 1], warp in voxels)",
+        header=["", "", "subjects", "values that differ", "largest, ulps", "largest"],
+        rows=rows,
+        text_columns=2,
+    )
+
+
+_MEASURES = {
+    "dice": ("Dice {tissue}", 3),
+    "warp_error": ("distance to the true warp, mm ({tissue})", 2),
+    "folding": ("folding, % of voxels with a negative Jacobian ({tissue})", 3),
+}
+
+
+def accuracy(experiment: Experiment) -> Table:
+    """Accuracy of the IEEE registration over subjects, before (identity) and after."""
+    rows = []
+    keys = dict.fromkeys((row["measure"], row["tissue"]) for row in experiment.accuracy)
+    for measure, tissue in keys:
+        found = select(experiment.accuracy, measure=measure, tissue=tissue)
+        words, digits = _MEASURES[measure]
+        before = [row["before"] for row in found if isinstance(row["before"], int | float)]
+        after = [row["after"] for row in found]
+        rows.append(
+            [
+                words.format(tissue=tissue),
+                str(len(found)),
+                spread(before, digits),
+                spread(after, digits),
+                f"{number(min(after), digits)} – {number(max(after), digits)}",
+            ]
+        )
+    return Table(
+        caption="Accuracy of sample-ieee (mean ± standard deviation over subjects)",
+        header=["", "subjects", "before", "after", "range after"],
+        rows=rows,
+    )
+
+
+def cost(experiment: Experiment) -> Table:
+    """Time and memory of one sample, and slowdown against the unperturbed ones."""
+    kinds = {
+        "perturbed": experiment.perturbed,
+        "ieee (same computation, nothing perturbed)": experiment.of_sample("ieee"),
+        "plain (the unmodified framework)": experiment.of_sample("plain"),
+    }
+
+    def median(records: list[Any], key: str) -> float | None:
+        values = [r.provenance[key] for r in records if r.provenance.get(key) is not None]
+        return statistics.median(values) if values else None
+
+    perturbed = median(kinds["perturbed"], "seconds")
+    rows = []
+    for name, records in kinds.items():
+        seconds, memory = median(records, "seconds"), median(records, "peak_memory_bytes")
+        slowdown = perturbed / seconds if perturbed and seconds else None
+        threads = sorted({record.provenance["threads"] for record in records})
+        rows.append(
+            [
+                name,
+                str(len(records)),
+                ", ".join(map(str, threads)) or MISSING,
+                duration(seconds),
+                f"{number(slowdown, 1)}×" if records and name != "perturbed" else MISSING,
+                f"{memory / 2**30:.2f} GB" if memory else MISSING,
+            ]
+        )
+    return Table(
+        caption="Cost of one registration, median over samples",
+        header=["sample", "count", "threads", "time", "perturbed is slower by", "peak memory"],
+        rows=rows,
+    )
+
+
+def operators(experiment: Experiment) -> Table:
+    """Perturbed elementary operations of one sample, by operator."""
+    facts = experiment.perturbed[0].provenance
+    total = facts.get("operations", 0)
+    counts = sorted(facts.get("operators", {}).items(), key=lambda item: -item[1])
+    return Table(
+        caption="Perturbed elementary operations in one sample, by operator",
+        header=["operator", "operations", "share"],
+        rows=[[name, number(n, 0), f"{100 * n / total:.2f} %"] for name, n in counts if n],
+        foot=[["all", number(total, 0), ""]] if counts else [],
+    )
+
+
+def what_was_run(experiment: Experiment) -> Table:
+    """Configuration shared by all perturbed samples, inputs and machine."""
+    configuration, facts = experiment.configuration, experiment.perturbed[0].provenance
+    counts = sorted({experiment.n_of(subject) for subject in experiment.subjects})
+    hosts = {record.provenance.get("host") for record in experiment.perturbed}
+    code = facts.get("code") or {}
+    revision = (code.get("revision") or "not a git clone")[:12]
+    files = facts.get("files", {})
+    rows = [
+        ["experiment", experiment.name],
+        ["dataset", experiment.dataset],
+        ["subjects", str(len(experiment.subjects))],
+        ["samples per subject", " to ".join(map(str, {counts[0]: 0, counts[-1]: 0}))],
+        ["model", f"{files.get('model', MISSING)} ({_short(configuration.get('model'))})"],
+        ["framework", str(configuration.get("framework", MISSING))],
+        ["engine", str(configuration.get("engine", MISSING))],
+        ["rounding mode", str(configuration.get("mode", "nearest"))],
+        ["order of accumulation", _order(configuration, facts)],
+        [
+            "subnormal numbers",
+            str(configuration.get("subnormals", "as the framework treats them")),
+        ],
+        ["perturbed region", str(configuration.get("region", "nothing"))],
+        ["seed of the experiment", str(experiment.settings.get("seed", MISSING))],
+        ["operations per sample", number(facts.get("operations"), 0)],
+        ["versions", ", ".join(f"{k} {v}" for k, v in configuration.get("versions", {}).items())],
+        ["kernel", str(configuration.get("kernel", MISSING))],
+        ["code", revision + (" with local changes" if code.get("dirty") else "")],
+        ["machine", f"{facts.get('cpu', {}).get('name', MISSING)}, {facts.get('system', '')}"],
+        ["hosts", str(len(hosts))],
+    ]
+    return Table(
+        caption="What all perturbed samples share", header=["", ""], rows=rows, text_columns=2
+    )
+
+
+def _order(configuration: dict[str, Any], facts: dict[str, Any]) -> str:
+    option = configuration.get("accumulation", "that of the framework")
+    return f"{option}: {facts['order']}" if facts.get("order") else str(option)
+
+
+def _short(checksum: str | None) -> str:
+    return MISSING if not checksum else checksum[:19] + "…"
+
+
+def model_card(card: dict[str, Any]) -> Table:
+    """What a model's TOML file says of it, a row for each entry; tables inside it with a dot."""
+    rows: list[list[str]] = []
+
+    def add(entries: dict[str, Any], prefix: str) -> None:
+        for key, value in entries.items():
+            if isinstance(value, dict):
+                add(value, f"{prefix}{key}.")
+            else:
+                words = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+                rows.append([prefix + key.replace("_", " "), words])
+
+    add(card, "")
+    return Table(caption="From the file beside its weights", header=["", ""], rows=rows)
+
+
+def summary(experiment: Experiment) -> Table:
+    """What the terminal shows at the end: bits per subject, and the mean of all."""
+    columns = [
+        experiment.bits("image"),
+        experiment.bits("image", reference="ieee"),
+        experiment.bits("image", method="cnh"),
+        experiment.bits("warp"),
+        experiment.bits("warp", reference="ieee"),
+        experiment.bits("warp", method="cnh"),
+    ]
+    rows = [
+        [
+            subject,
+            str(experiment.n_of(subject)),
+            *(number(c[subject]["mean"]) if subject in c else MISSING for c in columns),
+        ]
+        for subject in experiment.subjects
+    ]
+    means = [number(mean(row["mean"] for row in column.values())) for column in columns]
+    names = ["general", "vs IEEE", "CNH"]
+    return Table(
+        caption="significant bits (of 24), mean over voxels",
+        header=["subject", "n", *names, *names],
+        rows=rows,
+        foot=[["mean", "", *means]],
+        groups=[("", 2), ("image", 3), ("warp", 3)],
+    )

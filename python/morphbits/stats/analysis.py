@@ -1,0 +1,261 @@
+"""From the samples of an experiment to its tables and maps.
+
+Reads `results/<experiment>/sample-*/sub-*/` and writes beside them
+
+    significance.csv   bits: subject, tissue, quantity, method, reference, n, mean, quantiles, …
+    variability.csv    standard deviation over the samples, image in [0, 1], warp in voxels and mm
+    repeatability.csv  what differs with nothing perturbed: run again, other threads, plain
+    accuracy.csv       Dice, distance to the true warp and folding, before and after registration
+    maps/              bits of image and warp as NIfTI; NaN where the reference is zero
+
+Every table is recomputed from the samples that are there; each row names its number of samples.
+
+Shape legend: X Y Z space (voxels of the fixed grid), S samples, V warp component.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from morphbits import bids, images
+from morphbits.bids import Dataset, Subject
+from morphbits.errors import UserError
+from morphbits.stats.significance import (
+    METHODS,
+    MINIMUM_SAMPLES,
+    REFERENCES,
+    quantiles,
+    significant_bits,
+)
+from morphbits.stats.variability import distance, standard_deviation
+
+COMPONENTS = ("warp_x", "warp_y", "warp_z")
+QUANTITIES = ("image", "warp", *COMPONENTS)
+TISSUES = {1: "CSF", 2: "GM", 3: "WM"}
+# unperturbed samples that should be the same, or nearly, and which other each is compared with
+BASELINES = {"again": "plain", "threads": "plain", "plain": "ieee"}
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Tables:
+    """Rows of the experiment's tables, by the name of the file that holds them."""
+
+    significance: list[Row] = field(default_factory=list)
+    variability: list[Row] = field(default_factory=list)
+    repeatability: list[Row] = field(default_factory=list)
+    accuracy: list[Row] = field(default_factory=list)
+
+
+def analyse(results: Path, experiment: str, dataset: Dataset, jobs: int = 1) -> Tables:
+    """Compute and write all tables and maps of an experiment; `jobs` processes, one subject each.
+
+    A subject with fewer than two samples gets no significance row; that none has two is an error.
+    """
+    samples = bids.list_samples(results, experiment)
+    perturbed = [name for name in samples if name.isdigit()]
+    subjects = sorted(
+        {subject for name in samples for subject in bids.list_subjects(results, experiment, name)},
+        key=lambda subject: (subject.label, subject.session or ""),
+    )
+    counts = dict.fromkeys(subjects, 0)
+    for name in perturbed:
+        for subject in bids.list_subjects(results, experiment, name):
+            counts[subject] += 1
+    if max(counts.values(), default=0) < MINIMUM_SAMPLES:
+        raise UserError(
+            f"{bids.experiment_folder(results, experiment)} holds no subject with"
+            f" {MINIMUM_SAMPLES} finished samples, so there is no spread to measure; run more"
+            f" samples (make inference RUNS=10)"
+        )
+    tables = Tables()
+    work = partial(_analyse_subject, results, experiment, dataset)
+    if jobs == 1:
+        parts: Iterable[Tables] = map(work, subjects)
+    else:
+        with ProcessPoolExecutor(min(jobs, len(subjects))) as pool:
+            parts = list(pool.map(work, subjects))
+    for part in parts:
+        for name, rows in vars(part).items():
+            getattr(tables, name).extend(rows)
+    for name, rows in vars(tables).items():
+        write_table(bids.experiment_file(results, experiment, f"{name}.csv"), rows)
+    return tables
+
+
+def _analyse_subject(results: Path, experiment: str, dataset: Dataset, subject: Subject) -> Tables:
+    """The rows of one subject; writes its maps."""
+    tables = Tables()
+    space = dataset.space
+    fixed = images.load(dataset.fixed())
+    masks = tissue_masks(dataset, fixed)
+
+    def unit(sample: str) -> Path | None:
+        folder = bids.sample_folder(results, experiment, sample, subject)
+        return folder if bids.sample_json(folder).is_file() else None
+
+    def moved_XYZ(folder: Path) -> np.ndarray:
+        return images.load(bids.moved_path(folder, subject, space)).data
+
+    def warp_XYZV(folder: Path) -> np.ndarray:
+        return images.load_warp(bids.warp_path(folder, subject, space)).data
+
+    names = [name for name in bids.list_samples(results, experiment) if name.isdigit()]
+    units = [folder for folder in map(unit, names) if folder]
+    ieee = unit("ieee")
+
+    def save_map(quantity: str, bits_XYZ: np.ndarray) -> None:
+        path = bids.map_path(results, experiment, subject, space, quantity)
+        images.save(path, bits_XYZ, fixed.affine)
+
+    if len(units) >= MINIMUM_SAMPLES:
+        ieee_XYZ = moved_XYZ(ieee) if ieee else None
+        ieee_XYZV = warp_XYZV(ieee) if ieee else None
+        samples_SXYZ = np.stack([moved_XYZ(folder) for folder in units])
+        samples_SXYZV = np.stack([warp_XYZV(folder) for folder in units])
+        for reference in REFERENCES:
+            if reference == "ieee" and ieee is None:
+                continue
+            for method in METHODS:
+                bits = {"image": significant_bits(samples_SXYZ, ieee_XYZ, reference, method)}
+                for v, name in enumerate(COMPONENTS):
+                    component_XYZ = None if ieee_XYZV is None else ieee_XYZV[..., v]
+                    bits[name] = significant_bits(
+                        np.ascontiguousarray(samples_SXYZV[..., v]),
+                        component_XYZ,
+                        reference,
+                        method,
+                    )
+                # as the study did: the mean of the three components, voxel by voxel
+                bits["warp"] = np.mean([bits[name] for name in COMPONENTS], axis=0)
+                tables.significance += [
+                    {
+                        "subject": subject.entities,
+                        "tissue": tissue,
+                        "quantity": quantity,
+                        "method": method,
+                        "reference": reference,
+                        "n": len(units),
+                        **_bits_row(bits[quantity][mask]),
+                    }
+                    for quantity in QUANTITIES
+                    for tissue, mask in masks.items()
+                ]
+                if (reference, method) == (REFERENCES[0], METHODS[0]):
+                    save_map("image", bits["image"])
+                    save_map("warp", bits["warp"])
+        sizes_mm = fixed.voxel_sizes
+        std_XYZ = standard_deviation(samples_SXYZ)
+        std_XYZV = standard_deviation(samples_SXYZV)
+        spreads = {
+            ("image", "intensity"): std_XYZ,
+            ("warp", "voxels"): np.sqrt(np.square(std_XYZV).sum(axis=-1)),
+            ("warp", "mm"): np.sqrt(np.square(std_XYZV * sizes_mm).sum(axis=-1)),
+        }
+        tables.variability = [
+            {
+                "subject": subject.entities,
+                "tissue": tissue,
+                "quantity": quantity,
+                "unit": unit_name,
+                "n": len(units),
+                "mean": float(spread[mask].mean()),
+                "median": float(np.median(spread[mask])),
+                "q95": float(np.quantile(spread[mask], 0.95)),
+                "max": float(spread[mask].max()),
+            }
+            for (quantity, unit_name), spread in spreads.items()
+            for tissue, mask in masks.items()
+        ]
+    for comparison, against in BASELINES.items():
+        one, other = unit(comparison), unit(against)
+        if one is None or other is None:
+            continue
+        for quantity, read in (("image", moved_XYZ), ("warp", warp_XYZV)):
+            tables.repeatability.append(
+                {
+                    "subject": subject.entities,
+                    "comparison": comparison,
+                    "against": against,
+                    "quantity": quantity,
+                    **asdict(distance(read(one), read(other))),
+                }
+            )
+    return tables
+
+
+def tissue_masks(dataset: Dataset, fixed: images.Image) -> dict[str, np.ndarray]:
+    """`all`, `brain`, and each label of the fixed image by name; bool (X, Y, Z).
+
+    `brain` is where the fixed image has a label, or, without labels, where it is above its
+    minimum (registration inputs are skull-stripped).
+    """
+    masks = {"all": np.ones(fixed.data.shape, bool)}
+    path = dataset.fixed_labels()
+    if path is None:
+        return {**masks, "brain": fixed.data > fixed.data.min()}
+    labels_XYZ = images.load_labels(path).data
+    masks["brain"] = labels_XYZ > 0
+    for label in np.unique(labels_XYZ[labels_XYZ > 0]):
+        masks[TISSUES.get(int(label), f"label {label}")] = labels_XYZ == label
+    return masks
+
+
+def _bits_row(bits: np.ndarray) -> Row:
+    """Statistics of the bits of some voxels; excluded ones (NaN) are counted."""
+    excluded = int(np.count_nonzero(np.isnan(bits)))
+    return {
+        **quantiles(bits),
+        "voxels": bits.size - excluded,
+        "background_excluded": excluded,
+        "without_a_bit": int(np.count_nonzero(bits == 0)),
+    }
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as CSV, whole or not at all; floats keep every digit. No rows: an empty file."""
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    images.write_atomically(path, text.getvalue().encode())
+
+
+def read_table(path: Path) -> list[Row]:
+    """Rows of a table that `write_table` wrote; numbers come back as numbers. No file: no rows."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{k: _value(k, text) for k, text in row.items()} for row in csv.DictReader(file)]
+
+
+def _value(column: str, text: str) -> Any:
+    if column in (
+        "subject",
+        "tissue",
+        "quantity",
+        "method",
+        "reference",
+        "measure",
+        "unit",
+        "comparison",
+        "against",
+    ):
+        return text
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

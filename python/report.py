@@ -1,0 +1,29 @@
+"""The page of an experiment: one HTML file that opens offline, from the tables and maps there.
+
+    python python/report.py --experiment smoke
+
+Needs significance.csv (python/significance.py makes it); writes results/<experiment>/report.html.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from morphbits import report
+from morphbits.errors import run_cli
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--experiment", required=True, help="name of the folder in results/")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="default: results")
+    given = parser.parse_args()
+    print(report.summarize(given.results, given.experiment))
+    print(report.build(given.results, given.experiment))
+
+
+if __name__ == "__main__":
+    run_cli(main)

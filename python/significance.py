@@ -1,0 +1,37 @@
+"""Significant bits of an experiment's samples: tables and maps, beside the samples.
+
+    python python/significance.py --experiment smoke
+
+Writes significance.csv, variability.csv, repeatability.csv, accuracy.csv and maps/ into
+results/<experiment>/ from the samples that are finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from morphbits import bids
+from morphbits.errors import run_cli
+from morphbits.samples.experiment import recorded_dataset
+from morphbits.stats.analysis import analyse
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--experiment", required=True, help="name of the folder in results/")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="default: results")
+    parser.add_argument(
+        "--jobs", type=int, default=len(os.sched_getaffinity(0)), help="subjects at a time"
+    )
+    given = parser.parse_args()
+    dataset = recorded_dataset(given.results, given.experiment)
+    analyse(given.results, given.experiment, dataset, max(1, given.jobs))
+    print(bids.experiment_file(given.results, given.experiment, "significance.csv"))
+
+
+if __name__ == "__main__":
+    run_cli(main)

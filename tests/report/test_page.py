@@ -1,0 +1,226 @@
+"""The page: whole, offline, honest about what is missing, and readable without its pictures."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image as Picture
+
+from morphbits import bids, report
+from morphbits.bids import Subject
+from morphbits.errors import UserError
+from morphbits.report import experiment as reading
+from morphbits.report import figures, tables
+from morphbits.stats.analysis import analyse
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from small_experiment import make_dataset, make_experiment
+
+PYTHON = Path(__file__).parents[2] / "python"
+VOID = {"meta", "link", "img", "br", "hr", "input", "col"}
+
+
+class Page(HTMLParser):
+    """Collects what a browser would load, and checks that tags close in order."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.loads: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        given = dict(attributes)
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "img":
+            self.images.append(given)
+        if tag != "a":
+            self.loads += [
+                v or "" for k, v in attributes if k in ("src", "href", "srcset", "data")
+            ]
+        elif given.get("href"):
+            self.links.append(given["href"] or "")
+        if given.get("id"):
+            self.ids.append(given["id"] or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] not in ("style", "script"):
+            self.text.append(data)
+
+
+def parse(path: Path) -> Page:
+    page = Page()
+    page.feed(path.read_text(encoding="utf-8"))
+    page.close()
+    assert page.open == []
+    return page
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight subjects with five samples each, analysed, and its page."""
+    root = tmp_path_factory.mktemp("report")
+    dataset = make_dataset(root / "data", 8)
+    make_experiment(root / "results", "whole", dataset, 5, settings={"subjects": 8})
+    analyse(root / "results", "whole", dataset)
+    report.build(root / "results", "whole")
+    return root / "results"
+
+
+@pytest.fixture(scope="module")
+def page(results: Path) -> Page:
+    return parse(bids.experiment_file(results, "whole", "report.html"))
+
+
+def test_nothing_is_loaded_from_elsewhere(results: Path, page: Page) -> None:
+    assert page.loads and all(value.startswith("data:") for value in page.loads)
+    source = bids.experiment_file(results, "whole", "report.html").read_text(encoding="utf-8")
+    assert "<script" not in source and "@import" not in source and "url(" not in source
+    for image in page.images:
+        kind, _, encoded = (image["src"] or "").partition(";base64,")
+        content = base64.b64decode(encoded)
+        if kind == "data:image/svg+xml":
+            svg = ElementTree.fromstring(content)
+            references = [v for e in svg.iter() for k, v in e.attrib.items() if "href" in k]
+            assert all(reference.startswith(("#", "data:")) for reference in references)
+        else:
+            assert kind == "data:image/png"
+            Picture.open(io.BytesIO(content)).verify()
+
+
+def test_links_lead_somewhere(results: Path, page: Page) -> None:
+    folder = bids.experiment_folder(results, "whole")
+    for link in page.links:
+        if link.startswith("#"):
+            assert link[1:] in page.ids
+        elif not link.startswith("https://"):
+            assert (folder / link).is_file()
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_every_picture_has_words(page: Page) -> None:
+    assert len(page.images) >= 3 + 8  # box plots, study, tissue; a map for each subject
+    for image in page.images:
+        assert len(image["alt"] or "") > 20
+
+
+def test_numbers_are_those_of_the_table(results: Path, page: Page) -> None:
+    text = " ".join(" ".join(page.text).split())
+    experiment = reading.read(results, "whole")
+    for quantity in ("image", "warp"):
+        assert f"{experiment.mean_bits(quantity):.2f} of 24 bits" in text
+    assert "p ≈ 0.55 at 95 % confidence" in text  # five samples: 0.05^(1/5)
+    assert "not expected to equal theirs" in text
+    assert "19.53 ± 0.28" in text and "18.56 ± 0.08" in text  # as published
+    assert "not complete" not in text
+    assert "make inference SUBJECTS=8 RUNS=5 ENGINE=native MODE=random" in text
+
+
+def test_the_page_is_small(results: Path) -> None:
+    size = bids.experiment_file(results, "whole", "report.html").stat().st_size
+    assert size < 1_000_000
+
+
+def test_the_same_results_give_the_same_pictures(results: Path) -> None:
+    experiment = reading.read(results, "whole")
+    for draw in (figures.box_plots, figures.by_tissue, figures.beside_the_study):
+        assert draw(experiment) == draw(experiment)
+
+
+def test_a_map_shows_the_bits_in_its_colours(results: Path) -> None:
+    experiment = reading.read(results, "whole")
+    scale = figures.map_scale(experiment)
+    figure = figures.maps(experiment, "sub-001", scale)
+    assert figure is not None
+    picture = Picture.open(io.BytesIO(base64.b64decode(figure.source.partition(",")[2])))
+    assert picture.mode == "P"
+    indices = np.asarray(picture)
+    used = set(np.unique(indices))
+    assert {0, 1} < used  # background and the brain's outline
+    assert max(used) <= 2 + figures.MAP_STEPS * (scale[1] - scale[0])
+
+
+def test_an_unfinished_experiment_says_so(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", 3)
+    skip = (("03", "002"), *((f"{k:02d}", "003") for k in range(2, 4)), ("plain", "001"))
+    make_experiment(tmp_path, "part", dataset, 3, skip=skip, settings={"subjects": 4})
+    analyse(tmp_path, "part", dataset)
+    text = " ".join(" ".join(parse(report.build(tmp_path, "part")).text).split())
+    assert "sub-002 has 2 of 3 samples." in text
+    assert "sub-003 has fewer than two samples and is left out." in text
+    assert "2 of 4 subjects have samples." in text
+    assert "Two samples are the fewest" in text
+
+
+def test_subjects_of_the_study_stand_beside_it(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", 1)
+    make_experiment(tmp_path, "corr", dataset, 2)
+    analyse(tmp_path, "corr", dataset)
+    experiment = reading.read(tmp_path, "corr")
+    assert tables.matched_with_the_study(experiment).rows == []
+    renamed = [row | {"subject": "sub-0003002_ses-1"} for row in experiment.significance]
+    experiment.significance[:] = renamed
+    (row,) = tables.matched_with_the_study(experiment).rows
+    assert row[0] == "sub-0003002_ses-1"
+    assert row[2:4] == ["18.40", "19.40"]  # by the formula, as published
+
+
+def test_samples_of_another_configuration_are_refused(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", 1)
+    make_experiment(tmp_path, "mixed", dataset, 2)
+    analyse(tmp_path, "mixed", dataset)
+    path = bids.sample_json(bids.sample_folder(tmp_path, "mixed", "02", Subject("001")))
+    record = json.loads(path.read_text())
+    record["configuration"]["accumulation"] = "direct"
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match="another accumulation"):
+        report.build(tmp_path, "mixed")
+
+
+def test_missing_steps_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no experiment"):
+        report.build(tmp_path, "nothing")
+    dataset = make_dataset(tmp_path / "data", 1)
+    make_experiment(tmp_path, "bare", dataset, 2)
+    with pytest.raises(UserError, match=r"significance\.py --experiment bare"):
+        report.build(tmp_path, "bare")
+
+
+def test_entry_scripts_and_summary(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", 1)
+    make_experiment(tmp_path / "results", "cli", dataset, 2)
+
+    def run(script: str, *words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(PYTHON / script), "--experiment", *words]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+
+    done = run("significance.py", "cli", "--jobs", "1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "results/cli/significance.csv"
+    done = run("report.py", "cli")
+    assert done.returncode == 0, done.stderr
+    assert "results/cli/report.html" in done.stdout
+    mean = reading.read(tmp_path / "results", "cli").mean_bits("image")
+    assert re.search(rf"^mean +{mean:.2f}", done.stdout, re.MULTILINE)
+    done = run("report.py", "none")
+    assert done.returncode == 2
+    assert (
+        done.stderr.startswith("error: there is no experiment") and "Traceback" not in done.stderr
+    )
