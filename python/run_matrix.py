@@ -34,11 +34,11 @@ def main() -> None:
         )
     failures = experiment.run(plan)
 
+    from morphbits import report
     from morphbits.stats.analysis import analyse
 
-    from morphbits import report
-
     analyse(plan.results, plan.name, plan.dataset, plan.jobs)
+    print(report.summarize(plan.results, plan.name))
     print(report.build(plan.results, plan.name))
     if failures:
         raise UserError(failures)

@@ -57,7 +57,7 @@ def make_experiment(
         seed = int(subject.label)
         rng = np.random.default_rng(seed)
         grid = np.moveaxis(np.indices(fixed_XYZ.shape), 0, -1) / np.array(fixed_XYZ.shape)
-        warp_XYZV = (0.5 * np.sin(5 * grid + seed) + 0.1 * grid[..., ::-1]).astype(np.float32)
+        warp_XYZV = (1.5 * np.sin(5 * grid + seed) + 0.1 * grid[..., ::-1]).astype(np.float32)
         moved_XYZ = np.where(fixed_XYZ > 0, fixed_XYZ * (0.8 + 0.2 * grid[..., 0]), 0)
         moved_XYZ = moved_XYZ.astype(np.float32)
         sharp_XYZ = _radius(fixed_XYZ.shape)  # noisier outwards

@@ -119,6 +119,25 @@ def test_variability_in_mm_is_voxels_times_their_size(made: tuple[Path, Dataset]
     assert 0 < rows["intensity"]["mean"] <= rows["intensity"]["q95"] <= rows["intensity"]["max"]
 
 
+def test_accuracy_of_a_known_warp(made: tuple[Path, Dataset]) -> None:
+    """Moving and fixed are the same here and the true warp is zero, so before is perfect."""
+    results, dataset = made
+    rows = {
+        (row["measure"], row["tissue"]): row
+        for row in table(results, "accuracy.csv")
+        if row["subject"] == "sub-001"
+    }
+    assert rows["dice", "WM"]["before"] == 1 > rows["dice", "WM"]["after"] > 0.5
+    unit = bids.sample_folder(results, NAME, "ieee", SUBJECT)
+    warp_XYZV = images.load_warp(bids.warp_path(unit, SUBJECT, dataset.space)).data
+    brain = images.load_labels(dataset.fixed_labels()).data > 0  # type: ignore[arg-type]
+    error_mm = 2 * np.linalg.norm(warp_XYZV[brain].astype(np.float64), axis=-1).mean()
+    assert rows["warp_error", "brain"]["before"] == 0
+    assert rows["warp_error", "brain"]["after"] == pytest.approx(error_mm)
+    assert rows["folding", "all"]["before"] == rows["folding", "all"]["after"] == 0
+    assert {row["subject"] for row in table(results, "accuracy.csv")} == {"sub-001"}
+
+
 def test_parallel_equals_serial(made: tuple[Path, Dataset], tmp_path: Path) -> None:
     results, dataset = made
     shutil.copytree(results, tmp_path / "again")

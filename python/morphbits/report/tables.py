@@ -235,7 +235,8 @@ def repeatability(experiment: Experiment) -> Table:
 _MEASURES = {
     "dice": ("Dice {tissue}", 3),
     "warp_error": ("distance to the true warp, mm ({tissue})", 2),
-    "folding": ("folding, % of voxels with a negative Jacobian ({tissue})", 3),
+    "warp_error_p95": ("distance to the true warp, mm, 95 % ({tissue})", 2),
+    "folding": ("folding, % of voxels whose Jacobian is not positive ({tissue})", 3),
 }
 
 

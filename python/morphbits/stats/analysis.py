@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ import numpy as np
 from morphbits import bids, images
 from morphbits.bids import Dataset, Subject
 from morphbits.errors import UserError
+from morphbits.stats import accuracy
 from morphbits.stats.significance import (
     METHODS,
     MINIMUM_SAMPLES,
@@ -191,7 +193,68 @@ def _analyse_subject(results: Path, experiment: str, dataset: Dataset, subject: 
                     **asdict(distance(read(one), read(other))),
                 }
             )
+    if ieee:
+        align = json.loads(bids.sample_json(ieee).read_text())["configuration"].get(
+            "align", "auto"
+        )
+        warp = images.load_warp(bids.warp_path(ieee, subject, space))
+        tables.accuracy = [
+            {"subject": subject.entities, **row}
+            for row in accuracy_rows(dataset, subject, fixed, warp, masks, align)
+        ]
     return tables
+
+
+def accuracy_rows(
+    dataset: Dataset,
+    subject: Subject,
+    fixed: images.Image,
+    warp: images.Image,
+    masks: Mapping[str, np.ndarray],
+    align: str,
+) -> list[Row]:
+    """How good a warp is by what the dataset knows, beside a warp of zeros (before).
+
+    measure: dice; warp_error and warp_error_p95, distance to the true warp in mm; folding, % of
+    voxels whose Jacobian determinant is not positive.
+    """
+    zeros = replace(warp, data=np.zeros_like(warp.data))
+    pair = {"before": zeros, "after": warp}
+    rows: list[Row] = []
+
+    def add(tissue: str, measure: str, values: Mapping[str, float]) -> None:
+        rows.append({"tissue": tissue, "measure": measure, **values})
+
+    moving_labels, fixed_labels = dataset.moving_labels(subject), dataset.fixed_labels()
+    if moving_labels and fixed_labels:
+        moving = images.load(dataset.moving(subject))
+        alignment, _ = images.alignment_of(moving, fixed, align)
+        labels = images.load_labels(moving_labels)
+        labels = replace(labels, affine=np.linalg.inv(alignment) @ labels.affine)
+        target_XYZ = images.load_labels(fixed_labels).data
+        found = {
+            when: accuracy.dice(accuracy.moved_labels(labels, one), target_XYZ)
+            for when, one in pair.items()
+        }
+        for label in found["after"]:
+            values = {when: dice[label] for when, dice in found.items() if label in dice}
+            add(TISSUES.get(label, f"label {label}"), "dice", values)
+    true_path = dataset.true_warp(subject)
+    if true_path:
+        true = images.load_warp(true_path).data
+        errors = {
+            when: accuracy.warp_error(one.data, true, fixed.affine, masks["brain"])
+            for when, one in pair.items()
+        }
+        add("brain", "warp_error", {when: error.mean for when, error in errors.items()})
+        add("brain", "warp_error_p95", {when: error.p95 for when, error in errors.items()})
+    for tissue in ("all", "brain"):
+        folds = {
+            when: 100 * accuracy.folding(one.data, masks[tissue]).fraction
+            for when, one in pair.items()
+        }
+        add(tissue, "folding", folds)
+    return rows
 
 
 def tissue_masks(dataset: Dataset, fixed: images.Image) -> dict[str, np.ndarray]:
