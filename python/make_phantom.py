@@ -1,8 +1,9 @@
-"""python make_phantom.py --subjects 3
+"""Make the phantom dataset: brains whose true registration is known.
 
-Make the phantom dataset: brains whose true registration is known, from the MNI152 template that
-nilearn brings along (no network). What is there already is kept; the same seed gives the same
-bytes.
+    python python/make_phantom.py --subjects 3
+
+From the MNI152 template that nilearn brings along, so no network is needed. What is there already
+is kept; the same seed gives the same bytes.
 """
 
 from __future__ import annotations

@@ -1,0 +1,78 @@
+"""Evaluate registrations: overlap or surface distance of label maps, or distance of two warps.
+
+    python python/evaluate.py --pairs pairs.csv --measure dice --output dice.csv
+
+pairs.csv has a line for each pair: `a,b` are two label maps on one grid (dice, surface), or a
+warp and the true warp (warp; a third column, `mask`, names the label map whose non-zero voxels
+count). Paths are relative to the list. One line comes out for each pair and label, in mm where
+not Dice. Label maps are brought onto the fixed grid by warp.py --labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+from pathlib import Path
+
+from morphbits import images
+from morphbits.errors import UserError, run_cli
+from morphbits.stats import accuracy
+
+MEASURES = ("dice", "surface", "warp")
+
+
+def evaluate(measure: str, pair: dict[str, Path]) -> dict[str, float]:
+    """Each number of a pair, by its label or name."""
+    load = images.load_warp if measure == "warp" else images.load_labels
+    a, b = load(pair["a"]), load(pair["b"])
+    mask = images.load_labels(pair["mask"]) if measure == "warp" else a
+    if not (images.same_grid(a, b) and images.same_grid(a, mask)):
+        raise UserError(f"{a.path} and {b.path} are not on one grid: bring them there (warp.py)")
+    if measure == "warp":
+        error = accuracy.warp_error(a.data, b.data, a.affine, mask.data > 0)
+        return {"mean_mm": error.mean, "p95_mm": error.p95}
+    if measure == "dice":
+        values = accuracy.dice(a.data, b.data)
+    else:
+        values = accuracy.surface_distance(a.data, b.data, a.voxel_sizes)
+    return {str(label): value for label, value in values.items()}
+
+
+def read_pairs(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the list of pairs {path}: {error}") from error
+    if not rows or any(not row.get(column) for row in rows for column in columns):
+        raise UserError(
+            f"{path} needs a first line {','.join(columns)}, then a line for each pair"
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pairs", type=Path, required=True, help="CSV with columns a,b[,mask]")
+    parser.add_argument("--measure", choices=MEASURES, default="dice", help="default: dice")
+    parser.add_argument("--output", type=Path, help="CSV to write (default: print it)")
+    args = parser.parse_args()
+
+    columns = ("a", "b", "mask") if args.measure == "warp" else ("a", "b")
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["a", "b", "measure", "label", "value"])
+    for row in read_pairs(args.pairs, columns):
+        paths = {column: args.pairs.parent / row[column] for column in columns}
+        for label, value in evaluate(args.measure, paths).items():
+            writer.writerow([row["a"], row["b"], args.measure, label, f"{value:.6g}"])
+    if args.output:
+        images.write_atomically(args.output, table.getvalue().encode())
+    print(args.output or table.getvalue().rstrip())
+
+
+if __name__ == "__main__":
+    run_cli(main)
