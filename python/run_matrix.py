@@ -8,6 +8,7 @@ Killed at any point and started again, it makes only what is missing.
 from __future__ import annotations
 
 import argparse
+import functools
 
 from morphbits.config import ExecutionConfig, ExperimentConfig, add_arguments
 from morphbits.errors import UserError, run_cli
@@ -23,7 +24,9 @@ def main() -> None:
     add_arguments(parser, ExperimentConfig)
     add_arguments(parser, ExecutionConfig)
     settings, execution = experiment.from_options(parser.parse_args())
-    plan, seconds = experiment.make_plan(settings, execution, lambda text: print(text, flush=True))
+    say = functools.partial(print, flush=True)
+    plan = experiment.make_plan(settings, execution, say)
+    seconds = experiment.seconds_left(plan, say)
     if execution.dry_run:
         print(experiment.listing(plan))
         return

@@ -138,6 +138,7 @@ class Plan:
     units: list[Unit]
     todo: list[Unit]
     jobs: int
+    voxels: int  # of the network's grid
     identity: dict[str, Any]
 
     @property
@@ -148,10 +149,9 @@ class Plan:
 
 def make_plan(
     settings: ExperimentConfig, execution: ExecutionConfig, say: Callable[[str], None]
-) -> tuple[Plan, float]:
-    """Decide everything and say it, what each line could be instead, and how long it will take
-    (returned in seconds). Writes nothing but a phantom dataset that is not there yet, and that
-    not in a dry run."""
+) -> Plan:
+    """Decide everything, and say what was chosen, why, and how to choose otherwise. Writes nothing
+    but a phantom dataset that is not there yet, and that not in a dry run."""
     settings, why_engine = resolve_engine(settings)
     engine = engines.get(settings.engine)
     dataset, why_dataset = resolve_dataset(settings, execution.data)
@@ -179,12 +179,18 @@ def make_plan(
     )
     say(f"workers  {jobs} x {threads} threads (JOBS= and THREADS= change it)")
     say(f"results  {folder}")
-    done = [unit for unit in units if unit not in set(todo)]
-    seconds = estimate.seconds_left(todo, done, voxels, jobs) if todo else 0.0
-    if todo:
-        say(f"time     about {estimate.in_words(seconds)} for {len(todo)} samples")
-    plan = Plan(settings, dataset, name, execution.results, units, todo, jobs, identity)
-    return plan, seconds
+    return Plan(settings, dataset, name, execution.results, units, todo, jobs, voxels, identity)
+
+
+def seconds_left(plan: Plan, say: Callable[[str], None]) -> float:
+    """How long the plan's samples will take, also said."""
+    if not plan.todo:
+        return 0.0
+    left = set(plan.todo)
+    done = [unit for unit in plan.units if unit not in left]
+    seconds = estimate.seconds_left(plan.todo, done, plan.voxels, plan.jobs)
+    say(f"time     about {estimate.in_words(seconds)} for {len(plan.todo)} samples")
+    return seconds
 
 
 def _subjects(

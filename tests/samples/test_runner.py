@@ -1,0 +1,265 @@
+"""A run under fire: killed, starved, refused; nothing is lost but the sample in flight."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from toy_experiment import Toy
+
+from morphbits import engines
+from morphbits.errors import UserError
+from morphbits.samples import estimate, experiment, runner
+from morphbits.samples.matrix import Unit, read_state
+
+Wait = Callable[[Callable[[], bool]], None]
+
+
+def children(pid: int) -> list[int]:
+    """Processes started by a process."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        found += [int(word) for word in task.read_text().split()]
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_run_makes_every_sample_once(toy: Toy) -> None:
+    first = toy.run()
+    assert first.returncode == 0, first.stderr
+    finished = toy.finished()
+    assert len(finished) == 2 * (2 + 4)
+    assert sorted(p.name for p in toy.folder.iterdir() if not p.is_dir()) == [
+        ".lock",
+        "experiment.json",
+    ]
+    again = toy.run()
+    assert again.returncode == 0 and "12 are done" in again.stdout
+    assert toy.finished() == finished
+
+
+def test_a_run_grows_with_more_runs_and_subjects(toy: Toy) -> None:
+    assert toy.run().returncode == 0
+    before = toy.finished()
+    larger = toy.but(runs=3, subjects=3)
+    assert larger.run().returncode == 0
+    after = larger.finished()
+    assert len(after) == 3 * (3 + 4)
+    assert {name: after[name] for name in before} == before
+
+
+def test_killed_half_way_it_goes_on_where_it_was(toy: Toy, wait_for: Wait) -> None:
+    long = toy.but(runs=40)
+    process = long.start()
+    wait_for(lambda: len(long.finished()) >= 5)
+    workers = children(process.pid)
+    assert len(workers) == 2
+    process.kill()
+    process.wait()
+    wait_for(lambda: not any(map(alive, workers)))
+    kept = long.finished()
+    assert 5 <= len(kept) < 88
+    assert long.run().returncode == 0
+    finished = long.finished()
+    assert len(finished) == 88
+    assert {name: finished[name] for name in kept} == kept
+    assert not list(long.folder.glob(".partial-*"))
+
+
+def test_an_interrupt_ends_the_workers_too(toy: Toy, wait_for: Wait) -> None:
+    process = toy.but(runs=40).start()
+    wait_for(lambda: len(toy.finished()) >= 1)
+    workers = children(process.pid)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert not any(map(alive, workers))
+
+
+def test_a_killed_worker_loses_only_its_sample_which_is_made_again(
+    toy: Toy, wait_for: Wait
+) -> None:
+    long = toy.but(runs=40)
+    process = long.start()
+    wait_for(lambda: len(long.finished()) >= 3)
+    os.kill(children(process.pid)[0], signal.SIGKILL)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert len(long.finished()) == 88
+
+
+def test_workers_that_always_die_end_the_run_with_the_reason(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last_words = ["sh", "-c", "echo the last words >&2; kill -9 $$", "sh"]
+    monkeypatch.setattr(engines.get("ieee"), "command_prefix", lambda config: last_words)
+    plan = experiment.make_plan(toy.settings, toy.execution, print)
+    with pytest.raises(UserError) as caught:
+        experiment.run(plan)
+    for words in ("4 workers in a row died", "SIGKILL", "the last words", "0 of 12 samples"):
+        assert words in str(caught.value)
+
+
+def test_a_unit_whose_worker_dies_twice_is_given_up_and_the_run_goes_on(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send_for_real = runner.Worker.send
+
+    def send(worker: runner.Worker, unit: Unit) -> None:
+        send_for_real(worker, unit)
+        if str(unit) == "sample-02/sub-002":
+            worker._process.kill()
+
+    monkeypatch.setattr(runner.Worker, "send", send)
+    said = experiment.run(experiment.make_plan(toy.settings, toy.execution, print))
+    assert "11 of 12 samples" in said
+    assert "sample-02/sub-002: its worker was killed (SIGKILL" in said
+
+
+def test_a_unit_that_fails_is_named_and_the_others_are_kept(toy: Toy, toy_files: Path) -> None:
+    broken = toy_files / "data/sub-003/anat/sub-003_T1w.nii.gz"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[: len(whole) // 2])
+    try:
+        result = toy.but(subjects=3).run()
+    finally:
+        broken.write_bytes(whole)
+    assert len(toy.finished()) == 12
+    assert "12 of 18 samples are finished" in result.stdout
+    assert "sub-003 and 3 more:" in result.stdout and "damaged" in result.stdout
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 kB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_on_a_full_disk_it_stops_and_goes_on_when_there_is_room(
+    toy: Toy, small_disk: Path
+) -> None:
+    here = toy.but(results=small_disk)
+    result = here.run()
+    assert result.returncode == 2
+    assert "the disk is full" in result.stderr and "are finished and kept" in result.stderr
+    kept = here.finished()
+    assert 0 < len(kept) < 12
+    assert not list(here.folder.glob(".partial-*"))
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    assert here.run().returncode == 0
+    assert len(here.finished()) == 12
+    assert {name: here.finished()[name] for name in kept} == kept
+
+
+def test_a_file_size_limit_is_a_full_disk_too(toy: Toy) -> None:
+    limit = 20_000  # bytes: less than a warp of 16³ voxels, more than a record
+    result = toy.run(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    assert result.returncode == 2 and "the disk is full" in result.stderr
+    assert not toy.finished()
+
+
+def test_a_results_folder_that_cannot_be_written_is_one_sentence(toy: Toy, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    result = toy.but(results=tmp_path / "file" / "results").run()
+    assert result.returncode == 2
+    assert "cannot be written to" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_another_configuration_in_the_same_folder_is_refused(toy: Toy) -> None:
+    assert toy.run().returncode == 0
+    before = toy.finished()
+    result = toy.but(align="centre", seed=5).run()
+    assert result.returncode == 2
+    assert "align auto → centre" in result.stderr and "EXPERIMENT=another-name" in result.stderr
+    assert toy.finished() == before
+
+
+def test_two_runs_at_once_are_refused(toy: Toy) -> None:
+    with (
+        runner.opened(toy.folder, {}, {}),
+        pytest.raises(UserError, match="another run is working here"),
+        runner.opened(toy.folder, {}, {}),
+    ):
+        pass
+
+
+def test_leftovers_of_a_killed_run_are_removed(toy: Toy) -> None:
+    leftover = toy.folder / ".partial-abc"
+    leftover.mkdir(parents=True)
+    with runner.opened(toy.folder, {}, {}):
+        assert not leftover.exists()
+
+
+def test_damaged_samples_are_made_again(toy: Toy) -> None:
+    assert toy.run().returncode == 0
+    before = toy.finished()
+    warp = next(toy.folder.glob("sample-01/sub-001/anat/*_xfm.nii.gz"))
+    whole = warp.read_bytes()
+    warp.write_bytes(whole[:100])
+    assert toy.run().returncode == 0
+    assert warp.read_bytes() == whole
+    changed = {name for name, time in toy.finished().items() if time != before[name]}
+    assert changed == {"sample-01/sub-001"}
+
+
+# ---------------------------------------------------------------------- before the run
+
+
+def test_a_dry_run_lists_and_writes_nothing(
+    toy: Toy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = experiment.make_plan(toy.settings, toy.but(dry_run=True).execution, print)
+    seconds = experiment.seconds_left(plan, print)
+    assert "sub-002: 01 02 ieee plain again threads" in experiment.listing(plan)
+    assert seconds > 0
+    said = capsys.readouterr().out
+    for word in ("engine   ieee", "dataset  data", "model ", "samples  12", "time     about"):
+        assert word in said
+    assert not toy.execution.results.exists()
+
+
+def test_a_dry_run_makes_no_phantoms(toy: Toy, tmp_path: Path) -> None:
+    execution = toy.but(dry_run=True, data=tmp_path / "data").execution
+    settings = toy.but(dataset="phantom", size="4mm").settings
+    plan = experiment.make_plan(settings, execution, print)
+    assert len(plan.todo) == 12
+    assert not (tmp_path / "data").exists()
+
+
+def test_more_subjects_than_there_are_is_one_sentence(toy: Toy) -> None:
+    with pytest.raises(UserError, match=r"has 3 subjects, not 4"):
+        experiment.make_plan(toy.but(subjects=4).settings, toy.execution, print)
+
+
+def test_the_estimate_comes_from_finished_samples_where_there_are_some(toy: Toy) -> None:
+    assert toy.but(subjects=1).run().returncode == 0
+    plan = experiment.make_plan(toy.settings, toy.execution, print)
+    done = [unit for unit in plan.units if read_state(unit).kind == "done"]
+    each = estimate._recorded(done)
+    assert each is not None
+    assert experiment.seconds_left(plan, print) == pytest.approx(each * 6 / 2)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.2, "1 s"), (59, "59 s"), (600, "10 min"), (9000, "2.5 h"), (864000, "10 days")],
+)
+def test_durations_in_words(seconds: float, words: str) -> None:
+    assert estimate.in_words(seconds) == words
