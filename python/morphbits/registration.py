@@ -52,6 +52,8 @@ def register(
     for name, array in (("moved image", moved_XYZ), ("warp", warp_XYZV)):
         if not np.isfinite(array).all():
             raise UserError(f"{model}: the network's {name} is not finite; the weights may be bad")
+    if config.engine != "ieee" and counts.operations == 0:
+        raise RuntimeError(f"engine {config.engine} perturbed no operation: not a sample")
     record = {
         "seconds": seconds,
         "operations": counts.operations,
@@ -80,10 +82,9 @@ def _torch(
         for volume in (prepared.moving, prepared.fixed)
     )
     torch.set_num_threads(config.threads)
-    with torch.no_grad():
+    with torch.no_grad(), engine.region(config, config.threads) as counts:
         start = time.perf_counter()
-        with engine.region(config, config.threads) as counts:
-            moved_BCXYZ, warp_BVXYZ = network(moving_BCXYZ, fixed_BCXYZ)
+        moved_BCXYZ, warp_BVXYZ = network(moving_BCXYZ, fixed_BCXYZ)
         seconds = time.perf_counter() - start
     warp_XYZV = np.moveaxis(warp_BVXYZ[0].numpy(), 0, -1)
     return moved_BCXYZ[0, 0].numpy(), warp_XYZV, counts, seconds
@@ -103,12 +104,13 @@ def _tensorflow(
 
     synthmorph_tf.set_threads(config.threads)
     network = synthmorph_tf.load(model)
-    start = time.perf_counter()
     with engine.region(config, config.threads) as counts:
+        start = time.perf_counter()
         moved_XYZ, warp_XYZV = synthmorph_tf.register(
             network, prepared.moving, prepared.fixed, plain=config.plain
         )
-    return moved_XYZ, warp_XYZV, counts, time.perf_counter() - start
+        seconds = time.perf_counter() - start
+    return moved_XYZ, warp_XYZV, counts, seconds
 
 
 def check_memory(model: Path, voxels: int) -> None:

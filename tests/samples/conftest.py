@@ -20,13 +20,9 @@ def toy_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``data`` (three subjects, a fixed image) and ``model.h5``."""
     root = tmp_path_factory.mktemp("toy")
     affine = np.diag([2.0, 2.0, 2.0, 1.0])
-    images.save(
-        root / "data/derivatives/truth/tpl-TOY/tpl-TOY_T1w.nii.gz", volume(0), affine
-    )
+    images.save(root / "data/derivatives/truth/tpl-TOY/tpl-TOY_T1w.nii.gz", volume(0), affine)
     for k in (1, 2, 3):
-        images.save(
-            root / f"data/sub-{k:03d}/anat/sub-{k:03d}_T1w.nii.gz", volume(k), affine
-        )
+        images.save(root / f"data/sub-{k:03d}/anat/sub-{k:03d}_T1w.nii.gz", volume(k), affine)
     architecture = Architecture((4, 4, 4, 4), (4,) * 6, 5, inshape=(SIZE,) * 3)
     save_h5(root / "model.h5", architecture, init_weights(architecture, 1))
     return root
@@ -50,6 +46,7 @@ def toy(toy_files: Path, tmp_path: Path) -> Toy:
 @pytest.fixture
 def wait_for() -> Callable[[Callable[[], bool]], None]:
     """Wait until something is so, at most a minute."""
+
     def wait(condition: Callable[[], bool]) -> None:
         end = time.monotonic() + 60
         while not condition():

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_experiment import Toy
 from hypothesis import given
 from hypothesis import strategies as st
+from toy_experiment import Toy
 
 from morphbits import bids, engines
 from morphbits.bids import Subject
@@ -198,7 +198,9 @@ def test_damage_is_seen_and_mended(unit: Unit) -> None:
         "cut short": lambda: moved.write_bytes(image[:-1]),
         "gone": moved.unlink,
         "half a record": lambda: record.write_text(whole[:100]),
-        "an edited record": lambda: record.write_text(whole.replace('"threads": 1', '"threads": 3')),
+        "an edited record": lambda: record.write_text(
+            whole.replace('"threads": 1', '"threads": 3')
+        ),
         "no record": record.unlink,
     }
     for name, damage in damages.items():
@@ -246,8 +248,7 @@ def test_default_names_of_different_experiments_differ(toy: Toy) -> None:
         {"engine": "ieee", "framework": "tensorflow"},
     ]
     names = [
-        experiment.default_name(dataclasses.replace(base, **change), dataset)
-        for change in changes
+        experiment.default_name(dataclasses.replace(base, **change), dataset) for change in changes
     ]
     assert len(set(names)) == len(names)
     assert names[0] == "native-random-data-model"

@@ -59,8 +59,9 @@ def test_a_run_grows_with_more_runs_and_subjects(toy: Toy) -> None:
     assert {name: after[name] for name in before} == before
 
 
-def test_killed_half_way_it_goes_on_where_it_was(toy: Toy, wait_for: Wait) -> None:
-    long = toy.but(runs=40)
+@pytest.mark.parametrize("engine", ["ieee", "native"])
+def test_killed_half_way_it_goes_on_where_it_was(toy: Toy, wait_for: Wait, engine: str) -> None:
+    long = toy.but(runs=40, engine=engine)
     process = long.start()
     wait_for(lambda: len(long.finished()) >= 5)
     workers = children(process.pid)
@@ -75,6 +76,18 @@ def test_killed_half_way_it_goes_on_where_it_was(toy: Toy, wait_for: Wait) -> No
     assert len(finished) == 88
     assert {name: finished[name] for name in kept} == kept
     assert not list(long.folder.glob(".partial-*"))
+
+
+def test_native_samples_are_the_same_bytes_however_they_are_made(toy: Toy) -> None:
+    bytes_of = []
+    for name, jobs, threads in (("one", 1, 3), ("other", 2, 1)):
+        run = toy.but(engine="native", experiment=name, jobs=jobs, threads=threads)
+        assert run.run().returncode == 0
+        images = sorted(run.folder.glob("sample-*/sub-*/anat/*.nii.gz"))
+        assert len(images) == 24
+        bytes_of.append({path.relative_to(run.folder): path.read_bytes() for path in images})
+    assert bytes_of[0] == bytes_of[1]
+    assert len(set(bytes_of[0].values())) > 12  # samples and subjects differ
 
 
 def test_an_interrupt_ends_the_workers_too(toy: Toy, wait_for: Wait) -> None:
@@ -222,9 +235,7 @@ def test_damaged_samples_are_made_again(toy: Toy) -> None:
 # ---------------------------------------------------------------------- before the run
 
 
-def test_a_dry_run_lists_and_writes_nothing(
-    toy: Toy, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_lists_and_writes_nothing(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
     plan = experiment.make_plan(toy.settings, toy.but(dry_run=True).execution, print)
     seconds = experiment.seconds_left(plan, print)
     assert "sub-002: 01 02 ieee plain again threads" in experiment.listing(plan)

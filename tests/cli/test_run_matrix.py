@@ -1,0 +1,83 @@
+"""python/run_matrix.py before its first sample: dry run, the gate of two hours, bad options."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from morphbits.errors import run_cli
+from morphbits.models.weights import Architecture, init_weights, save_h5
+from morphbits.samples import experiment
+
+PYTHON = Path(__file__).parents[2] / "python"
+
+RunMatrix = Callable[..., int]
+
+
+@pytest.fixture
+def run_matrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunMatrix:
+    """Runs the script in this process and folder, engine ieee on phantoms; its exit status."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(PYTHON))
+    script = importlib.import_module("run_matrix")
+    architecture = Architecture((4, 4, 4, 4), (4,) * 6, 5)
+    save_h5(tmp_path / "tiny.h5", architecture, init_weights(architecture, 1))
+
+    def run(*words: str) -> int:
+        chosen = ["--engine=ieee", "--dataset=phantom", "--size=4mm", "--model=tiny.h5"]
+        monkeypatch.setattr(sys, "argv", ["run_matrix.py", *chosen, *words])
+        with pytest.raises(SystemExit) as ended:
+            run_cli(script.main)
+        return int(ended.value.code or 0)
+
+    return run
+
+
+def test_a_dry_run_lists_the_samples_and_the_settings(
+    run_matrix: RunMatrix, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_matrix("--subjects=2", "--runs=3", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "sub-002: 01 02 03 ieee plain again threads" in said
+    assert "results  results/ieee-phantom-4mm-tiny" in said
+    assert 'mode = "random"' in said
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.h5"]
+
+
+def test_above_two_hours_it_asks(
+    run_matrix: RunMatrix,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(experiment, "make_plan", lambda *given: given)
+    monkeypatch.setattr(experiment, "seconds_left", lambda *given: 7201.0)
+    monkeypatch.setattr(experiment, "run", lambda plan: pytest.fail("it ran"))
+    assert run_matrix() == 2
+    assert "2.0 h; YES=1 starts it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--runs=0"], "argument --runs: must be at least 1"),
+        (["--engine=verro"], "did you mean 'verrou'"),
+        (["--engine=verrou"], "scripts/with_verrou.sh"),
+        (["--engine=native", "--framework=tensorflow"], "native engine perturbs torch only"),
+        (["--engine=native", "--mode=upward"], "mode upward is deterministic"),
+        (["--model=gone.h5"], "gone.h5: there is no such model file"),
+        (["--experiment=../up"], "argument --experiment: must look like"),
+    ],
+)
+def test_a_bad_option_is_one_sentence(
+    run_matrix: RunMatrix,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+) -> None:
+    assert run_matrix(*words) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,127 @@
+"""One registration: the network between the steps before and after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from morphbits import engines, images, registration
+from morphbits.config import RegisterConfig
+from morphbits.errors import UserError
+from morphbits.images import Image
+from morphbits.models.synthmorph_torch import SynthMorph
+from morphbits.models.weights import Architecture, init_weights, save_h5
+
+SHAPE = (20, 24, 17)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    architecture = Architecture((4, 4, 4, 4), (4,) * 6, 5)
+    path = tmp_path_factory.mktemp("model") / "tiny.h5"
+    save_h5(path, architecture, init_weights(architecture, 1))
+    return path
+
+
+@pytest.fixture
+def pair() -> tuple[Image, Image]:
+    """Moving and fixed image of one odd shape, on one grid."""
+    random = np.random.default_rng(1)
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    moving, fixed = (random.random(SHAPE, dtype=np.float32) for _ in range(2))
+    return Image(moving, affine), Image(fixed, affine)
+
+
+def test_the_network_sees_the_prepared_pair_and_the_result_is_on_the_fixed_grid(
+    model: Path, pair: tuple[Image, Image]
+) -> None:
+    config = RegisterConfig()
+    result = registration.register(*pair, model, config)
+    assert result.moved_XYZ.shape == SHAPE and result.moved_XYZ.dtype == np.float32
+    assert result.warp_XYZV.shape == (*SHAPE, 3) and result.warp_XYZV.dtype == np.float32
+    assert np.array_equal(result.fixed_affine, pair[1].affine)
+
+    prepared = images.prepare(*pair)
+    with torch.no_grad():
+        moved_BCXYZ, warp_BVXYZ = SynthMorph.load(model)(
+            *(torch.from_numpy(array)[None, None] for array in (prepared.moving, prepared.fixed))
+        )
+    grid = prepared.grid
+    assert np.array_equal(result.moved_XYZ, grid.unpad(moved_BCXYZ[0, 0].numpy()))
+    warp_XYZV = np.moveaxis(warp_BVXYZ[0].numpy(), 0, -1)
+    assert np.array_equal(result.warp_XYZV, grid.unpad(warp_XYZV))
+    assert np.abs(result.warp_XYZV).max() > 0.1
+
+
+def test_what_happened_is_recorded(model: Path, pair: tuple[Image, Image]) -> None:
+    record = registration.register(*pair, model, RegisterConfig()).record
+    assert record["operations"] == 0 and record["operators"] == {}
+    assert record["order"] == "torch's own" and record["seconds"] > 0
+    assert record["alignment"] == np.eye(4).tolist()
+    assert any("padded" in step for step in record["steps"])
+
+
+def test_a_pair_handed_over_prepared_gives_the_same(
+    model: Path, pair: tuple[Image, Image]
+) -> None:
+    prepared = images.prepare(*pair)
+    one = registration.register(*pair, model, RegisterConfig())
+    other = registration.register(*pair, model, RegisterConfig(), prepared)
+    assert np.array_equal(one.warp_XYZV, other.warp_XYZV)
+
+
+def test_a_model_that_was_written_anew_is_loaded_anew(
+    model: Path, pair: tuple[Image, Image], tmp_path: Path
+) -> None:
+    path = tmp_path / "model.h5"
+    architecture = Architecture((4, 4, 4, 4), (4,) * 6, 5)
+    warps = []
+    for seed in (1, 2):
+        save_h5(path, architecture, init_weights(architecture, seed))
+        warps.append(registration.register(*pair, path, RegisterConfig()).warp_XYZV)
+    assert not np.array_equal(*warps)
+
+
+def test_native_counts_what_it_rounds_and_names_the_order(
+    model: Path, pair: tuple[Image, Image]
+) -> None:
+    config = RegisterConfig(engine="native")
+    result = registration.register(*pair, model, config)
+    assert result.record["operations"] == sum(result.record["operators"].values()) > 10**6
+    assert result.record["order"].startswith("TensorFlow's")
+    plain = registration.register(*pair, model, RegisterConfig())
+    far = np.abs(result.warp_XYZV - plain.warp_XYZV).max()
+    assert 0 < far < 1e-2  # other roundings, the same registration
+    again = registration.register(*pair, model, RegisterConfig(engine="native", threads=2))
+    assert np.array_equal(result.warp_XYZV, again.warp_XYZV)
+    other = registration.register(*pair, model, RegisterConfig(engine="native", seed=2))
+    assert not np.array_equal(result.warp_XYZV, other.warp_XYZV)
+
+
+def test_an_engine_that_perturbs_nothing_is_an_error(
+    model: Path, pair: tuple[Image, Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    idle = engines.get("ieee").region
+    monkeypatch.setattr(engines.get("native"), "region", idle)
+    with pytest.raises(RuntimeError, match="perturbed no operation"):
+        registration.register(*pair, model, RegisterConfig(engine="native"))
+
+
+def test_verrou_outside_valgrind_names_its_script(model: Path, pair: tuple[Image, Image]) -> None:
+    with pytest.raises(UserError, match=r"scripts/with_verrou\.sh"):
+        registration.register(*pair, model, RegisterConfig(engine="verrou"))
+
+
+def test_a_grid_that_does_not_fit_is_refused_before_it_is_computed(
+    model: Path, pair: tuple[Image, Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registration, "memory_free", lambda: 2**20)
+    with pytest.raises(UserError, match=r"needs about .* GB of memory and 0\.0 GB are free"):
+        registration.register(*pair, model, RegisterConfig())
+
+
+def test_free_memory_is_a_sensible_number() -> None:
+    assert 2**20 < registration.memory_free() < 2**50
