@@ -24,7 +24,7 @@ one glob.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -212,6 +212,36 @@ def corr_dataset(data: Path) -> Dataset:
 def corr_raw(data: Path) -> Path:
     """Where raw CoRR is installed: `RawDataBIDS/<SITE>/sub-X/ses-N/anat/…` lies below."""
     return data / "corr"
+
+
+def corr_raw_images(data: Path) -> Iterator[Path]:
+    """The raw T1-weighted images of CoRR whose content is there."""
+    found = corr_raw(data).glob("RawDataBIDS/*/sub-*/ses-*/anat/*_T1w.nii.gz")
+    return (path for path in found if path.is_file())  # an image not fetched is a dangling link
+
+
+def folder_dataset(root: Path) -> Dataset:
+    """A user's BIDS folder; its fixed image is `derivatives/<any>/tpl-<space>/tpl-<space>_T1w`."""
+    if not root.is_dir():
+        raise UserError(f"{root} is no dataset; DATASET is auto, phantom, corr or a BIDS folder")
+    found = sorted(root.glob("derivatives/*/tpl-*/tpl-*_T1w.nii.gz"))
+    if len(found) != 1:
+        raise UserError(
+            f"{root} needs one fixed image, derivatives/<any>/tpl-<space>/tpl-<space>_T1w.nii.gz, "
+            f"and has {len(found)}"
+        )
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", root.resolve().name)
+    return Dataset(root, name, parse(found[0])["tpl"], found[0], truth=found[0].parents[1])
+
+
+def dataset_at(root: Path) -> Dataset:
+    """The dataset whose root this is: preprocessed CoRR, a phantom dataset, or a user's folder."""
+    known = [corr_dataset(root.parent)]
+    if root.name.startswith("phantom-"):
+        known.append(phantom_dataset(root.parent, root.name.removeprefix("phantom-")))
+    return next((dataset for dataset in known if dataset.root == root), None) or folder_dataset(
+        root
+    )
 
 
 def xfm_name(subject: Subject, space: str) -> str:

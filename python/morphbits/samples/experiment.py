@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from morphbits import bids, engines, images
+from morphbits import bids, datasets, engines, images
 from morphbits.bids import Dataset, Subject
 from morphbits.config import (
     ExecutionConfig,
@@ -52,38 +52,6 @@ def resolve_engine(settings: ExperimentConfig) -> tuple[ExperimentConfig, str]:
     return chosen, "auto: Verrou, the other one, cannot be started by this version yet"
 
 
-def resolve_dataset(settings: ExperimentConfig, data: Path) -> tuple[Dataset, str]:
-    """The dataset that the settings mean here, and why. A phantom need not have been made."""
-    corr, phantom = bids.corr_dataset(data), bids.phantom_dataset(data, settings.size)
-    if settings.dataset == "auto":
-        if corr.root.is_dir() and corr.fixed().is_file() and corr.subjects():
-            return corr, "auto: CoRR is installed; the other: DATASET=phantom"
-        return phantom, f"auto: there is no CoRR in {corr.root}; the other: DATASET=corr"
-    if settings.dataset == "phantom":
-        return phantom, "as asked"
-    if settings.dataset == "corr":
-        if not corr.root.is_dir():
-            raise UserError(f"{corr.root}: CoRR is not installed there; use DATASET=phantom")
-        return corr, "as asked"
-    return _folder(Path(settings.dataset)), "as asked"
-
-
-def _folder(root: Path) -> Dataset:
-    """A user's BIDS folder; its fixed image lies in ``derivatives/*/tpl-<space>/``."""
-    if not root.is_dir():
-        raise UserError(f"{root}: is no dataset; DATASET is auto, phantom, corr or a BIDS folder")
-    found = sorted(root.glob("derivatives/*/tpl-*/tpl-*_T1w.nii.gz"))
-    if len(found) != 1:
-        raise UserError(
-            f"{root}: needs one fixed image as derivatives/<any>/tpl-<space>/"
-            f"tpl-<space>_T1w.nii.gz, and has {len(found)}"
-        )
-    fixed = found[0]
-    space = bids.parse(fixed)["tpl"]
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", root.resolve().name)
-    return Dataset(root, name, space, fixed, truth=fixed.parents[1])
-
-
 def recorded_dataset(results: Path, name: str) -> Dataset:
     """The dataset that an experiment was run on, from its ``experiment.json``."""
     path = bids.experiment_file(results, name, "experiment.json")
@@ -93,10 +61,7 @@ def recorded_dataset(results: Path, name: str) -> Dataset:
         raise UserError(f"there is no {path}; run make inference EXPERIMENT={name}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: is damaged ({error}); run the experiment again") from None
-    known = [bids.corr_dataset(root.parent)]
-    if root.name.startswith("phantom-"):
-        known.append(bids.phantom_dataset(root.parent, root.name.removeprefix("phantom-")))
-    return next((dataset for dataset in known if dataset.root == root), None) or _folder(root)
+    return bids.dataset_at(root)
 
 
 def default_name(settings: ExperimentConfig, dataset: Dataset) -> str:
@@ -154,7 +119,7 @@ def make_plan(
     but a phantom dataset that is not there yet, and that not in a dry run."""
     settings, why_engine = resolve_engine(settings)
     engine = engines.get(settings.engine)
-    dataset, why_dataset = resolve_dataset(settings, execution.data)
+    dataset, why_dataset = datasets.resolve(settings.dataset, execution.data, settings.size)
     name = execution.experiment or default_name(settings, dataset)
     mode = "" if settings.engine == "ieee" else f", mode {settings.mode}"
     say(f"engine   {settings.engine}{mode}, on {settings.framework} ({why_engine})")
