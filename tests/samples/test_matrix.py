@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_experiment import Toy
 
-from morphbits import bids, engines
+from morphbits import bids, datasets, engines
 from morphbits.bids import Subject
 from morphbits.config import ExperimentConfig, RegisterConfig
 from morphbits.errors import UserError
@@ -24,7 +24,7 @@ from morphbits.samples.worker import from_task, run_unit, to_task
 
 
 def units_of(toy: Toy) -> list[Unit]:
-    dataset, _ = experiment.resolve_dataset(toy.settings, toy.execution.data)
+    dataset, _ = datasets.resolve(toy.settings.dataset, toy.execution.data)
     subjects = dataset.subjects()[: toy.settings.subjects]
     return matrix.expand(toy.settings, dataset, subjects, toy.execution.results, "toy", 3)
 
@@ -72,7 +72,7 @@ def test_the_matrix_holds_what_the_module_says(toy: Toy) -> None:
 
 
 def test_a_subject_with_two_sessions_is_refused(toy: Toy) -> None:
-    dataset, _ = experiment.resolve_dataset(toy.settings, toy.execution.data)
+    dataset, _ = datasets.resolve(toy.settings.dataset, toy.execution.data)
     twice = [Subject("001", "1"), Subject("001", "2")]
     with pytest.raises(UserError, match="more than one session"):
         matrix.expand(toy.settings, dataset, twice, Path("results"), "toy", 1)
@@ -233,7 +233,7 @@ def test_a_unit_crosses_to_a_worker_unchanged(toy: Toy) -> None:
 
 
 def test_default_names_of_different_experiments_differ(toy: Toy) -> None:
-    dataset, _ = experiment.resolve_dataset(toy.settings, toy.execution.data)
+    dataset, _ = datasets.resolve(toy.settings.dataset, toy.execution.data)
     base = dataclasses.replace(toy.settings, engine="native")
     changes: list[dict[str, Any]] = [
         {},
@@ -256,37 +256,9 @@ def test_default_names_of_different_experiments_differ(toy: Toy) -> None:
         bids.experiment_folder(Path("results"), name)  # a valid name
 
 
-def test_auto_takes_the_phantom_where_there_is_no_corr_and_says_so(tmp_path: Path) -> None:
-    dataset, why = experiment.resolve_dataset(ExperimentConfig(), tmp_path)
-    assert dataset == bids.phantom_dataset(tmp_path, "2mm")
-    assert "no CoRR" in why and "DATASET=corr" in why
-
-
-def test_auto_takes_corr_where_it_is(tmp_path: Path) -> None:
-    corr = bids.corr_dataset(tmp_path)
-    moving = corr.moving(Subject("0003002", "1"))
-    for path in (moving, corr.fixed()):
-        path.parent.mkdir(parents=True)
-        path.touch()
-    dataset, why = experiment.resolve_dataset(ExperimentConfig(), tmp_path)
-    assert dataset == corr and "DATASET=phantom" in why
-
-
 def test_auto_engine_is_native_and_says_why() -> None:
     settings, why = experiment.resolve_engine(ExperimentConfig())
     assert settings.engine == "native" and "Verrou" in why
-
-
-@pytest.mark.parametrize(
-    ("dataset", "words"),
-    [("corr", "CoRR is not installed"), ("nowhere", "is no dataset"), (".", "fixed image")],
-)
-def test_a_dataset_that_is_not_there_is_one_sentence(
-    dataset: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=words):
-        experiment.resolve_dataset(ExperimentConfig(dataset=dataset), tmp_path)
 
 
 def test_named_experiments_are_valid_and_the_command_line_goes_first() -> None:
