@@ -21,8 +21,8 @@ pytest := cd python && ../$(venv) -m pytest -q
 ##@ Run
 .PHONY: inference
 inference: $(stamp) ## register SUBJECTS x RUNS samples, then significance and the report
-	$(venv) python/run_matrix.py $(call options,SUBJECTS RUNS ENGINE MODE DATASET MODEL EXPERIMENT SEED JOBS THREADS \
-		ACCUMULATION SUBNORMALS) $(call flag,DRY_RUN) $(call flag,YES)
+	$(venv) python/run_matrix.py $(call options,SUBJECTS RUNS ENGINE MODE DATASET SIZE MODEL EXPERIMENT SEED JOBS THREADS \
+		ACCUMULATION SUBNORMALS ALIGN FRAMEWORK DATA RESULTS) $(call flag,DRY_RUN) $(call flag,YES)
 
 .PHONY: significance
 significance: $(stamp) ## significant bits of an EXPERIMENT: maps and CSV
@@ -91,6 +91,7 @@ RUNS ?=          ## perturbed samples of each subject
 ENGINE ?=        ## auto, native, verrou or ieee
 MODE ?=          ## random, nearness, upward, downward, toward_zero or nearest
 DATASET ?=       ## auto, phantom, corr or the folder of a BIDS dataset
+SIZE ?=          ## voxels of the phantoms: 4mm, 2mm or 1mm
 MODEL ?=         ## an .h5 file in voxelmorph's format
 EXPERIMENT ?=    ## name of the folder below results/
 SEED ?=          ## first seed
@@ -98,6 +99,10 @@ JOBS ?=          ## samples at a time
 THREADS ?=       ## threads of each sample
 ACCUMULATION ?=  ## order of sums in a convolution: sequential, direct or blocked:K
 SUBNORMALS ?=    ## keep or flush
+ALIGN ?=         ## how images meet: header, centre or auto
+FRAMEWORK ?=     ## torch or tensorflow
+DATA ?=          ## folder of the datasets
+RESULTS ?=       ## folder of the experiments
 DRY_RUN ?=       ## 1 lists what would run
 YES ?=           ## 1 starts even what takes more than two hours
 ##@ Variables of setup

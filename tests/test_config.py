@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import string
 from pathlib import Path
 from typing import Any
@@ -144,3 +145,13 @@ def test_every_option_has_help_and_one_name() -> None:
             assert "--" + spec.name.replace("_", "-") in text
             assert spec.metadata["help"]
             assert set(spec.name) <= set(string.ascii_lowercase + "_")
+
+
+def test_every_option_of_an_experiment_is_a_variable_of_make() -> None:
+    text = (Path(__file__).parents[1] / "Makefile").read_text(encoding="utf-8")
+    recipe = text.partition("\ninference:")[2].partition("\n\n")[0]
+    for cls in (ExperimentConfig, ExecutionConfig):
+        for spec in dataclasses.fields(cls):
+            name = spec.name.upper()
+            assert re.search(rf"\b{name}\b", recipe), f"make inference does not pass {name}"
+            assert re.search(rf"(?m)^{name} \?=", text), f"make does not list {name}"

@@ -180,6 +180,8 @@ def run(units: Sequence[Unit], jobs: int, total: int) -> Outcome:
     workers; any other failure is that unit's own.
     """
     outcome, waiting, attempts, deaths = Outcome(), list(units), Counter[Unit](), 0
+    if not units:
+        return outcome
     selector = selectors.DefaultSelector()
     bar = tqdm(
         total=total, initial=total - len(units), unit="sample", dynamic_ncols=True, smoothing=0.1
