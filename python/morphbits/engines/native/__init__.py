@@ -1,4 +1,7 @@
-"""The native engine: compiled random rounding under torch. Needs torch, numpy and a C compiler, nothing else."""
+"""The native engine: compiled random rounding under torch.
+
+Needs torch, numpy and a C compiler, nothing else.
+"""
 
 from morphbits.engines.native.build import kernel_version
 from morphbits.engines.native.mode import Statistics, random_rounding

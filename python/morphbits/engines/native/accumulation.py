@@ -1,11 +1,12 @@
-"""The order in which a convolution adds its products: part of what is measured, hence a named choice.
+"""The order in which a convolution adds its products: part of what is measured.
 
-- `sequential`: one chain of fused multiply-adds from zero, taps outer, input channels inner; the bias last.
-  TensorFlow's kernel with oneDNN (channels last), up to 511 input channels.
-- `direct`: the bias first; for every 16 input channels a chain over taps (outer) and these channels (inner),
-  added to the total. torch's oneDNN kernel on AVX-512.
-- `blocked:K`: the sequence of `sequential` cut into chains of K products whose sums are added up; the bias last.
-  A matrix multiplication blocked by K, as TensorFlow without oneDNN does (K = 192 under Valgrind).
+- `sequential`: one chain of fused multiply-adds from zero, taps outer, input channels inner; the
+  bias last. TensorFlow's kernel with oneDNN (channels last), up to 511 input channels.
+- `direct`: the bias first; for every 16 input channels a chain over taps (outer) and these
+  channels (inner), added to the total. torch's oneDNN kernel on AVX-512.
+- `blocked:K`: the sequence of `sequential` cut into chains of K products whose sums are added up;
+  the bias last. A matrix multiplication blocked by K, as TensorFlow without oneDNN does (K = 192
+  under Valgrind).
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ _DIRECT_CHANNELS = 16
 class Terms:
     """The terms of one output of a convolution, in the order of accumulation.
 
-    tap, channel: (terms,) int64, the position in the kernel (row-major) and the input channel of each term;
-    segment_end: (segments,) int64, the term after the last one of each chain.
+    tap, channel: (terms,) int64, position in the kernel (row-major) and input channel of each
+    term; segment_end: (segments,) int64, the term after the last one of each chain.
     """
 
     tap: np.ndarray
@@ -62,5 +63,5 @@ def terms(accumulation: str, taps: int, channels: int) -> Terms:
     else:
         tap, channel = np.divmod(np.arange(n), channels)
         ends = np.array([n] if kind == "sequential" else [*range(length, n, length), n])
-    arrays = (np.ascontiguousarray(v, dtype=np.int64) for v in (tap, channel, ends))
-    return Terms(*arrays, bias_first=kind == "direct")
+    tap, channel, ends = (np.ascontiguousarray(v, dtype=np.int64) for v in (tap, channel, ends))
+    return Terms(tap, channel, ends, bias_first=kind == "direct")

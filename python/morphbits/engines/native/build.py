@@ -18,15 +18,18 @@ from pathlib import Path
 from morphbits.errors import UserError
 
 SOURCES = Path(__file__).parent / "csrc"
-# Nothing may assume round-to-nearest (-frounding-math), fuse what is not written fused (-ffp-contract=off) or reorder.
-FLAGS = (
-    "-std=gnu11 -O3 -fPIC -fopenmp -frounding-math -ffp-contract=off -fno-fast-math -fno-math-errno "
-    "-fno-strict-aliasing -Wall -Wextra -Wno-psabi"
-).split()
-VARIANT_FLAGS = {"portable": []}
+# Nothing may assume round-to-nearest (-frounding-math), fuse what is not written fused
+# (-ffp-contract=off) or reorder.
+FLAGS = [
+    *("-std=gnu11", "-O3", "-fPIC", "-fopenmp", "-frounding-math", "-ffp-contract=off"),
+    *("-fno-fast-math", "-fno-math-errno", "-fno-strict-aliasing", "-Wall", "-Wextra"),
+    "-Wno-psabi",
+]
+VARIANT_FLAGS: dict[str, list[str]] = {"portable": []}
 if platform.machine() in ("x86_64", "AMD64"):
     VARIANT_FLAGS["avx2"] = ["-mavx2", "-mfma"]
-    VARIANT_FLAGS["avx512"] = "-mavx2 -mfma -mavx512f -mavx512dq -mavx512bw -mavx512vl".split()
+    extensions = ("avx512f", "avx512dq", "avx512bw", "avx512vl")
+    VARIANT_FLAGS["avx512"] = [*VARIANT_FLAGS["avx2"], *(f"-m{name}" for name in extensions)]
 
 
 @cache
@@ -40,7 +43,8 @@ def kernel_version() -> str:
 
 
 def library_path() -> Path:
-    """Where the built library lies: beside this file, or in the user's cache if that is read-only."""
+    """Where the built library lies: beside this file, or in the user's cache if that is read-
+    only."""
     name = f"kernels-{kernel_version()}-{platform.machine()}.so"
     beside = Path(__file__).parent / "_build" / name
     if beside.exists() or os.access(Path(__file__).parent, os.W_OK):
@@ -52,8 +56,8 @@ def library_path() -> Path:
 def build() -> Path:
     """Compile the kernels if they are not there yet and return the library's path.
 
-    Raises UserError if there is no C compiler or it fails. Two processes may build at once: each works in a folder of
-    its own and renames the result into place.
+    Raises UserError if there is no C compiler or it fails. Two processes may build at once: each
+    works in a folder of its own and renames the result into place.
     """
     library = library_path()
     if library.exists():

@@ -1,6 +1,7 @@
 """The compiled kernels, called through ctypes on torch tensors.
 
-Every function returns a new contiguous tensor; the naive reference is the variant "naive". See csrc/morphbits.h.
+Every function returns a new contiguous tensor; the naive reference is the variant "naive". See
+csrc/morphbits.h.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ _I32, _I64, _PTR = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 
 @dataclass(frozen=True)
 class Rounding:
-    """How the operations of one operator are rounded; `key` stands for (seed, number of the operator)."""
+    """How the operations of one operator are rounded; `key` stands for (seed, number of the
+    operator)."""
 
     mode: str
     flush: bool = False
@@ -128,9 +130,9 @@ def elementwise(
 ) -> torch.Tensor:
     """`operation` on each element of `a` and `b`, broadcast; one rounding an element.
 
-    a, b: both float32 or both float64, any shape and strides. "narrow" takes float64 and returns float32;
-    "leaky_relu" returns a where a > 0 and a·b elsewhere. `in_place` writes the result over `a`, which must have
-    the shape and type of the result.
+    a, b: both float32 or both float64, any shape and strides. "narrow" takes float64 and returns
+    float32; "leaky_relu" returns a where a > 0 and a·b elsewhere. `in_place` writes the result
+    over `a`, which must have the shape and type of the result.
     """
     operands = [a] if b is None else [a, b]
     shape = torch.broadcast_shapes(*(x.shape for x in operands))
@@ -143,7 +145,8 @@ def elementwise(
         return out
     dims, strides = _coalesce(shape, [x.expand(shape).stride() for x in operands])
     if len(dims) > _MAX_DIMS:
-        return elementwise(rounding, operation, *(x.expand(shape).contiguous() for x in operands))
+        a, b = a.expand(shape).contiguous(), None if b is None else b.expand(shape).contiguous()
+        return elementwise(rounding, operation, a, b)
     call = _Elementwise(
         operation=OPERATIONS.index(operation),
         type=_TYPES[out.dtype],
@@ -169,9 +172,11 @@ def convolution(
     dilation: Sequence[int],
     terms: Terms,
 ) -> torch.Tensor:
-    """A 3-D convolution (cross-correlation, zero padding) accumulated in the order that `terms` names.
+    """A 3-D convolution (cross-correlation, zero padding) accumulated in the order that `terms`
+    names.
 
-    input (B, C, X, Y, Z), weight (O, C, x, y, z), bias (O): all float32 or all float64; returns (B, O, X', Y', Z').
+    input (B, C, X, Y, Z), weight (O, C, x, y, z), bias (O): all float32 or all float64; returns
+    (B, O, X', Y', Z').
     """
     x, w = input_BCXYZ.contiguous(), weight_OCxyz.contiguous()
     b = None if bias_O is None else bias_O.contiguous()
@@ -235,7 +240,7 @@ def _call(function: Callable[..., int], rounding: Rounding, call: ctypes.Structu
 def _check_size(out: torch.Tensor) -> None:
     if out.numel() >= 2**32:
         raise UserError(
-            f"a result of {out.numel()} elements: the native engine numbers at most 2^32 - 1 of them"
+            f"a result of {out.numel()} elements: the native engine numbers at most 2^32 - 1"
         )
 
 
@@ -252,7 +257,8 @@ def _padded(values: Sequence[int]) -> tuple[int, ...]:
 def _coalesce(
     shape: Sequence[int], strides: Sequence[Sequence[int]]
 ) -> tuple[list[int], list[list[int]]]:
-    """Merge neighbouring dimensions that every operand walks through as one; at least one dimension is left."""
+    """Merge neighbouring dimensions that every operand walks through as one; at least one
+    dimension is left."""
     dims: list[int] = [1]
     merged: list[list[int]] = [[0] for _ in strides]
     for d, size in enumerate(shape):

@@ -1,9 +1,10 @@
 """Random rounding of torch operators: `random_rounding` and what it does with each operator.
 
-A TorchDispatchMode sees every operator below autograd. One that rounds is sent to a compiled kernel in which each
-elementary operation is rounded by the mode; one that moves, compares or counts passes; any other, on floating-point
-data, is an error that names it: nothing is silently left unperturbed. Semantics as Verrou's (Févotte & Lathuilière,
-"Verrou: a CESTAC evaluation without recompilation", SCAN 2016), for torch.
+A TorchDispatchMode sees every operator below autograd. One that rounds is sent to a compiled
+kernel in which each elementary operation is rounded by the mode; one that moves, compares or
+counts passes; any other, on floating-point data, is an error that names it: nothing is silently
+left unperturbed. Semantics as Verrou's (Févotte & Lathuilière, "Verrou: a CESTAC evaluation
+without recompilation", SCAN 2016), for torch.
 """
 
 from __future__ import annotations
@@ -33,17 +34,22 @@ from morphbits.errors import UserError
 
 SUBNORMALS = ("keep", "flush")
 
-# Operators that round nothing: they move, compare, count, select, or make values that hold no roundings.
+# Operators that round nothing: they move, compare, count or select, or make values.
 _PASS = frozenset(
-    "alias amax amin any all arange argmax argmin as_strided bitwise_and bitwise_not bitwise_or broadcast_tensors cat "
-    "ceil ceil_ chunk clamp clamp_ clamp_max clamp_min clone constant_pad_nd contiguous detach detach_ diagonal "
-    "empty empty_like empty_strided eq expand fill fill_ flip floor floor_ full full_like gather ge gt index index_select "
-    "is_same_size isfinite isinf isnan le lift_fresh logical_and logical_not logical_or lt masked_fill masked_fill_ max "
-    "max_pool2d_with_indices max_pool3d_with_indices maximum min minimum narrow ne neg neg_ new_empty new_full new_ones "
-    "new_zeros ones ones_like permute relu relu_ repeat reshape roll round round_ scalar_tensor select sign slice sort "
-    "split split_with_sizes squeeze stack t take topk transpose trunc unbind unfold unsqueeze upsample_nearest1d "
-    "upsample_nearest2d upsample_nearest3d view view_as_real where zero_ zeros zeros_like abs abs_ _local_scalar_dense "
-    "_reshape_alias _unsafe_view _assert_async".split()
+    """
+    _assert_async _local_scalar_dense _reshape_alias _unsafe_view abs abs_ alias all amax amin any
+    arange argmax argmin as_strided bernoulli bernoulli_ bitwise_and bitwise_not bitwise_or
+    broadcast_tensors cat ceil ceil_ chunk clamp clamp_ clamp_max clamp_min clone constant_pad_nd
+    contiguous detach detach_ diagonal empty empty_like empty_strided eq expand fill fill_ flip
+    floor floor_ full full_like gather ge gt index index_select is_same_size isfinite isinf isnan
+    le lift_fresh logical_and logical_not logical_or lt masked_fill masked_fill_ max
+    max_pool2d_with_indices max_pool3d_with_indices maximum min minimum narrow ne neg neg_
+    new_empty new_full new_ones new_zeros normal_ ones ones_like permute rand rand_like randint
+    randn randn_like random_ randperm relu relu_ repeat reshape roll round round_ scalar_tensor
+    select sign slice sort split split_with_sizes squeeze stack t take topk transpose trunc unbind
+    unfold uniform_ unsqueeze upsample_nearest1d upsample_nearest2d upsample_nearest3d view
+    view_as_real where zero_ zeros zeros_like
+    """.split()
 )
 
 
@@ -74,12 +80,13 @@ def random_rounding(
         print(stats.operations)
 
     mode: nearest, random, nearness, upward, downward or toward_zero (Verrou's names);
-    seed: names the random stream, 0 to 2^64 - 1; equal seeds give equal bytes, with any number of threads and on any
-    instruction set; accumulation: order of the additions in a convolution (see `accumulation`); subnormals: keep, or
-    flush operands and results to zero; threads: torch's number if None.
+    seed: names the random stream, 0 to 2^64 - 1; equal seeds give equal bytes, with any number of
+    threads and on any instruction set; accumulation: order of the additions in a convolution (see
+    `accumulation`); subnormals: keep, or flush operands and results to zero; threads: torch's
+    number if None.
 
-    Holds for the calling thread's float32 and float64 tensors on the CPU. Raises UserError for an option that is not
-    known and, inside, for an operator that the engine does not perturb.
+    Holds for the calling thread's float32 and float64 tensors on the CPU. Raises UserError for an
+    option that is not known and, inside, for an operator that the engine does not perturb.
     """
     if mode not in MODES:
         raise UserError(f"rounding mode '{mode}' is not known; use one of {', '.join(MODES)}")
@@ -116,7 +123,8 @@ class RandomRounding(TorchDispatchMode):
         self._operators = 0
 
     def next_rounding(self, name: str, operations: int) -> Rounding:
-        """Count an operator of `operations` elementary operations and give it its own random bits."""
+        """Count an operator of `operations` elementary operations and give it its own random
+        bits."""
         self.statistics.operators[name] += operations
         key = _mix64(_mix64(self.seed) + self._operators)
         self._operators += 1
@@ -145,14 +153,15 @@ class RandomRounding(TorchDispatchMode):
         result = func(*args, **kwargs)
         if any(_is_floating(x) for x in tree_leaves((args, kwargs, result))):
             raise UserError(
-                f"the native engine has no rule for the operator {func} on floating-point data; write the model with "
-                "operators it knows (morphbits/engines/native/mode.py lists them), or run it under Verrou"
+                f"the native engine has no rule for the operator {func} on floating-point data; "
+                "write the model with operators it knows (morphbits/engines/native/mode.py lists "
+                "them), or run it under Verrou"
             )
         return result
 
 
 def _mix64(x: int) -> int:
-    """splitmix64's step (Steele, Lea, Flood 2014)."""
+    """Splitmix64's step (Steele, Lea, Flood 2014)."""
     mask = 2**64 - 1
     x = (x + 1) * 0x9E3779B97F4A7C15 & mask
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & mask
@@ -168,14 +177,17 @@ def _check(func: Any, *tensors: torch.Tensor) -> None:
     for x in tensors:
         if x.dtype not in (torch.float32, torch.float64) or x.device.type != "cpu":
             raise UserError(
-                f"the native engine rounds float32 and float64 on the CPU, but {func} was given {x.dtype} on "
-                f"{x.device}; convert the model and its inputs"
+                f"the native engine rounds float32 and float64 on the CPU, but {func} was given "
+                f"{x.dtype} on {x.device}; convert the model and its inputs"
             )
 
 
 def _as_type(mode: RandomRounding, name: str, x: Any, dtype: torch.dtype) -> torch.Tensor:
-    """`x` in `dtype`. A Python number is a constant of the program and rounds to nearest, as in torch itself;
-    a tensor that has to give up bits is rounded by the mode."""
+    """`x` in `dtype`.
+
+    A Python number is a constant of the program and rounds to nearest, as in torch itself; a
+    tensor that has to give up bits is rounded by the mode.
+    """
     if not isinstance(x, torch.Tensor):
         return torch.tensor(x, dtype=dtype)
     if x.dtype == dtype or dtype == torch.float64:
@@ -301,8 +313,8 @@ def _operations(
     terms: orders.Terms,
     bias: bool,
 ) -> int:
-    """Elementary operations of a convolution: a fused multiply-add for each product inside the image, an addition for
-    each chain after the first, and one for the bias."""
+    """Elementary operations of a convolution: a fused multiply-add for each product inside the
+    image, an addition for each chain after the first, and one for the bias."""
     size = convolution_size(shape_in[2:], shape_weight[2:], stride, padding, dilation)
     products = shape_in[0] * shape_weight[0] * shape_weight[1]
     for d in range(3):

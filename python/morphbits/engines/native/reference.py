@@ -1,4 +1,5 @@
-"""Rounding in exact rational arithmetic: what every kernel is held against, at load and in the tests."""
+"""Rounding in exact rational arithmetic: what every kernel is held against, at load and in the
+tests."""
 
 from __future__ import annotations
 
@@ -11,10 +12,11 @@ _FORMATS = {torch.float32: (24, -149, 127), torch.float64: (53, -1074, 1023)}
 
 
 def neighbours(exact: Fraction, dtype: torch.dtype) -> tuple[float, float]:
-    """The nearest values of `dtype` not above and not below `exact`; equal if `exact` is one of them.
+    """The nearest values of `dtype` not above and not below `exact`; equal if `exact` is one of
+    them.
 
-    The format has `precision` bits, a least positive value of 2^least and a greatest exponent; beyond the greatest
-    finite value the neighbour is infinite (IEEE 754-2019, 4.3.2).
+    The format has `precision` bits, a least positive value of 2^least and a greatest exponent;
+    beyond the greatest finite value the neighbour is infinite (IEEE 754-2019, 4.3.2).
     """
     precision, least, greatest = _FORMATS[dtype]
     if exact == 0:

@@ -1,8 +1,8 @@
 """What is asked of the kernels at every load, before a result may be trusted.
 
-A compiler that fuses, contracts or moves an operation across a change of the rounding direction breaks random rounding
-without a message. So every operation of every compiled variant is done in every mode on values that tell up, down and
-nearest apart, and held against exact arithmetic.
+A compiler that fuses, contracts or moves an operation across a change of the rounding direction
+breaks random rounding without a message. So every operation of every compiled variant is done in
+every mode on values that tell up, down and nearest apart, and held against exact arithmetic.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ _LANES = (
 
 
 def self_test() -> None:
-    """Raise UserError if any kernel of any variant that runs here rounds otherwise than it should."""
+    """Raise UserError if any kernel of any variant that runs here rounds otherwise than it
+    should."""
     for variant in (*available_variants(), "naive"):
         for dtype in (torch.float32, torch.float64):
             for name, exact, compute in _cases(variant, dtype):
@@ -40,16 +41,18 @@ def self_test() -> None:
                     found = set(compute(Rounding(mode, variant=variant, key=1)).flatten().tolist())
                     if found != values:
                         raise UserError(
-                            f"the native engine's self-test failed: {name}, mode {mode}, {dtype}, variant {variant} "
-                            f"gave {sorted(found)} instead of {sorted(values)}; the compiler broke the kernels: build "
-                            "them with gcc, or choose another variant by MORPHBITS_VARIANT=portable"
+                            f"the native engine's self-test failed: {name}, mode {mode}, {dtype}, "
+                            f"variant {variant} gave {sorted(found)} instead of {sorted(values)}; "
+                            "the compiler broke the kernels: build them with gcc, or choose "
+                            "another variant by MORPHBITS_VARIANT=portable"
                         )
 
 
 def _cases(variant: str, dtype: torch.dtype) -> Iterator[tuple]:
-    """(name, exact result, function of a Rounding that returns _LANES results of this one operation)."""
+    """(name, exact result, function of a Rounding that returns _LANES results of this one
+    operation)."""
     ulp = torch.finfo(dtype).eps
-    # a remainder near half of the last place shows both neighbours among _LANES draws in mode nearness as well
+    # a remainder near half of the last place: mode nearness, too, shows both among _LANES draws
     pairs = {
         "add": [(1.0, 0.4375 * ulp), (-1.0, -0.4375 * ulp), (1.0, -0.21875 * ulp)],
         "sub": [(1.0, -0.4375 * ulp), (-1.0, 0.4375 * ulp)],

@@ -82,7 +82,7 @@ static __attribute__((noinline)) void nearness_f64(int operation, int64_t n, con
         switch (operation) {
         case ADD: out[i] = stochastic_add_f64(a[i], b[i], word[i]); break;
         case SUB: out[i] = stochastic_add_f64(a[i], -b[i], word[i]); break;
-        case MUL: case LEAKY_RELU: out[i] = stochastic_fma_f64(a[i], b[i], 0.0, word[i]); break;
+        case MUL: case LEAKY_RELU: out[i] = stochastic_mul_f64(a[i], b[i], word[i]); break;
         case DIV: out[i] = stochastic_div_f64(a[i], b[i], word[i]); break;
         case SQRT: out[i] = stochastic_sqrt_f64(a[i], word[i]); break;
         }

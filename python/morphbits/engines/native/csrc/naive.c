@@ -40,7 +40,7 @@ static double stochastic_operate_f64(int operation, double a, double b, double c
     switch (operation) {
     case ADD: return stochastic_add_f64(a, b, word);
     case SUB: return stochastic_add_f64(a, -b, word);
-    case MUL: case LEAKY_RELU: return stochastic_fma_f64(a, b, 0, word);
+    case MUL: case LEAKY_RELU: return stochastic_mul_f64(a, b, word);
     case DIV: return stochastic_div_f64(a, b, word);
     case SQRT: return stochastic_sqrt_f64(a, word);
     default: return stochastic_fma_f64(a, b, c, word);

@@ -30,6 +30,10 @@ static inline double stochastic_add_f64(double a, double b, uint32_t word) {
     const double s = a + b, t = s - a;
     return step_f64(s, (a - (s - t)) + (b - t), word);
 }
+static inline double stochastic_mul_f64(double a, double b, uint32_t word) {
+    const double p = a * b;
+    return step_f64(p, __builtin_fma(a, b, -p), word);
+}
 static inline double stochastic_fma_f64(double a, double b, double c, uint32_t word) {
     const double s = __builtin_fma(a, b, c), p = a * b, low = __builtin_fma(a, b, -p);
     const double q = p + c, t = q - p, rest = (p - (q - t)) + (c - t);

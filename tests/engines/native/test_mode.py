@@ -1,0 +1,249 @@
+"""`random_rounding` around torch code: what it perturbs, what passes, what it refuses, what it
+leaves behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from bits import same_bytes
+
+from morphbits.engines.native import kernel_version, library, mode, random_rounding, selftest
+from morphbits.engines.native.library import MODES, control_register
+from morphbits.errors import UserError
+
+PYTHON = Path(__file__).parents[3] / "python"
+
+
+def test_counts_the_operations_of_a_convolution_analytically() -> None:
+    x, w, b = torch.randn(2, 3, 5, 6, 7), torch.randn(4, 3, 3, 3, 3), torch.randn(4)
+    inside = sum(  # by walking over every output voxel and tap
+        all(0 <= v + t - 1 < n for v, t, n in zip(voxel, tap, (5, 6, 7), strict=True))
+        for voxel in product(range(5), range(6), range(7))
+        for tap in product(range(3), repeat=3)
+    )
+    products, outputs = 2 * 3 * 4 * inside, 2 * 4 * 5 * 6 * 7
+    for accumulation, additions in (("sequential", 0), ("blocked:20", 4), ("direct", 0)):
+        with random_rounding(accumulation=accumulation) as stats:
+            F.conv3d(x, w, b, padding=1)
+        assert stats.operators == {"convolution": products + (additions + 1) * outputs}
+        with random_rounding(accumulation=accumulation) as stats:
+            F.conv3d(x, w, padding=1)
+        assert stats.operations == products + additions * outputs
+
+
+def test_counts_elementwise_operations_by_operator() -> None:
+    a, b = torch.rand(4, 5), torch.rand(5)
+    with random_rounding() as stats:
+        torch.add(a, b, alpha=0.3)
+        a * b - 1
+        1 - a
+        F.leaky_relu(a, 0.2)
+        a.double().float()
+        torch.arange(3) * 2
+    assert stats.operators == {
+        "add": 25, "mul": 20, "sub": 20, "rsub": 20, "leaky_relu": 20, "to (conversion)": 20
+    }  # fmt: skip
+    assert stats.operations == 125
+
+
+def test_nearest_is_torch_itself() -> None:
+    torch.manual_seed(0)
+    for dtype in (torch.float32, torch.float64):
+        a, b = torch.randn(2, 50, 60, dtype=dtype)
+        c = torch.arange(60)
+        calls: list[Callable[[], torch.Tensor]] = [
+            lambda a=a, b=b: a + b,
+            lambda a=a, b=b: a - b,
+            lambda a=a, b=b: a * b,
+            lambda a=a, b=b: a / b,
+            lambda a=a: a * 0.3,
+            lambda a=a: 0.7 - a,
+            lambda a=a, c=c: a + c,
+            lambda a=a, c=c: a / c[1],
+            lambda c=c: c / 7,
+            lambda a=a: F.leaky_relu(a, 0.2),
+            lambda a=a, b=b: a.clone().mul_(b),
+            lambda a=a, b=b: a.double() * b,
+            lambda a=a: a.to(torch.float32),
+        ]
+        for i, call in enumerate(calls):
+            with random_rounding("nearest"):
+                found = call()
+            assert same_bytes(found, call()), i
+        with random_rounding("nearest"):
+            scaled = torch.add(a, b, alpha=3)  # torch itself fuses the two operations
+        assert same_bytes(scaled, a + b * 3)
+
+
+def test_convolutions_of_every_dimension_and_setting() -> None:
+    """To (n + 2)·u·Σ|x||w| of torch's result in float64."""
+    torch.manual_seed(0)
+    for dims, function in ((1, F.conv1d), (2, F.conv2d), (3, F.conv3d)):
+        x, w, b = torch.randn(2, 4, *(9,) * dims), torch.randn(6, 4, *(3,) * dims), torch.randn(6)
+        for options in ({}, {"padding": 1, "stride": 2}, {"dilation": 2}):
+            exact = function(x.double(), w.double(), b.double(), **options)
+            bound = function(x.double().abs(), w.double().abs(), b.double().abs(), **options)
+            for context in (torch.no_grad, torch.inference_mode, torch.enable_grad):
+                with context(), random_rounding("random") as stats:
+                    out = function(x, w, b, **options)
+                n = 4 * 3**dims
+                assert ((out.double() - exact).abs() <= (n + 2) * 2.0**-23 * bound).all()
+                assert stats.operations > 0
+
+
+def test_equal_seeds_give_equal_bytes_and_others_do_not() -> None:
+    x, w = torch.randn(1, 2, 6, 6, 6), torch.randn(3, 2, 3, 3, 3)
+
+    def sample(seed: int, threads: int = 1) -> torch.Tensor:
+        with random_rounding(seed=seed, threads=threads):
+            return F.conv3d(x, w) * 1.1 + 0.3
+
+    assert same_bytes(sample(5), sample(5, threads=4))
+    seeds = [0, 1, 2, 5, 2**32, 2**64 - 1]
+    samples = [sample(s) for s in seeds]
+    assert all(not same_bytes(a, b) for i, a in enumerate(samples) for b in samples[:i])
+    with random_rounding(seed=1):
+        once, again = x * 1.1, x * 1.1
+    assert not same_bytes(once, again)  # each operator has bits of its own
+
+
+def test_an_operator_without_a_rule_is_an_error_that_names_it() -> None:
+    a = torch.rand(3, 3)
+    with random_rounding():
+        for call, name in (
+            (lambda: a @ a, "mm"),
+            (lambda: a.exp(), "exp"),
+            (lambda: a.sum(), "sum"),
+            (lambda: torch.div(a, a, rounding_mode="floor"), "rounding_mode"),
+        ):
+            with pytest.raises(UserError, match=name):
+                call()
+        with pytest.raises(UserError, match="float16"):
+            a.half()
+        with pytest.raises(UserError, match="bfloat16"):
+            a.bfloat16() + 1
+        with pytest.raises(UserError, match="grouped"):
+            F.conv1d(torch.rand(1, 4, 9), torch.rand(4, 2, 3), groups=2)
+        index = torch.arange(6).reshape(2, 3)
+        assert (index.sum(), (index @ index.T)[0, 0]) == (15, 5)  # integers are not rounded
+
+
+def test_what_moves_data_passes_untouched() -> None:
+    a = torch.randn(2, 3, 4, 6, 8)
+    with random_rounding() as stats:
+        torch.cat([a, a]).permute(1, 0, 2, 3, 4).contiguous().flatten()
+        F.max_pool3d(a, 2)
+        F.interpolate(a, scale_factor=2, mode="nearest")
+        a.floor().clamp(0, 3).long().index_select(0, torch.tensor([1]))
+        torch.where(a > 0, a, torch.zeros_like(a)).max()
+        F.pad(a, (1, 1))
+    assert stats.operations == 0
+
+
+def test_bad_options_are_named() -> None:
+    for options in (
+        {"mode": "up"},
+        {"seed": -1},
+        {"seed": 2**64},
+        {"accumulation": "x"},
+        {"subnormals": "no"},
+    ):
+        with (
+            pytest.raises(UserError, match=str(next(iter(options.values())))),
+            random_rounding(**options),
+        ):
+            pass
+
+
+def test_plain_torch_on_all_threads_is_untouched_afterwards() -> None:
+    """A rounding direction or flush left on a worker thread that torch shares would change its
+    results."""
+    torch.manual_seed(0)
+    a, b = torch.rand(2, 2_000_000)
+    x, w = torch.randn(2, 8, 24, 24, 24), torch.randn(8, 8, 3, 3, 3)
+    subnormal = torch.full((2_000_000,), 2.0**-140)
+    expected = [a * b, F.conv3d(x, w), subnormal * 0.5]
+    register = control_register()
+    flags = 0x3F  # the sticky exception flags, which any operation may raise
+    for name, subnormals in product(MODES, ("keep", "flush")):
+        with random_rounding(name, subnormals=subnormals, threads=4):
+            for compute in (lambda: F.conv3d(x, w), lambda: a * b, lambda: a.double().float()):
+                compute()
+                assert control_register() | flags == register | flags
+            with pytest.raises(UserError):
+                a.exp()
+            with pytest.raises(RuntimeError):
+                a * torch.rand(3)
+        found = [a * b, F.conv3d(x, w), subnormal * 0.5]
+        for i, (after, before) in enumerate(zip(found, expected, strict=True)):
+            assert same_bytes(after, before), (name, i)
+
+
+def test_autograd_sees_the_perturbed_forward_pass() -> None:
+    x = torch.rand(4, requires_grad=True)
+    with random_rounding("upward"):
+        y = x * 1.1
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, torch.full((4,), 1.1))
+
+
+def test_the_self_test_refuses_kernels_that_do_not_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    selftest.self_test()
+
+    def without_direction(r: library.Rounding, *arguments: object) -> torch.Tensor:
+        return library.elementwise(library.Rounding("nearest", variant=r.variant), *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(selftest, "elementwise", without_direction)
+    with pytest.raises(UserError, match="self-test failed: add, mode upward"):
+        selftest.self_test()
+
+
+def test_another_process_and_variant_gives_the_same_bytes() -> None:
+    code = textwrap.dedent(
+        """
+        import hashlib, torch
+        from morphbits.engines.native import random_rounding
+        torch.manual_seed(0)
+        x, w = torch.randn(1, 3, 9, 9, 9), torch.randn(5, 3, 3, 3, 3)
+        with random_rounding(seed=3):
+            y = torch.nn.functional.leaky_relu(torch.nn.functional.conv3d(x, w), 0.2) / 3
+        print(hashlib.sha256(y.numpy().tobytes()).hexdigest())
+    """
+    )
+    outputs = {_run(code, MORPHBITS_VARIANT=v) for v in library.available_variants()}
+    assert len(outputs) == 1
+
+
+def test_importing_needs_neither_tensorflow_nor_nibabel() -> None:
+    code = "import sys, morphbits.engines.native; print('tensorflow' in sys.modules)"
+    assert _run(code + "; print('nibabel' in sys.modules)").split() == ["False", "False"]
+
+
+def _run(code: str, **environment: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=PYTHON,
+        env={**os.environ, **environment},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+
+
+def test_the_kernel_version_is_a_hash() -> None:
+    assert len(kernel_version()) == 16 and int(kernel_version(), 16) >= 0
+
+
+def test_a_key_per_operator_spreads() -> None:
+    keys = {mode._mix64(mode._mix64(seed) + i) for seed in range(100) for i in range(100)}
+    assert len(keys) == 10_000 and abs(np.mean([k >> 63 for k in keys]) - 0.5) < 0.025
