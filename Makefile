@@ -67,6 +67,13 @@ lint: $(stamp) ## ruff, mypy and shellcheck
 bench: $(stamp) ## time native against plain torch, into notes/benchmarks/
 	$(venv) python/bench.py $(call options,THREADS)
 
+.PHONY: parity
+parity: $(stamp) ## how far the torch port is from TensorFlow, layer by layer (notes/decisions/0002)
+	mkdir -p .cache
+	$(venv) python/make_model.py --seed 1 --output .cache/parity.h5
+	$(venv) python/parity.py --model .cache/parity.h5 $(call options,THREADS)
+	$(venv) python/parity.py --model .cache/parity.h5 --shape 80 96 80 $(call options,THREADS)
+
 .PHONY: lock
 lock: $(stamp) ## resolve python/*.in into the lock files (keeps what still fits)
 	cd python; constraint=; for name in requirements torch-cuda; do \

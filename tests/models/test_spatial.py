@@ -70,6 +70,30 @@ def test_bits_at_borders_and_on_the_grid() -> None:
     assert_same_bits(spatial.transform(image, shift), theirs)
 
 
+def test_bits_with_subnormals_flushed() -> None:
+    """TensorFlow's threads flush subnormal numbers, torch keeps them unless told to flush."""
+    svf = field((16, 16, 16), 3e-38)  # the smallest normal number is 1.2e-38
+    image = torch.from_numpy(
+        np.random.default_rng(1).random((1, 1, 16, 16, 16), np.float32) * 2e-38
+    )
+    warp = field((16, 16, 16), 3.0)
+    integrated = vxm.layers.VecInt(method="ss", int_steps=5)(channels_last(svf))
+    moved = vxm.layers.SpatialTransformer(interp_method="linear", indexing="ij")(
+        [channels_last(image), channels_last(warp)]
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # only the calling thread flushes
+    try:
+        torch.set_flush_denormal(True)
+        ours = spatial.integrate(svf, 5), spatial.transform(image, warp)
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(threads)
+    assert_same_bits(ours[0], integrated)
+    assert_same_bits(ours[1], moved)
+    assert (spatial.transform(image, warp) != ours[1]).any()
+
+
 def test_border_goes_on_outside() -> None:
     image = torch.arange(8, dtype=torch.float32).view(1, 1, 2, 2, 2)
     outside = torch.full((1, 3, 2, 2, 2), 100.0)
