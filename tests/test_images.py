@@ -198,7 +198,7 @@ def test_unusable_files_are_named(tmp_path: Path, kind: str, says: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     extension=st.sampled_from([".nii", ".mgh", ".npz"]),
     changes=st.dictionaries(st.integers(0, 400), st.integers(0, 255), max_size=4),
