@@ -153,8 +153,8 @@ def by_tissue(experiment: Experiment) -> Figure:
                 ax.hlines(values.mean(), x - 0.3, x + 0.3, color="#111827", linewidth=2)
                 ax.annotate(
                     f"{values.mean():.2f}",
-                    (x, values.mean()),
-                    xytext=(0, 6),
+                    (x, values.max()),
+                    xytext=(0, 7),
                     textcoords="offset points",
                     ha="center",
                     fontsize=9.5,

@@ -15,6 +15,7 @@ import jinja2
 
 import morphbits
 from morphbits import bids, images
+from morphbits.config import DEMO_MODEL
 from morphbits.report import experiment as reading
 from morphbits.report import figures, tables
 from morphbits.report.experiment import Experiment, mean, select
@@ -140,23 +141,22 @@ def facts(experiment: Experiment) -> dict[str, Any]:
     """Numbers that the page's sentences name; None where they are not known."""
     spread_mm = select(experiment.variability, quantity="warp", unit="mm", tissue="brain")
     again = [row for row in experiment.repeatability if row["comparison"] in ("again", "threads")]
-    plain = select(experiment.repeatability, comparison="plain", quantity="warp")
-    perturbed = [record.provenance["seconds"] for record in experiment.perturbed]
-    ieee = [record.provenance["seconds"] for record in experiment.of_sample("ieee")]
-    unmodified = [record.provenance["seconds"] for record in experiment.of_sample("plain")]
-    time = mean(perturbed)
 
-    def slowdown(other: float | None) -> float | None:
-        return time / other if time and other else None
+    def time(records: list[reading.Record]) -> str:
+        """Mean time and number of threads in words; empty where there is no record."""
+        seconds = mean(record.provenance["seconds"] for record in records)
+        threads = sorted({record.provenance["threads"] for record in records})
+        words = " or ".join(map(str, threads)) + (" thread" if threads == [1] else " threads")
+        return "" if seconds is None else f"{tables.duration(seconds)} ({words})"
 
     return {
         "warp_std_mm": mean(row["mean"] for row in spread_mm),
         "warp_largest_mm": max((row["max"] for row in spread_mm), default=None),
         "rerun_same": bool(again) and all(row["differing"] == 0 for row in again),
         "rerun_known": bool(again),
-        "rerun_ulps": max((row["max_ulps"] for row in again), default=None),
-        "plain_known": bool(plain),
-        "plain_voxels": max((row["max_absolute"] for row in plain), default=None),
+        "rerun_voxels": max(
+            (row["max_absolute"] for row in select(again, quantity="warp")), default=None
+        ),
         "dice": {
             tissue: [
                 mean(
@@ -168,9 +168,11 @@ def facts(experiment: Experiment) -> dict[str, Any]:
                 row["tissue"] for row in select(experiment.accuracy, measure="dice")
             )
         },
-        "seconds": time,
-        "slowdown_ieee": slowdown(mean(ieee)),
-        "slowdown_plain": slowdown(mean(unmodified)),
+        "time": {
+            "perturbed": time(experiment.perturbed),
+            "ieee": time(experiment.of_sample("ieee")),
+            "plain": time(experiment.of_sample("plain")),
+        },
         "without_a_bit": sum(row["without_a_bit"] for row in experiment.bits("image").values()),
     }
 
@@ -219,7 +221,7 @@ def unfinished(experiment: Experiment) -> list[str]:
 
 def command(experiment: Experiment) -> str:
     """The make command that runs this experiment again."""
-    configuration = experiment.configuration
+    configuration, model = experiment.configuration, experiment.settings.get("model")
     values = {
         "SUBJECTS": len(experiment.subjects),
         "RUNS": max(experiment.n_of(subject) for subject in experiment.subjects),
@@ -228,6 +230,7 @@ def command(experiment: Experiment) -> str:
         "ACCUMULATION": configuration.get("accumulation"),
         "SUBNORMALS": configuration.get("subnormals"),
         "DATASET": experiment.settings.get("dataset"),
+        "MODEL": model if model and Path(model).name != DEMO_MODEL.name else None,
         "SEED": experiment.settings.get("seed"),
         "EXPERIMENT": experiment.name,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from morphbits.report.experiment import Experiment, mean, select, study
@@ -220,13 +221,13 @@ def repeatability(experiment: Experiment) -> Table:
                     quantity,
                     str(len(found)),
                     f"{small(100 * share)} %" if share else "none: same bytes",
-                    number(max(row["max_ulps"] for row in found), 0),
+                    number(max(row["median_ulps"] for row in found), 0),
                     small(max(row["max_absolute"] for row in found)),
                 ]
             )
     return Table(
         caption="Differences with nothing perturbed (image in [0, 1], warp in voxels)",
-        header=["", "", "subjects", "values that differ", "largest, ulps", "largest"],
+        header=["", "", "subjects", "values that differ", "median, ulps", "largest difference"],
         rows=rows,
         text_columns=2,
     )
@@ -290,7 +291,7 @@ def cost(experiment: Experiment) -> Table:
                 ", ".join(map(str, threads)) or MISSING,
                 duration(seconds),
                 f"{number(slowdown, 1)}×" if records and name != "perturbed" else MISSING,
-                f"{memory / 2**30:.2f} GB" if memory else MISSING,
+                f"{memory / 2**30:.2f} GiB" if memory else MISSING,
             ]
         )
     return Table(
@@ -326,7 +327,10 @@ def what_was_run(experiment: Experiment) -> Table:
         ["dataset", experiment.dataset],
         ["subjects", str(len(experiment.subjects))],
         ["samples per subject", " to ".join(map(str, {counts[0]: 0, counts[-1]: 0}))],
-        ["model", f"{files.get('model', MISSING)} ({_short(configuration.get('model'))})"],
+        [
+            "model",
+            f"{Path(files.get('model', MISSING)).name} ({_short(configuration.get('model'))})",
+        ],
         ["framework", str(configuration.get("framework", MISSING))],
         ["engine", str(configuration.get("engine", MISSING))],
         ["rounding mode", str(configuration.get("mode", "nearest"))],
