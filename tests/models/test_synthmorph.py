@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
 
 from morphbits.errors import UserError
 from morphbits.models.synthmorph_torch import SynthMorph, init_model
-from morphbits.models.weights import Architecture, read_architecture, save_h5
+from morphbits.models.weights import Architecture, read_architecture, read_weights, save_h5
 
 reference = pytest.importorskip("morphbits.models.synthmorph_tf")
 tf = reference.tf
@@ -165,6 +168,25 @@ def test_files_go_both_ways(tmp_path: Path, images: Images) -> None:
     moved, warp = reference.register(reference.load(tmp_path / "torch.h5"), *images(shape))
     same = reference.register(reference.load(tmp_path / "tensorflow.h5"), *images(shape))
     assert np.array_equal(moved, same[0]) and np.array_equal(warp, same[1])
+
+
+def test_older_files(small_model: Path, tmp_path: Path, images: Images) -> None:
+    """The arguments' names of 2020 and another model name change nothing in either framework."""
+    older = Path(shutil.copy(small_model, tmp_path / "older.h5"))
+    with h5py.File(older, "r+") as file:
+        config = json.loads(file.attrs["model_config"])["config"]
+        enc, dec = config.pop("nb_unet_features")
+        del config["svf_resolution"], config["int_resolution"]
+        config |= {"enc_nf": enc, "dec_nf": dec, "unet_half_res": True, "int_downsize": 2}
+        config["name"] = "registration"
+        file.attrs["model_config"] = json.dumps({"class_name": "VxmDense", "config": config})
+    shape = SHAPES[1]
+    now = reference.load(small_model).layers(*images(shape))
+    then = reference.load(older).layers(*images(shape))
+    assert all(np.array_equal(now[name], then[name]) for name in now)
+    weights, older_weights = read_weights(small_model), read_weights(older)
+    assert all(np.array_equal(weights[name], older_weights[name]) for name in weights)
+    assert read_architecture(older) == read_architecture(small_model)
 
 
 def test_reference_refuses_what_the_port_refuses(small_model: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from morphbits.errors import UserError
-from morphbits.models.weights import read_architecture
+from morphbits.models.weights import MODEL_NAME, read_architecture
 
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
 os.environ["VXM_BACKEND"] = os.environ["NEURITE_BACKEND"] = "tensorflow"
@@ -56,7 +56,7 @@ class Reference:
             )
         if shape not in self._networks:
             self._networks[shape] = vxm.networks.VxmDense.load(
-                str(self.path), inshape=shape, bidir=False, reg_field="warp"
+                str(self.path), inshape=shape, bidir=False, reg_field="warp", name=MODEL_NAME
             )
         return self._networks[shape]
 

@@ -126,16 +126,18 @@ def _read(path: Path) -> tuple[Architecture, dict[str, np.ndarray]]:
     with _open(path) as file:
         config = _model_config(file, path)
         kernels, biases = _convolutions(file, path)
-    half_resolution = 2 if config.get("unet_half_res") else 1
+    # files before voxelmorph 0.2 say unet_half_res and int_downsize
+    svf_resolution = 2 if config.get("unet_half_res") else config.get("svf_resolution", 1)
+    int_resolution = config.get("int_downsize") or config.get("int_resolution", 2)
     enc, dec = _widths(kernels, path)
     x, y, z = config["inshape"]
     try:
         architecture = Architecture(
             enc=enc,
             dec=dec,
-            int_steps=int(config.get("int_steps", 7)),
-            int_resolution=int(config.get("int_downsize") or config.get("int_resolution", 2)),
-            svf_resolution=int(config.get("svf_resolution", 1)) if half_resolution == 1 else 2,
+            int_steps=config.get("int_steps", 7),
+            int_resolution=int_resolution,
+            svf_resolution=svf_resolution,
             inshape=(int(x), int(y), int(z)),
         )
     except UserError as error:
