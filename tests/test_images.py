@@ -222,7 +222,10 @@ def test_damaged_headers_never_end_in_a_traceback(
 
 def test_labels_must_be_whole_numbers(tmp_path: Path) -> None:
     path = nifti(tmp_path / "a.nii", volume() / 7)
-    with pytest.raises(UserError, match="not whole numbers"):
+    too_large = nifti(tmp_path / "large.nii", volume() + 2**40)
+    with pytest.raises(UserError, match="not label numbers"):
+        images.load_labels(too_large)
+    with pytest.raises(UserError, match="not label numbers"):
         images.load_labels(path)
     with pytest.raises(UserError, match="a warp is"):
         images.load_warp(path)

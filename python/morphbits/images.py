@@ -98,10 +98,11 @@ def load_labels(path: str | Path) -> Image:
     image = _load(Path(path), np.float64)
     if image.data.ndim != 3:
         raise UserError(f"{path} has shape {_by(image.data.shape)}; a label map has three axes")
-    labels = image.data.astype(np.int32)
+    with np.errstate(invalid="ignore"):
+        labels = image.data.astype(np.int32)
     if not np.array_equal(labels, image.data):
         raise UserError(
-            f"{path} holds values that are not whole numbers; a label map is needed here "
+            f"{path} holds values that are not label numbers (32-bit integers) "
             "(resample label maps with nearest neighbour, not linearly)"
         )
     image.data = labels

@@ -232,6 +232,14 @@ def test_requests_that_cannot_be_met(tmp_path: Path) -> None:
         phantom.make_dataset(tmp_path, 0)
     with pytest.raises(UserError, match="choose one of"):
         phantom.make_dataset(tmp_path, 1, size="3mm")
+    with pytest.raises(UserError, match="seed -1 is negative"):
+        phantom.make_dataset(tmp_path, 1, seed=-1)
+    description = bids.phantom_dataset(tmp_path, SIZE).root / "dataset_description.json"
+    description.parent.mkdir()
+    for content in ("{}", "[]", "half a file"):
+        description.write_text(content)
+        with pytest.raises(UserError, match="does not describe phantoms"):
+            phantom.make_dataset(tmp_path, 1, size=SIZE)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="another data folder"):
         phantom.make_dataset(tmp_path / "file", 1, size=SIZE)

@@ -171,8 +171,8 @@ def _blocks(volumes: Float, grid: Size) -> Float:
 def make_phantom(seed: int, index: int, size: str = "2mm") -> Phantom:
     """Phantom `index` of `seed`: a pure function of its arguments, held in memory only.
 
-    Costs a fraction of a second at 2 mm once the template is in memory (the first call loads it),
-    so a training loop can draw new ones as it goes: use a seed that no dataset on disk has.
+    About a second at 2 mm, most of it for the deformation, once the template is in memory (the
+    first call loads it). Who trains on phantoms takes a seed that no dataset on disk has.
     """
     base, grid = template(size), SIZES[size]
     rng = {name: _stream(seed, index, number) for name, number in STREAMS.items()}
@@ -346,6 +346,8 @@ def make_dataset(
     """
     if not 1 <= subjects <= 999:
         raise UserError(f"{subjects} phantoms cannot be made: ask for 1 to 999")
+    if seed < 0:
+        raise UserError(f"seed {seed} is negative: choose 0 or more")
     if size not in SIZES:
         raise UserError(f"no phantom size {size!r}: choose one of {', '.join(SIZES)}")
     dataset = bids.phantom_dataset(data, size)
@@ -392,7 +394,10 @@ def _describe_dataset(dataset: Dataset, seed: int, size: str) -> None:
     path = dataset.root / "dataset_description.json"
     recipe = {"seed": seed, "size": size, "recipe": RECIPE}
     if path.is_file():
-        found = json.loads(path.read_text())["GeneratedBy"][0]["Parameters"]
+        try:
+            found = json.loads(path.read_text())["GeneratedBy"][0]["Parameters"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(f"{path} does not describe phantoms: delete that folder") from error
         if found != recipe:
             raise UserError(
                 f"{dataset.root} was made with {found}, not {recipe}: delete that folder, or use "
