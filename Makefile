@@ -64,8 +64,8 @@ lint: $(stamp) ## ruff, mypy and shellcheck
 	.venv/bin/shellcheck $(shell_files)
 
 .PHONY: bench
-bench: $(stamp) ## time native against plain torch, into notes/benchmarks/
-	$(venv) python/bench.py $(call options,THREADS)
+bench: $(stamp) ## time native against plain torch (FULL=1: full size as well), into notes/benchmarks/
+	$(venv) python/bench.py $(call options,THREADS) $(call flag,FULL)
 
 .PHONY: parity
 parity: $(stamp) ## how far the torch port is from TensorFlow, layer by layer (notes/decisions/0002)
@@ -112,6 +112,7 @@ DATA ?=          ## folder of the datasets
 RESULTS ?=       ## folder of the experiments
 DRY_RUN ?=       ## 1 lists what would run
 YES ?=           ## 1 starts even what takes more than two hours
+FULL ?=          ## 1 benches full size as well (20 GB)
 ##@ Variables of setup
 PYTHON ?=        ## a Python 3.11, 3.12 or 3.13 (default: the first one found)
 TORCH ?=         ## cpu or cuda: which build of torch (default: cpu)

@@ -1,0 +1,160 @@
+"""Time and memory of the native engine against plain torch: same model, input and threads, in turn.
+
+    python python/bench.py                    demo size, three widths, both thread counts
+    python python/bench.py --full             and one registration at full size (needs 20 GB)
+
+Every measurement is a process of its own (its peak memory is the operating system's figure); engines take
+turns, and the ratio is the median of the ratios of neighbouring runs. torch runs at its best setting: the faster
+of conv3d as it is and oneDNN's convolution, which conv3d leaves aside for small maps. Prints a Markdown table and
+writes it to notes/benchmarks/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from unittest import mock
+
+from morphbits.errors import UserError, run_cli
+
+NOTES = Path(__file__).parent.parent / "notes" / "benchmarks"
+DEMO = (80, 96, 80)
+FULL = (160, 192, 224)
+MODELS = {
+    "demo": ((16, 32, 32, 32), (32, 32, 32, 32, 16, 16)),
+    "32 features": ((32,) * 4, (32,) * 6),
+    "64 features": ((64,) * 4, (64,) * 6),
+    "256 features": ((256,) * 4, (256,) * 6),
+}
+ENGINES = ("torch", "torch oneDNN", "native nearest", "native random", "native nearness")
+
+
+def measure(
+    engine: str, model: str, shape: tuple[int, int, int], threads: int, repeats: int
+) -> dict:
+    """Seconds of each repeat after one that is not counted, and the process' peak memory in bytes."""
+    import torch
+
+    from morphbits.engines.native import random_rounding
+    from morphbits.models.synthmorph_torch import init_model
+    from morphbits.models.weights import Architecture
+
+    torch.set_num_threads(threads)
+    network = init_model(Architecture(*MODELS[model]), seed=1)
+    generator = torch.Generator().manual_seed(1)
+    images = [torch.rand(1, 1, *shape, generator=generator) for _ in range(2)]
+    seconds, operations = [], 0
+    with torch.no_grad():
+        for i in range(repeats + (repeats > 1)):
+            start = time.perf_counter()
+            if engine == "torch":
+                network(*images)
+            elif engine == "torch oneDNN":
+                with mock.patch("torch.nn.functional.conv3d", _onednn):
+                    network(*images)
+            else:
+                with random_rounding(engine.split()[1], seed=i, threads=threads) as stats:
+                    network(*images)
+                operations = stats.operations
+            if i or repeats == 1:
+                seconds.append(time.perf_counter() - start)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"seconds": seconds, "memory": memory, "operations": operations}
+
+
+def _onednn(x, weight, bias, padding):  # type: ignore[no-untyped-def]
+    import torch
+
+    return torch.mkldnn_convolution(x, weight, bias, (padding,) * 3, (1,) * 3, (1,) * 3, 1)
+
+
+def measured(*arguments: object) -> dict:
+    """`measure` in a process of its own."""
+    command = [sys.executable, __file__, "--measure", json.dumps(arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = "killed (out of memory?)" if done.returncode == -9 else done.stderr.strip()[-300:]
+        raise UserError(f"the measurement {arguments} failed: {reason}")
+    return json.loads(done.stdout)
+
+
+def row(model: str, shape: tuple[int, int, int], threads: int, rounds: int) -> list[str]:
+    """Lines of the table for one case: every engine in turn, `rounds` times."""
+    engines = ENGINES if rounds > 1 else ("torch", "torch oneDNN", "native random")
+    found: dict[str, list[dict]] = {engine: [] for engine in engines}
+    for _ in range(rounds):
+        for engine in engines:
+            found[engine].append(measured(engine, model, shape, threads, 3 if rounds > 1 else 1))
+    times = {e: [statistics.median(run["seconds"]) for run in runs] for e, runs in found.items()}
+    memory = {e: max(run["memory"] for run in runs) for e, runs in found.items()}
+    best = min(("torch", "torch oneDNN"), key=lambda e: statistics.median(times[e]))
+    lines = []
+    for engine in engines:
+        ratio = statistics.median(a / b for a, b in zip(times[engine], times[best], strict=True))
+        seconds = statistics.median(times[engine])
+        rate = found[engine][0]["operations"] / seconds / 1e9
+        lines.append(
+            f"| {'×'.join(map(str, shape))} | {model} | {threads} | {engine} | {seconds:.2f} | {ratio:.2f} | "
+            f"{memory[engine] / 2**30:.2f} | {memory[engine] / memory[best]:.2f} | {rate:.1f} |"
+        )
+        print(lines[-1], flush=True)
+    return lines
+
+
+def processor() -> str:
+    """The processor's name."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next(
+        (x.split(":")[1].strip() for x in lines if x.startswith("model name")), "processor"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, nargs="+", default=None, help="thread counts")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each engine")
+    parser.add_argument("--full", action="store_true", help="also full size with 256 features")
+    parser.add_argument("--output", type=Path, help="Markdown file (default: notes/benchmarks/…)")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measure(*json.loads(arguments.measure))))
+        return
+    cores = len(os.sched_getaffinity(0))
+    today = datetime.date.today().isoformat()
+    cpu = processor()
+    lines = [
+        f"# Native engine against plain torch, {cpu}, {today}",
+        "",
+        f"`make bench{' FULL=1' if arguments.full else ''}` on {cpu}, {cores} cores. Whole registrations, weights drawn at "
+        "random. Seconds: median; ratio: median of paired runs against torch at its best setting; G/s: "
+        "10⁹ rounded operations a second.",
+        "",
+        "| grid | model | threads | engine | seconds | ratio | memory, GB | ratio | G/s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    print("\n".join(lines))
+    for threads in arguments.threads or sorted({1, min(2, cores)}):
+        for model in ("demo", "32 features", "64 features"):
+            lines += row(model, DEMO, threads, arguments.rounds)
+    if arguments.full:
+        lines += row("256 features", FULL, cores, 1)
+    name = "-".join("".join(c if c.isalnum() else " " for c in cpu.lower()).split())
+    output = arguments.output or NOTES / f"native_{name}_{today}.md"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"\nwritten to {output}")
+
+
+if __name__ == "__main__":
+    run_cli(main)
