@@ -102,8 +102,8 @@ def load_labels(path: str | Path) -> Image:
         labels = image.data.astype(np.int32)
     if not np.array_equal(labels, image.data):
         raise UserError(
-            f"{path} holds values that are not label numbers (32-bit integers) "
-            "(resample label maps with nearest neighbour, not linearly)"
+            f"{path} holds values that are not label numbers (32-bit integers); "
+            "resample label maps with nearest neighbour, not linearly"
         )
     image.data = labels
     return image
