@@ -1,12 +1,12 @@
-"""Time and memory of the native engine against plain torch: same model, input and threads, in turn.
+"""Time and memory of the native engine against plain torch: one model, input and threads, in turn.
 
-    python python/bench.py                    demo size, three widths, both thread counts
+    python python/bench.py                    demo size, three widths, one and two threads
     python python/bench.py --full             and one registration at full size (needs 20 GB)
 
-Every measurement is a process of its own (its peak memory is the operating system's figure); engines take
-turns, and the ratio is the median of the ratios of neighbouring runs. torch runs at its best setting: the faster
-of conv3d as it is and oneDNN's convolution, which conv3d leaves aside for small maps. Prints a Markdown table and
-writes it to notes/benchmarks/.
+Every measurement is a process of its own (its peak memory is the operating system's figure);
+engines take turns, and the ratio is the median of the ratios of neighbouring runs. torch runs at
+its best setting: the faster of conv3d as it is and oneDNN's convolution, which conv3d leaves aside
+for small maps. Prints a Markdown table and writes it to notes/benchmarks/.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ENGINES = ("torch", "torch oneDNN", "native nearest", "native random", "native n
 def measure(
     engine: str, model: str, shape: tuple[int, int, int], threads: int, repeats: int
 ) -> dict:
-    """Seconds of each repeat after one that is not counted, and the process' peak memory in bytes."""
+    """Seconds of each repeat after one that is not counted; peak memory of the process, bytes."""
     import torch
 
     from morphbits.engines.native import random_rounding
@@ -101,10 +101,18 @@ def row(model: str, shape: tuple[int, int, int], threads: int, rounds: int) -> l
         ratio = statistics.median(a / b for a, b in zip(times[engine], times[best], strict=True))
         seconds = statistics.median(times[engine])
         rate = found[engine][0]["operations"] / seconds / 1e9
-        lines.append(
-            f"| {'×'.join(map(str, shape))} | {model} | {threads} | {engine} | {seconds:.2f} | {ratio:.2f} | "
-            f"{memory[engine] / 2**30:.2f} | {memory[engine] / memory[best]:.2f} | {rate:.1f} |"
+        cells = (
+            "×".join(map(str, shape)),
+            model,
+            threads,
+            engine,
+            f"{seconds:.2f}",
+            f"{ratio:.2f}",
+            f"{memory[engine] / 2**30:.2f}",
+            f"{memory[engine] / memory[best]:.2f}",
+            f"{rate:.1f}" if rate else "",
         )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
         print(lines[-1], flush=True)
     return lines
 
@@ -136,9 +144,9 @@ def main() -> None:
     lines = [
         f"# Native engine against plain torch, {cpu}, {today}",
         "",
-        f"`make bench{' FULL=1' if arguments.full else ''}` on {cpu}, {cores} cores. Whole registrations, weights drawn at "
-        "random. Seconds: median; ratio: median of paired runs against torch at its best setting; G/s: "
-        "10⁹ rounded operations a second.",
+        f"`make bench{' FULL=1' if arguments.full else ''}` on {cpu}, {cores} cores. Whole "
+        "registrations, weights drawn at random. Seconds: median; ratio: median of paired runs "
+        "against torch at its best setting; G/s: 10⁹ rounded operations a second.",
         "",
         "| grid | model | threads | engine | seconds | ratio | memory, GB | ratio | G/s |",
         "|---|---|---|---|---|---|---|---|---|",

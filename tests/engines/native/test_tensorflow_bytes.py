@@ -1,4 +1,4 @@
-"""The promise the engine rests on: in mode nearest, sequential order and subnormals flushed, a whole
+"""The promise the engine rests on: in mode nearest, sequential order, subnormals flushed, a whole
 registration has TensorFlow's bytes, so that a perturbed sample differs from TensorFlow's result in
 nothing but roundings.
 
@@ -42,12 +42,14 @@ def inputs(folder: Path, shape: tuple[int, int, int], model: str, subnormals: bo
         nib.save(nib.Nifti1Image(image, np.eye(4)), folder / f"{name}.nii.gz")
     architecture = Architecture(*WIDTHS[model])
     weights = init_weights(architecture, seed=1, flow_std=0.05)
+    for layer in [name for name in weights if name.endswith("/bias")]:
+        weights[layer] = random.normal(0, 0.05, weights[layer].shape).astype(np.float32)
     if subnormals:  # a feature of subnormal numbers, which the next layer brings back to size
         first, bias, second = list(weights)[:3]
         weights[first], weights[second] = weights[first].copy(), weights[second].copy()
         weights[first][..., 0] *= np.float32(2.0**-126)
         weights[second][..., 0, :] *= np.float32(2.0**126)
-        assert weights[bias][0] == 0
+        weights[bias][0] = 0
     save_h5(folder / "model.h5", architecture, weights)
     files = {name: str(folder / f"{name}.nii.gz") for name in ("moving", "fixed")}
     files["model"] = str(folder / "model.h5")
