@@ -29,7 +29,8 @@ def cores() -> int:
 
 def default_jobs(model: Path, voxels: int, units: int) -> int:
     """As many workers as there are cores, units to make, and memory for."""
-    by_memory = int(0.9 * memory_free() // memory_estimate(model, voxels))
+    plain = memory_estimate(model, voxels, "ieee")  # a reference of every experiment, the widest
+    by_memory = int(0.9 * memory_free() // plain)
     return max(1, min(cores(), units, by_memory))
 
 
