@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import sys
 
 from morphbits.config import ExecutionConfig, ExperimentConfig, add_arguments
 from morphbits.errors import UserError, run_cli
@@ -36,15 +37,23 @@ def main() -> None:
             "DRY_RUN=1 lists it"
         )
     failures = experiment.run(plan)
+    if failures:
+        print(failures, file=sys.stderr)
+    if plan.settings.runs > 1:
+        _analyse(plan)
+    else:
+        print("one sample of each subject has no spread: no significance, no report")
+    if failures:
+        raise UserError("samples failed, see above; run again to try them once more")
 
+
+def _analyse(plan: experiment.Plan) -> None:
     from morphbits import report
     from morphbits.stats.analysis import analyse
 
     analyse(plan.results, plan.name, plan.dataset, plan.jobs)
     print(report.summarize(plan.results, plan.name))
     print(report.build(plan.results, plan.name))
-    if failures:
-        raise UserError(failures)
 
 
 if __name__ == "__main__":

@@ -81,3 +81,27 @@ def test_a_bad_option_is_one_sentence(
 ) -> None:
     assert run_matrix(*words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_from_nothing_to_the_report_and_again(
+    run_matrix: RunMatrix, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--engine=native", "--subjects=2", "--runs=2", "--jobs=2", "--experiment=whole"]
+    assert run_matrix(*words) == 0
+    said = capsys.readouterr().out
+    assert "12: 2 subjects x (2 perturbed + 4 references); 0 are done" in said
+    assert said.endswith("results/whole/report.html\n")
+    for name in ("report.html", "significance.csv", "repeatability.csv", "experiment.json"):
+        assert (tmp_path / "results/whole" / name).stat().st_size > 0
+    samples = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("sample.json")}
+    assert run_matrix(*words) == 0
+    assert "12 are done" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("sample.json")} == samples
+
+
+def test_one_run_has_no_spread(
+    run_matrix: RunMatrix, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_matrix("--subjects=1", "--runs=1") == 0
+    assert "no spread" in capsys.readouterr().out
+    assert len(list(tmp_path.rglob("sample.json"))) == 5

@@ -184,7 +184,11 @@ def run(units: Sequence[Unit], jobs: int, total: int) -> Outcome:
         return outcome
     selector = selectors.DefaultSelector()
     bar = tqdm(
-        total=total, initial=total - len(units), unit="sample", dynamic_ncols=True, smoothing=0.1
+        total=total,
+        initial=total - len(units),
+        unit="sample",
+        dynamic_ncols=True,
+        mininterval=0.1 if sys.stderr.isatty() else 30,  # a log file wants fewer lines
     )
 
     def employ(worker: Worker | None) -> None:
