@@ -34,8 +34,8 @@ report: $(stamp) ## the HTML page of an EXPERIMENT
 
 ##@ Data and models
 .PHONY: phantom
-phantom: $(stamp) ## make the phantom dataset (SUBJECTS, SEED)
-	$(venv) python/make_phantom.py $(call options,SUBJECTS SEED)
+phantom: $(stamp) ## make the phantom dataset (SUBJECTS, SIZE, SEED)
+	$(venv) python/make_phantom.py $(call options,SUBJECTS SIZE SEED)
 
 .PHONY: models
 models: $(stamp) ## download the two published SynthMorph models and the study's fixed image

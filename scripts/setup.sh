@@ -52,7 +52,8 @@ install() {
   fail "$what could not be installed: $(reason) (see $log); check the network and the disk, then 'make setup' again"
 }
 
-install_cpu_torch() {
+# leaves the checked wheel in $new/torch
+download_cpu_torch() {
   local requirement download="$new/torch" wheel name sum
   requirement=$(grep -E '^torch==' python/torch.lock)
   fetch() { "$new/bin/python" -m pip download --no-deps --only-binary :all: --progress-bar off -d "$download" "$requirement" "$@" >>"$log" 2>&1; }
@@ -68,8 +69,6 @@ install_cpu_torch() {
   elif ! grep -q "^$sum  $name\$" python/torch.lock; then
     fail "$name is not the file that python/torch.lock lists (its sha256 is $sum): a damaged or changed download"
   fi
-  install torch "$wheel"
-  rm -r "$download"
 }
 
 mkdir -p .cache
@@ -98,12 +97,14 @@ if [ ! -e "$new/.complete" ]; then
   rm -rf "$new"
   "$python" -m venv "$new" >>"$log" 2>&1 || fail "$python cannot make a virtual environment in $new (see $log)"
   say "Python $("$new/bin/python" -c "$version"), $(grep -c == python/requirements.lock) packages and torch ($torch), a minute or two"
+  [ "$torch" = cuda ] || download_cpu_torch # first, because it is what may not be had
   install 'a package' --require-hashes -r python/requirements.lock
   if [ "$torch" = cuda ]; then
     # === takes exactly this version; == would also take a CPU build (2.13.0+cpu) that your pip finds
     install torch --require-hashes -r <(sed 's/^torch==/torch===/' python/torch-cuda.lock)
   else
-    install_cpu_torch
+    install torch "$new"/torch/*.whl
+    rm -r "$new/torch"
   fi
   # the parts load together; doing it here also leaves their byte code behind, which saves every first start ten seconds
   env -u PYTHONDONTWRITEBYTECODE TF_USE_LEGACY_KERAS=1 "$new/bin/python" -c '
