@@ -26,20 +26,20 @@ inference: $(stamp) ## register SUBJECTS x RUNS samples, then significance and t
 
 .PHONY: significance
 significance: $(stamp) ## significant bits of an EXPERIMENT: maps and CSV
-	$(venv) python/significance.py $(call options,EXPERIMENT)
+	$(venv) python/significance.py $(call options,EXPERIMENT RESULTS JOBS)
 
 .PHONY: report
 report: $(stamp) ## the HTML page of an EXPERIMENT
-	$(venv) python/report.py $(call options,EXPERIMENT)
+	$(venv) python/report.py $(call options,EXPERIMENT RESULTS)
 
 ##@ Data and models
 .PHONY: phantom
-phantom: $(stamp) ## make the phantom dataset (SUBJECTS, SIZE, SEED)
-	$(venv) python/make_phantom.py $(call options,SUBJECTS SIZE SEED)
+phantom: $(stamp) ## make the phantom dataset (SUBJECTS, SIZE, SEED, DATA)
+	$(venv) python/make_phantom.py $(call options,SUBJECTS SIZE SEED DATA)
 
 .PHONY: models
 models: $(stamp) ## download the two published SynthMorph models and the study's fixed image
-	PYTHONPATH=python $(venv) -m morphbits.models.download
+	PYTHONPATH=python $(venv) -m morphbits.models.download $(call options,DATA)
 
 ##@ Develop
 .PHONY: setup
@@ -112,7 +112,7 @@ DATA ?=          ## folder of the datasets
 RESULTS ?=       ## folder of the experiments
 DRY_RUN ?=       ## 1 lists what would run
 YES ?=           ## 1 starts even what takes more than two hours
-FULL ?=          ## 1 benches full size as well (20 GB)
-##@ Variables of setup
+##@ Variables of setup and bench
 PYTHON ?=        ## a Python 3.11, 3.12 or 3.13 (default: the first one found)
 TORCH ?=         ## cpu or cuda: which build of torch (default: cpu)
+FULL ?=          ## 1 benches full size as well (20 GB of memory)
