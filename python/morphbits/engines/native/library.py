@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
 import torch
 
 from morphbits.engines.native.accumulation import Terms
@@ -135,7 +136,7 @@ def elementwise(
     over `a`, which must have the shape and type of the result.
     """
     operands = [a] if b is None else [a, b]
-    shape = torch.broadcast_shapes(*(x.shape for x in operands))
+    shape = np.broadcast_shapes(*(x.shape for x in operands))
     if in_place and not (a.is_contiguous() and (b is None or not _overlap(a, b))):
         return a.copy_(elementwise(rounding, operation, a, b))
     dtype = torch.float32 if operation == "narrow" else a.dtype

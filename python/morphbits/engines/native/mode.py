@@ -217,6 +217,10 @@ def _binary(operation: str) -> Callable[..., Any]:
             return func(a, b, **({"alpha": alpha} if alpha != 1 else {}), **options)
         if options:
             raise UserError(f"the native engine has no rule for {func} with {', '.join(options)}")
+        try:
+            count = prod(np.broadcast_shapes(*(v.shape for v in (a, b) if hasattr(v, "shape"))))
+        except ValueError:
+            return func(a, b)  # shapes that do not fit: the message is torch's own
         x, y = (_as_type(mode, name, v, dtype) for v in (a, b))
         _check(func, x, y)
         if alpha != 1:
@@ -225,7 +229,6 @@ def _binary(operation: str) -> Callable[..., Any]:
         if name == "rsub":
             x, y = y, x
         in_place = name.endswith("_")
-        count = prod(torch.broadcast_shapes(x.shape, y.shape))
         rounding = mode.next_rounding(name, count)
         if in_place and x is not a:  # the promoted operand was a copy
             return a.copy_(elementwise(rounding, operation, x, y))
