@@ -103,7 +103,7 @@ def _tensorflow(
     from morphbits.models import synthmorph_tf
 
     synthmorph_tf.set_threads(config.threads)
-    network = synthmorph_tf.load(model)
+    network = _tensorflow_model(model, os.stat(model).st_mtime_ns)
     with engine.region(config, config.threads) as counts:
         start = time.perf_counter()
         moved_XYZ, warp_XYZV = synthmorph_tf.register(
@@ -111,6 +111,13 @@ def _tensorflow(
         )
         seconds = time.perf_counter() - start
     return moved_XYZ, warp_XYZV, counts, seconds
+
+
+@functools.lru_cache(maxsize=1)
+def _tensorflow_model(model: Path, modified: int) -> Any:
+    from morphbits.models import synthmorph_tf
+
+    return synthmorph_tf.load(model)
 
 
 def check_memory(model: Path, voxels: int, engine: str) -> None:
