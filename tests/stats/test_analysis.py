@@ -14,7 +14,7 @@ import pytest
 from morphbits import bids, images
 from morphbits.bids import Dataset, Subject
 from morphbits.errors import UserError
-from morphbits.stats.analysis import analyse, read_table, tissue_masks, write_table
+from morphbits.stats.analysis import analyse, jobs_that_fit, read_table, tissue_masks, write_table
 from morphbits.stats.significance import significant_bits
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -145,6 +145,11 @@ def test_parallel_equals_serial(made: tuple[Path, Dataset], tmp_path: Path) -> N
     for name in ("significance.csv", "variability.csv", "repeatability.csv", "accuracy.csv"):
         one, other = (bids.experiment_file(r, NAME, name) for r in (results, tmp_path / "again"))
         assert one.read_bytes() == other.read_bytes()
+
+
+def test_jobs_are_no_more_than_memory_holds() -> None:
+    assert jobs_that_fit(4, 1000) == 4
+    assert jobs_that_fit(4, 10**15) == 1
 
 
 def test_one_sample_is_refused_in_a_sentence(tmp_path: Path) -> None:

@@ -237,7 +237,7 @@ _MEASURES = {
     "dice": ("Dice {tissue}", 3),
     "warp_error": ("distance to the true warp, mm ({tissue})", 2),
     "warp_error_p95": ("distance to the true warp, mm, 95 % ({tissue})", 2),
-    "folding": ("folding, % of voxels whose Jacobian is not positive ({tissue})", 3),
+    "folding": ("folding, % of voxels ({tissue})", 3),
 }
 
 
