@@ -15,7 +15,7 @@ def tissue_mismatch(moved_BCXYZ: Tensor, fixed_BCXYZ: Tensor) -> Tensor:
     """Mean squared difference of two tissue maps, summed over block means of 1, 2, 4 and 8 voxels.
 
     The voxels see the folds of the cortex, which match only where they already overlap; the blocks
-    see further. A block mean of s voxels is weighted with s / 2, so that the scales stay comparable
+    see further. A block mean of s voxels has weight s / 2, so that the scales stay comparable
     although averaging shrinks the difference. No unit; 0 where the maps coincide.
     """
     difference = moved_BCXYZ - fixed_BCXYZ
@@ -30,4 +30,5 @@ def roughness(warp_BVXYZ: Tensor) -> Tensor:
 
     The regularization of VoxelMorph and SynthMorph (`Grad('l2')`).
     """
-    return sum((warp_BVXYZ.diff(dim=axis).square().mean() for axis in (2, 3, 4)), start=0 * warp_BVXYZ.sum()) / 3
+    x, y, z = (warp_BVXYZ.diff(dim=axis).square().mean() for axis in (2, 3, 4))
+    return (x + y + z) / 3

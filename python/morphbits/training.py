@@ -1,10 +1,10 @@
 """The training loop: seeded, deterministic, and the same bytes whether interrupted or not.
 
-A training is a folder: `checkpoint.pt` (model, optimizer, step; replaced whole, never half written),
-`log.csv` (one row per step) and, at the end, `model.h5`. Same configuration on the same versions and number
-of threads: same bytes of log and model. See notes/decisions/0003-demo-model.md.
+A training is a folder: `checkpoint.pt` (model, optimizer, step; replaced whole, never half
+written), `log.csv` (one row per step) and, at the end, `model.h5`. Same configuration on the same
+machine and versions: same bytes of log and model. See notes/decisions/0003-demo-model.md.
 
-Arrays: B batch (1), C channels, V warp component, X Y Z space; float32.
+Arrays: B batch, C channels, V warp component, X Y Z space; float32.
 """
 
 from __future__ import annotations
@@ -33,22 +33,31 @@ from morphbits.synthesis import deformation, phantom_pairs
 from morphbits.synthesis.phantom_pairs import Pair
 
 LOG_COLUMNS = ("step", "learning_rate", "loss", "mismatch", "roughness")
-FLOW_STD = 1e-5  # of the last layer's first weights, as in voxelmorph: training starts near no warp
+# Of the last layer's first weights, as in voxelmorph: training starts near no warp.
+FLOW_STD = 1e-5
+# Adam moves every weight by about the learning rate. Hundreds of them add up in each component of
+# the velocity: at the others' rate the last layer would jump by tenths of a voxel at every step.
+FLOW_RATE = 0.1
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """One training: all that can change a byte of the model."""
 
-    size: str = option("2mm", "of the training phantoms", choices=("4mm", "2mm", "1mm"))
     enc: str = option("16 32 32 32", "widths of the encoder", pattern=r"\d+( \d+)*")
     dec: str = option("32 32 32 32 16 16", "widths of the decoder", pattern=r"\d+( \d+)*")
     int_steps: int = option(5, "squarings of the integration", minimum=1)
     seed: int = option(1, "of the first weights and of the training pairs", minimum=0)
-    steps: int = option(2000, "training steps, one pair each", minimum=1)
+    steps: int = option(2000, "training steps", minimum=1)
+    coarse_steps: int = option(
+        0, "the first steps, on phantoms of 4 mm instead of 2 mm", minimum=0
+    )
+    batch: int = option(2, "pairs per step", minimum=1)
     warm_up: int = option(100, "steps over which the learning rate rises", minimum=1)
     learning_rate: float = option(1e-3, "of Adam at its highest; it falls along half a cosine")
-    smoothness: float = option(0.1, "weight of the warp's roughness beside the mismatch of tissues")
+    smoothness: float = option(
+        0.1, "weight of the warp's roughness beside the mismatch of tissues"
+    )
     threads: int = option(2, "threads of the computation", minimum=1)
 
     def architecture(self) -> Architecture:
@@ -58,30 +67,32 @@ class TrainConfig:
 
 
 class OneDnnConvolution(TorchFunctionMode):
-    """Send every conv3d to oneDNN. With one image per batch torch itself leaves it for a much slower path
-    wherever channels × depth × height is 20,480 or less."""
+    """Send every conv3d to oneDNN, which torch leaves for a much slower path wherever batch ×
+    channels × depth × height is 20,480 or less. Backward it does so for a batch of one only."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.conv3d and torch.backends.mkldnn.is_available():
-            return torch.mkldnn_convolution(*args, (1, 1, 1), (1, 1, 1), (1, 1, 1), 1)
+            image, weight, bias = args  # always 3×3×3 with padding 1: see `Convolution.forward`
+            return torch.mkldnn_convolution(image, weight, bias, (1,) * 3, (1,) * 3, (1,) * 3, 1)
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
 def deterministic(threads: int) -> Iterator[None]:
     """Reproducible operators only, on `threads` threads; what was set before comes back."""
-    filling = torch.utils.deterministic.fill_uninitialized_memory
-    before = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads(), filling
+    memory: Any = torch.utils.deterministic
+    enabled, cores = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
+    filling = memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(threads)
-    # only empty tensors that are read before they are written need it, and it costs an eighth of a step
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    # it fills what is about to be overwritten, and costs an eighth of a step
+    memory.fill_uninitialized_memory = False
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.set_num_threads(before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = before[2]
+        torch.use_deterministic_algorithms(enabled)
+        torch.set_num_threads(cores)
+        memory.fill_uninitialized_memory = filling
 
 
 def train(config: TrainConfig, folder: Path, resume: bool = False, save_every: int = 100) -> Path:
@@ -90,14 +101,16 @@ def train(config: TrainConfig, folder: Path, resume: bool = False, save_every: i
     with deterministic(config.threads), OneDnnConvolution():
         model = init_model(config.architecture(), config.seed, FLOW_STD)
         model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
+        optimizer = _optimizer(model)
         first = _load_checkpoint(folder, config, model, optimizer) if resume else 0
         log = _Log(folder / "log.csv", first)
         with tqdm(total=config.steps, initial=first, unit="step", disable=None) as bar:
             for step in range(first, config.steps):
                 terms = _step(config, step, model, optimizer)
                 log.add({"step": step, **terms})
-                bar.set_postfix(mismatch=f"{terms['mismatch']:.4f}", roughness=f"{terms['roughness']:.4f}")
+                bar.set_postfix(
+                    mismatch=f"{terms['mismatch']:.4f}", roughness=f"{terms['roughness']:.4f}"
+                )
                 bar.update()
                 if (step + 1) % save_every == 0 or step + 1 == config.steps:
                     log.write()
@@ -108,15 +121,19 @@ def train(config: TrainConfig, folder: Path, resume: bool = False, save_every: i
 
 
 def registration_loss(model: SynthMorph, pair: Pair, smoothness: float) -> dict[str, Tensor]:
-    """The loss of one pair and its terms: tissues moved by the full-resolution warp against the template's,
-    plus `smoothness` times the warp's roughness."""
+    """The loss of a batch and its terms: tissues moved by the full-resolution warp against the
+    template's, plus `smoothness` times the warp's roughness."""
     svf_BVXYZ = model.svf(pair.moving, pair.fixed)
     warp_BVXYZ = deformation.integrate(svf_BVXYZ, model.architecture.int_steps)
     warp_BVXYZ = deformation.rescale(warp_BVXYZ, model.architecture.int_resolution)
     moved_BCXYZ = deformation.transform(pair.moving_tissues, warp_BVXYZ)
     mismatch = losses.tissue_mismatch(moved_BCXYZ, pair.fixed_tissues)
     roughness = losses.roughness(warp_BVXYZ)
-    return {"loss": mismatch + smoothness * roughness, "mismatch": mismatch, "roughness": roughness}
+    return {
+        "loss": mismatch + smoothness * roughness,
+        "mismatch": mismatch,
+        "roughness": roughness,
+    }
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -125,22 +142,44 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.learning_rate * warm_up * 0.5 * (1 + math.cos(math.pi * step / config.steps))
 
 
+def training_pair(config: TrainConfig, step: int) -> Pair:
+    """The batch of one step: a pure function of the seed and the step."""
+    size = "4mm" if step < config.coarse_steps else "2mm"
+    first = step * config.batch
+    return phantom_pairs.collate(
+        [phantom_pairs.draw(config.seed, first + k, size) for k in range(config.batch)]
+    )
+
+
+def _optimizer(model: SynthMorph) -> torch.optim.Adam:
+    *body, flow = model.layers.values()
+    groups = [
+        {"params": [p for layer in body for p in layer.parameters()], "share": 1.0},
+        {"params": list(flow.parameters()), "share": FLOW_RATE},
+    ]
+    return torch.optim.Adam(groups)
+
+
 def _step(
     config: TrainConfig, step: int, model: SynthMorph, optimizer: torch.optim.Optimizer
 ) -> dict[str, float]:
     """One update of the weights; returns the row for the log."""
     rate = learning_rate(config, step)
     for group in optimizer.param_groups:
-        group["lr"] = rate
-    terms = registration_loss(model, phantom_pairs.draw(config.seed, step, config.size), config.smoothness)
+        group["lr"] = rate * group["share"]
+    terms = registration_loss(model, training_pair(config, step), config.smoothness)
     if not torch.isfinite(terms["loss"]):
         raise UserError(
-            f"the loss is not finite at step {step} of the training: lower learning_rate ({config.learning_rate:g})"
+            f"the loss is not finite at step {step} of the training: "
+            f"lower learning_rate, which is {config.learning_rate:g}"
         )
     optimizer.zero_grad()
     terms["loss"].backward()
     optimizer.step()
-    return {"learning_rate": rate, **{name: float(value.detach()) for name, value in terms.items()}}
+    return {
+        "learning_rate": rate,
+        **{name: float(value.detach()) for name, value in terms.items()},
+    }
 
 
 # ---------------------------------------------------------------------- folder
@@ -151,7 +190,9 @@ def _prepare_folder(folder: Path, resume: bool) -> None:
     if resume and not checkpoint.exists():
         raise UserError(f"{checkpoint}: there is no training to resume; leave --resume out")
     if checkpoint.exists() and not resume:
-        raise UserError(f"{folder}: holds a training already; add --resume, or choose another folder")
+        raise UserError(
+            f"{folder}: holds a training already; add --resume, or choose another folder"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -159,7 +200,11 @@ def _prepare_folder(folder: Path, resume: bool) -> None:
 
 
 def _save_checkpoint(
-    folder: Path, config: TrainConfig, step: int, model: SynthMorph, optimizer: torch.optim.Optimizer
+    folder: Path,
+    config: TrainConfig,
+    step: int,
+    model: SynthMorph,
+    optimizer: torch.optim.Optimizer,
 ) -> None:
     state = {
         "config": to_mapping(config),
@@ -184,7 +229,8 @@ def _load_checkpoint(
     differing = [key for key, value in state["config"].items() if wanted[key] != value]
     if differing:
         raise UserError(
-            f"{folder}: was started with another {', '.join(differing)}; resume with the same, or choose another folder"
+            f"{folder}: was started with another {', '.join(differing)}; "
+            "resume with the same, or choose another folder"
         )
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])

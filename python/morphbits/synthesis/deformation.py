@@ -1,8 +1,8 @@
-"""Warps for training: integration, upsampling and sampling by torch's fused, differentiable operators.
+"""Warps for training: integration, upsampling and sampling by fused, differentiable operators.
 
-These are `morphbits.models.spatial` in fewer and faster operators (`grid_sample`, trilinear `interpolate`),
-equal to it within rounding: what is trained with these is registered with those. Integration is scaling and
-squaring (Arsigny et al. 2006, doi:10.1007/11866565_113).
+These are `morphbits.models.spatial` in fewer and faster operators (`grid_sample`, trilinear
+`interpolate`), equal to it within rounding: what is trained with these is registered with those.
+Integration is scaling and squaring (Arsigny et al. 2006, doi:10.1007/11866565_113).
 
 Arrays: B batch, C channels, V warp component (axes X, Y, Z in this order), X Y Z space; float32.
 Warps are displacements in voxels of their own grid: output voxel p takes the value at p + warp(p).

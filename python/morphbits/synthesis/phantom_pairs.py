@@ -1,20 +1,21 @@
 """Training pairs from phantoms: a new subject at every step, and the template it should meet.
 
-A subject is what `morphbits.datasets.phantom` makes, by the same method and from the same ranges, but in torch,
-on the network's own grid and in a tenth of a second: the template under a random diffeomorphism, with its own
-contrast, bias field and noise. Two things differ: the range of displacements is wider (DISPLACEMENT), and the
-velocity is integrated on the half-resolution grid.
+A subject is what `morphbits.datasets.phantom` makes, by the same method and from the same ranges,
+but in torch, on the network's own grid and in a tenth of a second: the template under a random
+diffeomorphism, with its own contrast, bias field and noise. Two things differ: the range of
+displacements is wider (DISPLACEMENT), and the velocity is integrated at half resolution.
 
-The pair of a step is a pure function of (seed, step, size), drawn from a stream of its own, named "training
-pairs": no phantom of a dataset comes from it, whatever the two seeds are.
+A pair is a pure function of (seed, index, size) on one machine and number of threads, drawn from a
+stream of its own, named "training pairs": no phantom of a dataset comes from it, whatever the two
+seeds are.
 
-Arrays: B batch (1), C channels, V component, X Y Z space; float32.
+Arrays: B batch, C channels, V component, X Y Z space; float32.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 
 import numpy as np
@@ -32,8 +33,8 @@ SQUARINGS = 6
 
 @dataclass(frozen=True)
 class Pair:
-    """Moving and fixed image (B, 1, X, Y, Z) in [0, 1], and their tissues (B, 3, X, Y, Z): the shares
-    of CSF, grey and white matter in each voxel."""
+    """Moving and fixed image (B, 1, X, Y, Z) in [0, 1], and their tissues (B, 3, X, Y, Z): the
+    shares of CSF, grey and white matter in each voxel."""
 
     moving: Tensor
     fixed: Tensor
@@ -50,10 +51,10 @@ class _Grid:
     voxel: float
 
 
-def draw(seed: int, step: int, size: str) -> Pair:
-    """The pair of one step. `size` is one of the phantom's; its grid is padded to what the network takes."""
+def draw(seed: int, index: int, size: str) -> Pair:
+    """One pair. `size` is one of the phantom's; its grid is padded to what the network takes."""
     grid = _template(size)
-    random = _generator(seed, step, size)
+    random = _generator(seed, index, size)
     backward_BVXYZ = _backward_warp(grid, random)
     maps = torch.cat([grid.tissues, _recoloured(grid, random)], 1)
     *tissues, image = deformation.transform(maps, backward_BVXYZ).split(1, dim=1)
@@ -67,6 +68,13 @@ def draw(seed: int, step: int, size: str) -> Pair:
     return Pair(image / image.max(), grid.image / grid.image.max(), tissues_BCXYZ, grid.tissues)
 
 
+def collate(pairs: list[Pair]) -> Pair:
+    """Several pairs of one size as one batch."""
+    return Pair(
+        *(torch.cat([getattr(pair, field.name) for pair in pairs]) for field in fields(Pair))
+    )
+
+
 @cache
 def _template(size: str) -> _Grid:
     base = phantom.template(size)
@@ -77,8 +85,8 @@ def _template(size: str) -> _Grid:
     return _Grid(torch.from_numpy(image)[None], torch.from_numpy(tissues)[None], voxel)
 
 
-def _generator(seed: int, step: int, size: str) -> torch.Generator:
-    key = f"training pairs {seed} {step} {size}"
+def _generator(seed: int, index: int, size: str) -> torch.Generator:
+    key = f"training pairs {seed} {index} {size}"
     digest = hashlib.sha256(key.encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
@@ -93,14 +101,26 @@ def _backward_warp(grid: _Grid, random: torch.Generator) -> Tensor:
     velocity = torch.zeros(1, 3, *half)
     for spacing in phantom.SPACINGS:
         velocity = velocity + _smooth_noise(random, 3, spacing / (2 * grid.voxel), half)
+    velocity = velocity * _taper(half, 2 * grid.voxel)
     brain = F.avg_pool3d(grid.tissues.sum(1, keepdim=True), 2)
     mean_square = (velocity.square().sum(1, keepdim=True) * brain).sum() / brain.sum()
     velocity = velocity * (_uniform(random, *DISPLACEMENT) / (2 * grid.voxel) / mean_square.sqrt())
     return deformation.rescale(deformation.integrate(velocity, SQUARINGS), 2)
 
 
+def _taper(shape: tuple[int, ...], voxel: float) -> Tensor:
+    """1 inside, falling to 0 at the faces of the grid, so that no brain leaves it."""
+    factors = []
+    for n in shape:
+        position = torch.arange(n)
+        t = (torch.minimum(position, n - 1 - position) * voxel / phantom.TAPER).clamp(0, 1)
+        factors.append(t * t * (3 - 2 * t))
+    x, y, z = factors
+    return x[:, None, None] * y[:, None] * z
+
+
 def _recoloured(grid: _Grid, random: torch.Generator) -> Tensor:
-    """The template with a random mean for each tissue, and the template's texture with a random gain."""
+    """The template with each tissue's mean moved to a random one, its texture kept with a gain."""
     image = torch.zeros_like(grid.image)
     for label, tissue in enumerate(grid.tissues.split(1, dim=1), start=1):
         mean, gain = _uniform(random, *phantom.CONTRAST[label]), _uniform(random, *phantom.TEXTURE)
@@ -115,8 +135,13 @@ def _bias(grid: _Grid, random: torch.Generator) -> Tensor:
     return field * (_uniform(random, *phantom.BIAS_AMPLITUDE) / field.abs().max())
 
 
-def _smooth_noise(random: torch.Generator, channels: int, spacing: float, shape: tuple[int, ...]) -> Tensor:
-    """Cubic B-splines with standard normal coefficients on nodes `spacing` voxels apart: (1, C, X, Y, Z)."""
+def _smooth_noise(
+    random: torch.Generator, channels: int, spacing: float, shape: tuple[int, ...]
+) -> Tensor:
+    """Cubic B-splines with standard normal coefficients on nodes `spacing` voxels apart.
+
+    Returns (1, C, X, Y, Z).
+    """
     bases = [_spline_basis(n, spacing) for n in shape]
     nodes = [basis.shape[1] for basis in bases]
     coefficients = torch.randn(1, channels, *nodes, generator=random)
@@ -124,7 +149,7 @@ def _smooth_noise(random: torch.Generator, channels: int, spacing: float, shape:
 
 
 def _spline_basis(size: int, spacing: float) -> Tensor:
-    """Weights of each node at each voxel, (size, nodes): the uniform cubic B-spline, |distance| < 2 nodes."""
+    """Weight of each node at each voxel, (size, nodes): the cubic B-spline, 0 from 2 nodes on."""
     nodes = int(size / spacing) + 4
     distance = (torch.arange(size)[:, None] / spacing - (torch.arange(nodes)[None] - 1)).abs()
     near = 2 / 3 - distance**2 + distance**3 / 2
