@@ -296,11 +296,12 @@ def _argument_type(cls: type, spec: dataclasses.Field[Any]) -> typing.Callable[[
 
     def parse(text: str) -> Any:
         value: Any = text
-        if kind is int:
+        if kind in (int, float):
             try:
-                value = int(text)
+                value = kind(text)
             except ValueError:
-                raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r}") from None
+                name = "whole number" if kind is int else "number"
+                raise argparse.ArgumentTypeError(f"must be a {name}, not {text!r}") from None
         try:
             return _checked(cls, spec, value)
         except ValueError as error:
