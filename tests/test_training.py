@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from morphbits import training
+from morphbits import config, training
 from morphbits.errors import UserError
 from morphbits.models.synthmorph_torch import SynthMorph, init_model
 from morphbits.training import TrainConfig, train
@@ -111,3 +112,15 @@ def test_one_dnn_convolutions_are_the_models_own_within_rounding() -> None:
     assert torch.allclose(
         svf, expected, rtol=0, atol=5 * 108 * 2**-24 * float(expected.abs().max())
     )
+
+
+def test_a_recipe_and_the_command_line_take_numbers(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("learning_rate = 1e-3\nsmoothness = 1\n")
+    assert config.from_toml(TrainConfig, recipe) == TrainConfig(learning_rate=1e-3, smoothness=1.0)
+    parser = argparse.ArgumentParser()
+    config.add_arguments(parser, TrainConfig)
+    arguments = parser.parse_args(["--learning-rate", "1e-3"])
+    assert config.from_arguments(TrainConfig, arguments).learning_rate == 1e-3
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--smoothness", "much"])

@@ -176,7 +176,13 @@ def _checked(cls: type, spec: dataclasses.Field[Any], value: Any) -> Any:
     if value is None and optional:
         return None
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
+        names = {
+            int: "a whole number",
+            float: "a number",
+            bool: "true or false",
+            str: "a text",
+            Path: "a path",
+        }
         raise ValueError(f"must be {names[kind]}, not {value!r}")
     choices, pattern, minimum = (spec.metadata[key] for key in ("choices", "pattern", "minimum"))
     if choices and value not in choices:
