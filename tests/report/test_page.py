@@ -169,6 +169,15 @@ def test_an_unfinished_experiment_says_so(tmp_path: Path) -> None:
     assert "Two samples are the fewest" in text
 
 
+def test_identical_samples_have_a_page_too(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", 1)
+    make_experiment(tmp_path, "same", dataset, 2, image_bits=np.inf, warp_bits=np.inf)
+    analyse(tmp_path, "same", dataset)
+    text = " ".join(" ".join(parse(report.build(tmp_path, "same")).text).split())
+    assert text.count("24.00 of 24 bits") == 2
+    assert figures.map_scale(reading.read(tmp_path, "same")) == (23, 24)
+
+
 def test_subjects_of_the_study_stand_beside_it(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "data", 1)
     make_experiment(tmp_path, "corr", dataset, 2)

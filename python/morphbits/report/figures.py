@@ -263,7 +263,7 @@ def map_scale(experiment: Experiment) -> tuple[int, int]:
     ]
     low = math.floor(min((row["q05"] for row in rows), default=0))
     high = math.ceil(max((row["q95"] for row in rows), default=FLOAT32_BITS))
-    return low, max(high, low + 1)
+    return min(low, high - 1), high
 
 
 def maps(experiment: Experiment, subject: str, scale: tuple[int, int]) -> Figure | None:

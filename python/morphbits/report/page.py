@@ -28,6 +28,15 @@ from morphbits.stats.significance import (
 
 MAPS_SHOWN = 6  # subjects whose maps are open when the page is; the others unfold
 TABLES = ("significance.csv", "variability.csv", "repeatability.csv", "accuracy.csv")
+# what happened to every rounding, by mode
+ROUNDING = {
+    "random": "every rounding went up or down at random instead of to the nearest number",
+    "nearness": "every rounding went up or down at random, more often to the nearer number",
+    "upward": "every rounding went up",
+    "downward": "every rounding went down",
+    "toward_zero": "every rounding went towards zero",
+    "nearest": "every rounding went to the nearest number, as usual: nothing was perturbed",
+}
 
 REFERENCES = [
     (
@@ -93,6 +102,7 @@ def render(experiment: Experiment) -> str:
         tables=tables,
         headlines=[headline(experiment, quantity) for quantity in ("image", "warp")],
         bits=FLOAT32_BITS,
+        rounding=ROUNDING[experiment.configuration.get("mode", "nearest")],
         facts=facts(experiment),
         maps=shown[:MAPS_SHOWN],
         more_maps=shown[MAPS_SHOWN:],
