@@ -63,6 +63,10 @@ lint: $(stamp) ## ruff, mypy and shellcheck
 	cd python && ../$(venv) -m mypy
 	.venv/bin/shellcheck $(shell_files)
 
+.PHONY: notebook
+notebook: $(stamp) ## run the notebooks in notes/ and keep what they show
+	.venv/bin/jupyter-execute --inplace notes/*.ipynb
+
 .PHONY: bench
 bench: $(stamp) ## time native against plain torch (FULL=1: full size as well), into notes/benchmarks/
 	$(venv) python/bench.py $(call options,THREADS) $(call flag,FULL)
