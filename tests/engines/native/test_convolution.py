@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from bits import rounded, same_bytes
+from exact_replay import rounded, same_bytes
 
 from morphbits.engines.native import library
 from morphbits.engines.native.accumulation import terms

@@ -10,7 +10,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from bits import rounded, same_bytes
+from exact_replay import rounded, same_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from bits import same_bytes
+from exact_replay import same_bytes
 
 from morphbits.engines.native import kernel_version, library, mode, random_rounding, selftest
 from morphbits.engines.native.library import MODES, control_register
