@@ -27,6 +27,8 @@ ENGINES = ("ieee", "native", "verrou")
 MODES = ("nearest", "random", "nearness", "upward", "downward", "toward_zero")
 STOCHASTIC_MODES = ("random", "nearness")
 SUBNORMALS = ("keep", "flush")
+REGIONS = ("registration", "process")
+LIBM = ("perturbed", "excluded")
 ALIGNMENTS = ("auto", "header", "centre")
 DEMO_MODEL = Path(__file__).parent / "models" / "demo.h5"
 
@@ -72,6 +74,21 @@ class Arithmetic:
         choices=SUBNORMALS,
     )
     seed: int = option(1, "of the random roundings", minimum=0)
+    region: str = option(
+        "registration",
+        "verrou: perturb the registration, or the whole process from its start",
+        choices=REGIONS,
+    )
+    libm: str = option(
+        "perturbed",
+        "verrou: round the results of libm too, by Interlibmath, or leave them",
+        choices=LIBM,
+    )
+    onednn: str = option(
+        "on",
+        "tensorflow: oneDNN's kernels, which users run, or off: TensorFlow's own",
+        choices=("on", "off"),
+    )
     align: str = option(
         "auto",
         "how moving meets fixed: header (both affines), centre (centres of mass), or auto "
@@ -173,7 +190,6 @@ def _checked(cls: type, spec: dataclasses.Field[Any], value: Any) -> Any:
     """The value in its field's type; ValueError with the reason where it does not fit."""
     kind, optional = _type_of(cls, spec.name)
     value = Path(value) if kind is Path and isinstance(value, str) else value
-    value = float(value) if kind is float and type(value) is int else value
     if value is None and optional:
         return None
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

@@ -82,6 +82,9 @@ def _torch(
         for volume in (prepared.moving, prepared.fixed)
     )
     torch.set_num_threads(config.threads)
+    if _first_unperturbed(config):
+        with torch.no_grad():
+            network(moving_BCXYZ, fixed_BCXYZ)
     with torch.no_grad(), engine.region(config, config.threads) as counts:
         start = time.perf_counter()
         moved_BCXYZ, warp_BVXYZ = network(moving_BCXYZ, fixed_BCXYZ)
@@ -97,13 +100,22 @@ def _torch_model(model: Path, modified: int) -> Any:
     return SynthMorph.load(model).eval()
 
 
+def _first_unperturbed(config: RegisterConfig) -> bool:
+    """Whether to compute once before the region: under Verrou, which would else perturb what only
+    a first call does (tracing, folding constants, making kernels), in a process's first sample."""
+    return config.engine == "verrou" and config.region == "registration"
+
+
 def _tensorflow(
     engine: engines.Engine, prepared: Prepared, model: Path, config: RegisterConfig
 ) -> _Computed:
+    os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1" if config.onednn == "on" else "0"
     from morphbits.models import synthmorph_tf
 
     synthmorph_tf.set_threads(config.threads)
     network = _tensorflow_model(model, os.stat(model).st_mtime_ns)
+    if _first_unperturbed(config):
+        synthmorph_tf.register(network, prepared.moving, prepared.fixed, plain=config.plain)
     with engine.region(config, config.threads) as counts:
         start = time.perf_counter()
         moved_XYZ, warp_XYZV = synthmorph_tf.register(

@@ -118,7 +118,7 @@ def test_workers_that_always_die_end_the_run_with_the_reason(
     toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     last_words = ["sh", "-c", "echo the last words >&2; kill -9 $$", "sh"]
-    monkeypatch.setattr(engines.get("ieee"), "command_prefix", lambda config: last_words)
+    monkeypatch.setattr(engines.get("ieee"), "command", lambda *_: last_words)
     plan = experiment.make_plan(toy.settings, toy.execution, print)
     with pytest.raises(UserError) as caught:
         experiment.run(plan)

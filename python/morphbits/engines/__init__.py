@@ -3,16 +3,18 @@
 An engine is a name and two ways in, of which a given engine uses one:
 
 - ``region(config)``: a context manager around the computation (native);
-- ``command_prefix(config)``: words to put before the command of the process (verrou).
+- ``command(config, …)``: how a process that computes is started (verrou).
 
-``ieee`` is both, empty. Ask `get` for one by its name; nothing heavy is imported before that.
+``ieee`` needs neither. Ask `get` for one by its name; nothing heavy is imported before that.
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, cast
 
 from morphbits.config import ENGINES, Arithmetic
@@ -32,8 +34,11 @@ class Engine(Protocol):
     def region(self, config: Arithmetic, threads: int) -> AbstractContextManager[Counts]:
         """The computation inside is rounded by ``config.mode``; yields what was perturbed."""
 
-    def command_prefix(self, config: Arithmetic) -> list[str]:
-        """Words before the command line of the process that computes."""
+    def command(
+        self, config: Arithmetic, python: str, reads: Sequence[Path], writes: Sequence[Path]
+    ) -> list[str]:
+        """The words that start Python for a process that computes: ``python`` itself, or what
+        starts it from outside. The process will use these files and folders."""
 
     def order(self, config: Arithmetic) -> str:
         """Whose order of operations a sample reproduces, in a sentence's words."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 from morphbits.config import Arithmetic
 from morphbits.engines import Counts
@@ -13,9 +15,11 @@ def region(config: Arithmetic, threads: int) -> AbstractContextManager[Counts]:
     return nullcontext(Counts())
 
 
-def command_prefix(config: Arithmetic) -> list[str]:
-    """No words."""
-    return []
+def command(
+    config: Arithmetic, python: str, reads: Sequence[Path], writes: Sequence[Path]
+) -> list[str]:
+    """Python itself."""
+    return [python]
 
 
 def order(config: Arithmetic) -> str:

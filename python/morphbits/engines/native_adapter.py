@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from morphbits.config import Arithmetic
 from morphbits.engines import Counts
@@ -33,9 +34,11 @@ def region(config: Arithmetic, threads: int) -> Iterator[Counts]:
     counts.operators = dict(stats.operators)
 
 
-def command_prefix(config: Arithmetic) -> list[str]:
-    """No words: the engine lives inside the process."""
-    return []
+def command(
+    config: Arithmetic, python: str, reads: Sequence[Path], writes: Sequence[Path]
+) -> list[str]:
+    """Python itself."""
+    return [python]
 
 
 def order(config: Arithmetic) -> str:

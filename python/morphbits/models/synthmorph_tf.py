@@ -46,6 +46,7 @@ class Reference:
         self.path = path
         self.architecture = read_architecture(path)
         self._networks: dict[tuple[int, ...], Any] = {}
+        self._graphs: dict[tuple[int, ...], Any] = {}
 
     def network(self, shape: tuple[int, ...]) -> Any:
         """The Keras model for images of `shape` (X, Y, Z): [moving, fixed] → [moved, warp]."""
@@ -59,6 +60,20 @@ class Reference:
                 str(self.path), inshape=shape, bidir=False, reg_field="warp", name=MODEL_NAME
             )
         return self._networks[shape]
+
+    def graph(self, shape: tuple[int, ...]) -> Any:
+        """The same network as one TensorFlow function of moving and fixed (1, X, Y, Z, 1).
+
+        It computes what `Model.predict` does, without that method's Python and input pipeline, in
+        which an engine that perturbs the process would perturb other things than the network.
+        """
+        if shape not in self._graphs:
+            network = self.network(shape)
+            image = tf.TensorSpec((1, *shape, 1), tf.float32)
+            self._graphs[shape] = tf.function(
+                lambda moving, fixed: network([moving, fixed], training=False), [image, image]
+            )
+        return self._graphs[shape]
 
     def layers(self, moving_XYZ: np.ndarray, fixed_XYZ: np.ndarray) -> dict[str, np.ndarray]:
         """What eager TensorFlow puts into and gets out of every convolution, channels last.
@@ -109,12 +124,11 @@ def register(
     `plain` runs `Model.predict` with TensorFlow's own graph optimizer, which reorders arithmetic.
     """
     inputs = [np.asarray(image, np.float32)[None, ..., None] for image in (moving_XYZ, fixed_XYZ)]
-    network = model.network(fixed_XYZ.shape)
     if plain:
-        moved, warp = network.predict(inputs, verbose=0)
+        moved, warp = model.network(fixed_XYZ.shape).predict(inputs, verbose=0)
     else:
         with _arithmetic_as_written():
-            moved, warp = network.predict(inputs, verbose=0)
+            moved, warp = (result.numpy() for result in model.graph(fixed_XYZ.shape)(*inputs))
     return moved[0, ..., 0], warp[0]
 
 

@@ -84,15 +84,13 @@ def per_subject(experiment: Experiment) -> Table:
         background = number(excluded[subject]["background_excluded"], 0)
         return [subject, str(experiment.n_of(subject)), *cells, background]
 
-    values = [[row["mean"] for row in rows.values()] for rows in found]
-    means = [number(mean(column)) for column in values]
-    stds = [number(statistics.stdev(v)) if len(v) > 1 else MISSING for v in values]
+    means = [spread([row["mean"] for row in rows.values()]) for rows in found]
     names = ["general, mean", "general, IEEE", "CNH, mean", "CNH, IEEE"]
     return Table(
         caption="Mean significant bits over all voxels of a subject, by method and reference",
         header=["subject", "n", *names, *names, "excluded"],
         rows=[line(subject) for subject in experiment.subjects],
-        foot=[["mean", "", *means, ""], ["std", "", *stds, ""]],
+        foot=[["all subjects", "", *means, ""]],
         groups=[("", 2), ("image", 4), ("warp (mean of x, y, z)", 4), ("background", 1)],
     )
 

@@ -24,6 +24,7 @@ from morphbits.config import (
     to_mapping,
     to_toml,
 )
+from morphbits.engines import verrou
 from morphbits.errors import UserError
 from morphbits.models.weights import read_architecture
 from morphbits.samples import estimate, matrix, provenance, runner
@@ -48,8 +49,14 @@ def resolve_engine(settings: ExperimentConfig) -> tuple[ExperimentConfig, str]:
     """The settings with the engine that ``auto`` means here, and why."""
     if settings.engine != "auto":
         return settings, "as asked"
-    chosen = dataclasses.replace(settings, engine="native")
-    return chosen, "auto: Verrou, the other one, cannot be started by this version yet"
+    where = verrou.found()
+    if where is None:
+        chosen = dataclasses.replace(settings, engine="native")
+        return chosen, "auto: Verrou is not here; 'make docker' builds it, then ENGINE=verrou"
+    return (
+        dataclasses.replace(settings, engine="verrou"),
+        f"auto: Verrou is here ({where}); the other, hundreds of times faster: ENGINE=native",
+    )
 
 
 def recorded_dataset(results: Path, name: str) -> Dataset:
@@ -73,6 +80,9 @@ def default_name(settings: ExperimentConfig, dataset: Dataset) -> str:
         "accumulation": settings.accumulation.replace(":", ""),
         "subnormals": settings.subnormals,
         "align": f"align-{settings.align}",
+        "region": settings.region,
+        "libm": f"libm-{settings.libm}",
+        "onednn": f"onednn-{settings.onednn}",
         "seed": f"seed-{settings.seed}",
     }
     words = [

@@ -86,15 +86,15 @@ def configuration(config: RegisterConfig, inputs: Mapping[str, str]) -> dict[str
     else:
         chosen |= {
             "mode": config.mode,
-            "region": "registration",
-            "accumulation": config.accumulation,
-            "subnormals": config.subnormals,
+            "region": config.region,
             "kernel": engines.get(config.engine).version(),
         }
+        of_engine = {"native": ("accumulation", "subnormals"), "verrou": ("libm",)}
+        chosen |= {name: getattr(config, name) for name in of_engine[config.engine]}
         if config.mode in STOCHASTIC_MODES:
             chosen["seed"] = config.seed
     if config.framework == "tensorflow":
-        chosen["plain"] = config.plain
+        chosen |= {"plain": config.plain, "onednn": config.onednn}
     chosen = dict(sorted(chosen.items()))
     return {**chosen, "hash": configuration_hash(chosen)}
 

@@ -114,7 +114,7 @@ class Worker:
         package_root = str(Path(morphbits.__file__).parents[1])
         paths = [package_root, os.environ.get("PYTHONPATH", "")]
         self._process = subprocess.Popen(
-            [*self.key[0], sys.executable, "-m", "morphbits.samples.worker"],
+            [*self.key[0], "-m", "morphbits.samples.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -155,19 +155,34 @@ class Worker:
 
     def close(self) -> None:
         """End the process now; a unit in flight is lost."""
-        self._process.kill()
-        self._process.wait()
+        self._process.terminate()  # what starts others (Verrou, a container) ends them
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         for pipe in (self._tasks, self.answers, self._errors):
             pipe.close()
 
 
-def key_of(unit: Unit) -> tuple[tuple[str, ...], str, int]:
-    """What a process is started with and cannot change: its command's prefix, its framework, and
-    TensorFlow's number of threads."""
+def key_of(unit: Unit) -> tuple[tuple[str, ...], str, int, str]:
+    """What a process is started with and cannot change: the command that starts it, its framework,
+    TensorFlow's number of threads, and the unit itself where one process makes one sample."""
     config = unit.config
-    prefix = engines.get(config.engine).command_prefix(config)
+    reads = (_dataset_of(unit.moving), unit.fixed, unit.model)
+    command = engines.get(config.engine).command(
+        config, sys.executable, reads, [unit.folder.parent.parent]
+    )
     tensorflow = config.framework == "tensorflow"
-    return tuple(prefix), config.framework, config.threads if tensorflow else 0
+    alone = config.engine == "verrou" and config.region == "process"
+    threads = config.threads if tensorflow else 0
+    return tuple(command), config.framework, threads, str(unit) if alone else ""
+
+
+def _dataset_of(moving: Path) -> Path:
+    """The BIDS folder that holds a moving image: what its subject's folder lies in."""
+    inside = (folder.parent for folder in moving.parents if folder.name.startswith("sub-"))
+    return next(inside, moving.parent)
 
 
 # ---------------------------------------------------------------------- the run

@@ -1,0 +1,132 @@
+"""The engine that is Valgrind's tool Verrou: it perturbs the process from outside.
+
+Method: Févotte & Lathuilière, "Debugging and optimization of HPC programs with the Verrou tool",
+2019, doi:10.1109/Correctness49594.2019.00006. ``scripts/with_verrou.sh`` starts it, on this
+machine or in the image that `make docker` builds (``scripts/in_container.sh``); inside, markers
+switch the perturbation on around the registration.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from morphbits.config import Arithmetic
+from morphbits.engines import Counts
+from morphbits.engines.verrou import markers
+from morphbits.errors import UserError
+
+SCRIPTS = Path(__file__).parents[4] / "scripts"
+IMAGE = "morphbits"
+
+
+@contextmanager
+def region(config: Arithmetic, threads: int) -> Iterator[Counts]:
+    """Perturbed by Verrou from ``config.seed`` on; nothing perturbed is an error, not a result."""
+    settings = markers.settings()
+    if settings is None:
+        raise UserError(
+            "engine verrou perturbs a process from outside: start this command with "
+            f"scripts/with_verrou.sh --mode {config.mode} --seed {config.seed} -- before it"
+        )
+    _check_settings(settings, config)
+    counts = Counts()
+    with markers.perturbed(config.seed) as measured:
+        yield counts
+    if measured.table.total == 0:
+        raise UserError(
+            "Verrou perturbed no operation of this registration, so it is no sample; "
+            "'make verrou-sanity' tells what is wrong"
+        )
+    counts.operations = measured.table.total
+    counts.operators = {name: n for name, n in measured.table.perturbed.items() if n}
+
+
+def _check_settings(settings: dict[str, str], config: Arithmetic) -> None:
+    """Refuse a process that was started for something else."""
+    wanted = {"mode": config.mode, "region": config.region}
+    if config.region == "process":
+        wanted["seed"] = str(config.seed)
+    for key, value in wanted.items():
+        if settings[key] != value:
+            raise UserError(
+                f"this process runs under Verrou with {key} {settings[key]}, not {value}: give "
+                f"scripts/with_verrou.sh --{key} {value}"
+            )
+    if config.region == "process" and markers.regions_ended():
+        raise UserError("region process: one process makes one sample; start another")
+
+
+def command(
+    config: Arithmetic, python: str, reads: Sequence[Path], writes: Sequence[Path]
+) -> list[str]:
+    """The words that start a Python under Verrou: on this machine where Verrou is, else in the
+    image, which then sees ``reads`` and ``writes`` only. The seed is the process's first one."""
+    named = ("mode", "region", "libm", "onednn")
+    options = [word for name in named for word in (f"--{name}", getattr(config, name))]
+    if config.region == "process":
+        options += ["--seed", str(config.seed)]
+    where = found()
+    if where is None:
+        raise UserError(
+            "Verrou is not on this machine (no `valgrind` with the tool verrou, no VERROU_PREFIX) "
+            f"and there is no image {IMAGE}: 'make docker' builds it, ENGINE=native needs neither"
+        )
+    if where == "machine":
+        return [str(SCRIPTS / "with_verrou.sh"), *options, "--", python]
+    mounts = [w for path in reads for w in ("--read", str(Path(path).resolve()))]
+    mounts += [w for path in writes for w in ("--write", str(Path(path).resolve()))]
+    inside = ["scripts/with_verrou.sh", *options, "--", "python"]
+    return [str(SCRIPTS / "in_container.sh"), *mounts, "--", *inside]
+
+
+def order(config: Arithmetic) -> str:
+    """The order of the kernel that runs under Valgrind."""
+    return {
+        "tensorflow": "oneDNN's on AVX2, as TensorFlow runs it (one chain over taps and channels)",
+        "torch": "torch's own on AVX2 (a gemm where an image is small, else oneDNN's)",
+    }[config.framework]
+
+
+def version() -> str:
+    """Verrou's and Valgrind's releases, and a checksum of what is excluded."""
+    settings = markers.settings() or _described()
+    return f"{settings['version']} exclusions:{settings['exclusions']}"
+
+
+@functools.cache
+def found() -> str | None:
+    """Where Verrou can be started: on this ``machine``, in the image (``container``), or not."""
+    prefix = os.environ.get("VERROU_PREFIX")
+    valgrind = f"{prefix}/bin/valgrind" if prefix else shutil.which("valgrind")
+    if valgrind and "verrou" in _output([valgrind, "--version"]):
+        return "machine"
+    if _output([str(SCRIPTS / "in_container.sh"), "--image-id"]):
+        return "container"
+    return None
+
+
+@functools.cache
+def _described() -> dict[str, str]:
+    """What with_verrou.sh would write into ``settings``, asked from outside."""
+    words = command(Arithmetic(engine="verrou"), sys.executable, (), ())
+    script = next(i for i, word in enumerate(words) if word.endswith("with_verrou.sh"))
+    words.insert(script + 1, "--describe")
+    answer = subprocess.run(words, capture_output=True, text=True)
+    if answer.returncode:
+        raise UserError(answer.stderr.strip().removeprefix("error: ") or f"{words[0]} failed")
+    return markers.parse_settings(answer.stdout)
+
+
+def _output(words: list[str]) -> str:
+    """What a command prints; empty where it cannot be run or fails."""
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
