@@ -22,7 +22,7 @@ pytest := cd python && ../$(venv) -m pytest -q
 .PHONY: inference
 inference: $(stamp) ## register SUBJECTS x RUNS samples, then significance and the report
 	$(venv) python/run_matrix.py $(call options,SUBJECTS RUNS ENGINE MODE DATASET SIZE MODEL EXPERIMENT SEED JOBS THREADS \
-		ACCUMULATION SUBNORMALS ALIGN FRAMEWORK DATA RESULTS) $(call flag,DRY_RUN) $(call flag,YES)
+		ACCUMULATION SUBNORMALS REGION LIBM ONEDNN ALIGN FRAMEWORK DATA RESULTS) $(call flag,DRY_RUN) $(call flag,YES)
 
 .PHONY: significance
 significance: $(stamp) ## significant bits of an EXPERIMENT: maps and CSV
@@ -31,6 +31,10 @@ significance: $(stamp) ## significant bits of an EXPERIMENT: maps and CSV
 .PHONY: report
 report: $(stamp) ## the HTML page of an EXPERIMENT
 	$(venv) python/report.py $(call options,EXPERIMENT RESULTS)
+
+.PHONY: verrou-sanity
+verrou-sanity: $(stamp) ## prove in seconds that Verrou perturbs what it should and nothing else (VERROU_PREFIX)
+	PYTHONPATH=python $(venv) python/verrou_sanity.py
 
 ##@ Data and models
 .PHONY: phantom
@@ -110,6 +114,9 @@ JOBS ?=          ## samples at a time
 THREADS ?=       ## threads of each sample
 ACCUMULATION ?=  ## order of sums in a convolution: sequential, direct or blocked:K
 SUBNORMALS ?=    ## keep or flush
+REGION ?=        ## what Verrou perturbs: registration, or process
+LIBM ?=          ## Verrou: perturbed, or excluded
+ONEDNN ?=        ## TensorFlow's kernels: on (oneDNN's) or off
 ALIGN ?=         ## how images meet: header, centre or auto
 FRAMEWORK ?=     ## torch or tensorflow
 DATA ?=          ## folder of the datasets
