@@ -1,0 +1,218 @@
+"""Install CoRR by DataLad: clone, get exactly the images of the table, verify each.
+
+CoRR (Zuo et al. 2014, doi:10.1038/sdata.2014.49) is a DataLad superdataset, `RawDataBIDS`, with a
+subdataset for each site; images are git-annex keys (MD5E), so that each file's checksum is part of
+the dataset. Everything is derived from the files: a command that was killed is run again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from tqdm import tqdm
+
+from morphbits import bids, images
+from morphbits.datasets.corr_table import Scan
+from morphbits.errors import UserError
+
+SOURCE = "///corr/RawDataBIDS"  # DataLad's own name of CoRR at datasets.datalad.org
+_MD5_KEY = re.compile(r"MD5E?-s(\d+)--([0-9a-f]{32})")
+_SLOW = 60  # seconds with less than a kilobyte each, after which a server counts as gone
+
+
+@dataclass(frozen=True)
+class Installer:
+    """CoRR in `root`, which is `data/corr`; `lock` is open for as long as something is changed."""
+
+    root: Path
+    source: str
+    lock: IO[str]
+
+    @property
+    def dataset(self) -> Path:
+        """The superdataset."""
+        return self.root / "RawDataBIDS"
+
+    def clone(self) -> None:
+        """Have the superdataset; it gets its name when the clone is whole."""
+        if (self.dataset / ".git").exists():
+            return
+        partial = self.root / ".RawDataBIDS.part"
+        _remove(partial)
+        done = self._datalad(self.root, "clone", self.source, str(partial))
+        if done.returncode != 0:
+            raise UserError(
+                f"CoRR cannot be cloned from {self.source} ({_reason(done)}): check the network, "
+                "or name a mirror or a copy on a disk (SOURCE=)"
+            )
+        partial.rename(self.dataset)
+
+    def install_sites(self, sites: Sequence[str]) -> None:
+        """Have the subdatasets (names and keys of their files, no content)."""
+        for site in sites:
+            if self._is_installed(site):
+                continue
+            folder = self.dataset / site
+            if (folder / ".git").exists():  # a clone that was killed: it holds no content yet
+                _remove(folder)
+                folder.mkdir()
+            self._datalad(self.dataset, "get", "--no-data", site)
+
+    def _is_installed(self, site: str) -> bool:
+        """The site's own repository is there, with files checked out and an annex."""
+        folder = self.dataset / site
+        if not (folder / ".git").exists():
+            return False
+        done = subprocess.run(
+            ["git", "-C", str(folder), "config", "annex.uuid"], capture_output=True, check=False
+        )
+        return done.returncode == 0 and any(folder.glob("sub-*"))
+
+    def get(self, scan: Scan) -> str:
+        """Have one image, verified. Returns an empty text, or why it is missing."""
+        site, path = self.dataset / scan.site, self.root / scan.path
+        if not self._is_installed(scan.site):
+            return f"site {scan.site} cannot be installed from {self.source}"
+        if not os.path.lexists(path):
+            return f"{self.source} has no such file"
+        wrong = problem(path, scan.shape)
+        if not wrong:
+            return ""
+        if path.is_file():  # content that is not the key's: git-annex moves it out of the way
+            self._run(site, "git", "annex", "fsck", "--quiet", str(path.relative_to(site)))
+        done = self._datalad(self.dataset, "get", str(path.relative_to(self.dataset)))
+        if not path.is_file():
+            return _reason(done)
+        return problem(path, scan.shape)
+
+    def _datalad(self, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+        return self._run(folder, "datalad", "-f", "json", *words)
+
+    def _run(self, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+        """A command that inherits the lock, so that it keeps others out even when we are killed."""
+        environment = {
+            "GIT_HTTP_LOW_SPEED_LIMIT": "1000",
+            "GIT_HTTP_LOW_SPEED_TIME": str(_SLOW),
+            "GIT_TERMINAL_PROMPT": "0",
+            "DATALAD_UI_PROGRESSBAR": "none",
+            # git-annex commits to a branch of its own; a machine without a name gets this one
+            "GIT_AUTHOR_NAME": "morphbits",
+            "GIT_AUTHOR_EMAIL": "morphbits@localhost",
+            "GIT_COMMITTER_NAME": "morphbits",
+            "GIT_COMMITTER_EMAIL": "morphbits@localhost",
+            **os.environ,
+        }
+        try:
+            return subprocess.run(
+                words, cwd=folder, env=environment, text=True, capture_output=True, check=False,
+                stdin=subprocess.DEVNULL, pass_fds=(self.lock.fileno(),),
+            )  # fmt: skip
+        except FileNotFoundError:
+            raise UserError(f"{words[0]} is not installed: make setup, then ./install-corr.sh")
+
+
+def install(
+    data: Path,
+    scans: Sequence[Scan],
+    source: str = SOURCE,
+    jobs: int = 4,
+    say: Callable[[str], None] = print,
+) -> list[str]:
+    """Install these images below `data/corr`; returns one line for each that is missing."""
+    sites = list(dict.fromkeys(scan.site for scan in scans))
+    with _opened(bids.corr_raw(data), source) as installer:
+        installer.clone()
+        installer.install_sites(tqdm(sites, "sites", unit="site", leave=False, disable=None))
+        missing = []
+        with (
+            ThreadPoolExecutor(jobs) as pool,
+            tqdm(total=len(scans), desc="images", unit="image", disable=None) as bar,
+        ):
+            for scan, wrong in zip(scans, pool.map(installer.get, scans), strict=True):
+                bar.update()
+                if wrong:
+                    missing.append(f"{scan.subject.entities} ({scan.site}): {wrong}")
+                elif scan.note:
+                    bar.clear()
+                    say(f"{scan.subject.entities} ({scan.site}): {scan.note}")
+    return missing
+
+
+def problem(path: Path, shape: tuple[int, ...] | None) -> str:
+    """Why an image cannot be used, empty where it can: content there, as its key says, readable,
+    of the expected shape."""
+    if not path.is_file():
+        return "its content is not there"
+    key = _MD5_KEY.search(os.readlink(path) if path.is_symlink() else _lookup_key(path))
+    if key:
+        if path.stat().st_size != int(key[1]):
+            return f"it has {path.stat().st_size} bytes, its key says {key[1]}"
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "md5").hexdigest()
+        if digest != key[2]:
+            return f"its checksum is {digest}, its key says {key[2]}"
+    try:
+        image = images.load(path)
+    except UserError as error:
+        return str(error)
+    if shape and image.data.shape != shape:
+        return f"its shape is {image.data.shape}, the study's was {shape}"
+    return ""
+
+
+def _lookup_key(path: Path) -> str:
+    """The key of a file that is no link (unlocked, or a file system without links); else empty."""
+    words = ["git", "-C", str(path.parent), "annex", "lookupkey", path.name]
+    return subprocess.run(words, text=True, capture_output=True, check=False).stdout
+
+
+@contextmanager
+def _opened(root: Path, source: str) -> Iterator[Installer]:
+    """One installation at a time; the next one waits and finds everything there."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = open(root / ".lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(
+            f"cannot write into {root} ({error.strerror}): choose another DATA= folder"
+        ) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if "://" not in source and not source.startswith("///"):
+            source = str(Path(source).resolve())
+        yield Installer(root, source, lock)
+
+
+def _results(done: subprocess.CompletedProcess[str]) -> list[dict[str, object]]:
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    """What DataLad says went wrong, on one line."""
+    said = [
+        str(result.get("error_message") or result.get("message"))
+        for result in _results(done)
+        if result.get("status") not in ("ok", "notneeded")
+    ]
+    text = " ".join((said[0] if said else done.stderr).split())
+    return text[:300] or f"datalad ended with {done.returncode}"
+
+
+def _remove(folder: Path) -> None:
+    """Remove a clone that was cut short (git-annex makes folders read-only)."""
+    for parent, names, _ in os.walk(folder):
+        for name in names:
+            os.chmod(os.path.join(parent, name), 0o755)
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,124 @@
+"""A stand-in for CoRR: a superdataset, sites as subdatasets, small NIfTI images in their annexes."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from morphbits import images
+from morphbits.datasets.corr_table import Scan, scans
+
+LABELS = ("0003002", "0027393", "0025531")  # three of the study's, one of them flagged
+COLUMNS = "site,subject,session,role,shape_voxels,paper_status,path,note"
+
+
+def git(folder: Path, *words: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(folder), *words], check=True, text=True, capture_output=True
+    ).stdout
+
+
+def small_image(seed: int) -> images.Image:
+    """(12, 14, 16) float32 noise, 1 mm."""
+    data = np.random.default_rng(seed).random((12, 14, 16), np.float32)
+    return images.Image(data, np.eye(4))
+
+
+def rows() -> list[Scan]:
+    """The rows of the study's table that the stand-in holds."""
+    return [scan for scan in scans() if scan.subject.label in LABELS]
+
+
+def write_table(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """The stand-in's own table: the study's rows with the stand-in's shapes."""
+    lines = [COLUMNS]
+    for row in rows():
+        shape = "x".join(map(str, shapes[row.subject.label]))
+        subject, session = row.subject.entities.split("_")
+        lines.append(
+            f"{row.site},{subject},{session},{row.role},{shape},{row.status},{row.path},{row.note}"
+        )
+    path.write_text("\n".join(lines) + "\n")
+
+
+def make_source(root: Path, contents: Mapping[str, images.Image]) -> Path:
+    """`root/RawDataBIDS`, made by DataLad as CoRR is; `root/table.csv` lists its images."""
+    from datalad import api
+
+    source = root / "RawDataBIDS"
+    api.create(str(source), annex=True, result_renderer="disabled")
+    for row in rows():
+        site = source / row.site
+        api.create(str(site), dataset=str(source), result_renderer="disabled")
+        image = contents[row.subject.label]
+        images.save(root / row.path, image.data, image.affine)
+        images.save((root / row.path).with_name("unlisted.nii.gz"), image.data[::-1], image.affine)
+    api.save(dataset=str(source), recursive=True, result_renderer="disabled")
+    for repository in (source, *(source / row.site for row in rows())):
+        git(repository, "update-server-info")
+    write_table(root / "table.csv", {k: image.data.shape for k, image in contents.items()})
+    return source
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """A folder over HTTP on loopback. While `gate` is closed, requests for annexed content after
+    the first wait; `reached` says that one does."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path) -> None:
+        self.gate, self.reached, self.served = threading.Event(), threading.Event(), 0
+        self.gate.set()
+        server = self
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def __init__(self, *arguments: object) -> None:
+                super().__init__(*arguments, directory=str(folder))  # type: ignore[arg-type]
+
+            def do_GET(self) -> None:
+                if "annex/objects" in self.path:
+                    server.served += 1
+                    if server.served > 1 and not server.gate.is_set():
+                        server.reached.set()
+                        server.gate.wait(60)
+                super().do_GET()
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[Server]:
+    """The folder on loopback, and git-annex allowed to ask there."""
+    allowed = {
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": "annex.security.allowed-ip-addresses",
+        "GIT_CONFIG_VALUE_0": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
+    }
+    before = {key: os.environ.get(key) for key in allowed}
+    os.environ.update(allowed)
+    server = Server(folder)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+        for key, value in before.items():
+            os.environ.pop(key) if value is None else os.environ.__setitem__(key, value)
