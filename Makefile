@@ -41,6 +41,10 @@ verrou-sanity: $(stamp) ## prove in seconds that Verrou perturbs what it should 
 phantom: $(stamp) ## make the phantom dataset (SUBJECTS, SIZE, SEED, DATA)
 	$(venv) python/make_phantom.py $(call options,SUBJECTS SIZE SEED DATA)
 
+.PHONY: corr
+corr: $(stamp) ## get the study's CoRR images by DataLad, verified (SUBJECTS, SOURCE, TABLE, JOBS, DATA, DRY_RUN)
+	./install-corr.sh $(call options,SUBJECTS SOURCE TABLE JOBS DATA) $(call flag,DRY_RUN)
+
 .PHONY: models
 models: $(stamp) ## download the two published SynthMorph models and the study's fixed image
 	PYTHONPATH=python $(venv) -m morphbits.models.download $(call options,DATA)
@@ -123,6 +127,9 @@ DATA ?=          ## folder of the datasets
 RESULTS ?=       ## folder of the experiments
 DRY_RUN ?=       ## 1 lists what would run
 YES ?=           ## 1 starts even what takes more than two hours
+##@ Variables of corr, preprocess and paper
+SOURCE ?=        ## where CoRR is cloned from: a mirror or a local copy (default: ///corr/RawDataBIDS)
+TABLE ?=         ## CSV of the CoRR images to get (default: the 35 + 5 of the study)
 ##@ Variables of setup and bench
 PYTHON ?=        ## a Python 3.11, 3.12 or 3.13 (default: the first one found)
 TORCH ?=         ## cpu or cuda: which build of torch (default: cpu)

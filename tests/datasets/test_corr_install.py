@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from corr_standin import LABELS, make_source, served, small_image
+from corr_standin import LABELS, git, make_source, served, small_image
 
 from morphbits import images
 from morphbits.datasets import corr_install
@@ -132,7 +132,7 @@ def test_killed_over_http_and_run_again(source: Path) -> None:
 def test_killed_while_cloning(source: Path) -> None:
     data = source.parent / "data/corr"
     (data / ".RawDataBIDS.part/.git/objects").mkdir(parents=True)
-    subprocess.run(["git", "clone", "-q", source / "RawDataBIDS", data / "RawDataBIDS"], check=True)
+    git(source, "clone", "-q", "RawDataBIDS", str(data / "RawDataBIDS"))
     (data / "RawDataBIDS/IPCAS_2/.git/objects").mkdir(parents=True)  # a site's clone, cut short
     done = run(source)
     assert done.returncode == 0, done.stderr
@@ -158,9 +158,10 @@ def test_a_dry_run_lists_the_study_and_touches_nothing(tmp_path: Path) -> None:
 
 
 def test_words_for_subjects() -> None:
-    assert [len(select(words)) for words in ("inference", "training", "all", "4")] == [35, 5, 40, 4]
+    sizes = {words: len(select(words)) for words in ("inference", "training", "all", "4")}
+    assert sizes == {"inference": 35, "training": 5, "all": 40, "4": 4}
     assert [s.subject.label for s in select("sub-0025531, 0027393")] == ["0025531", "0027393"]
-    with pytest.raises(UserError, match="99999999 is not in corr_subjects.csv"):
+    with pytest.raises(UserError, match=r"99999999 is not in corr_subjects\.csv"):
         select("0025531,99999999")
     with pytest.raises(UserError, match="the table has 35"):
         select("36")

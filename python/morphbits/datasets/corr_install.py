@@ -101,7 +101,7 @@ class Installer:
         return self._run(folder, "datalad", "-f", "json", *words)
 
     def _run(self, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-        """A command that inherits the lock, so that it keeps others out even when we are killed."""
+        """A command that inherits the lock: it keeps others out even when we are killed."""
         environment = {
             "GIT_HTTP_LOW_SPEED_LIMIT": "1000",
             "GIT_HTTP_LOW_SPEED_TIME": str(_SLOW),
@@ -120,7 +120,9 @@ class Installer:
                 stdin=subprocess.DEVNULL, pass_fds=(self.lock.fileno(),),
             )  # fmt: skip
         except FileNotFoundError:
-            raise UserError(f"{words[0]} is not installed: make setup, then ./install-corr.sh")
+            raise UserError(
+                f"{words[0]} is not installed: make setup, then ./install-corr.sh"
+            ) from None
 
 
 def install(

@@ -57,8 +57,11 @@ def _scan(row: dict[str, str]) -> Scan:
 
 
 def select(words: str, table: Path = TABLE) -> list[Scan]:
-    """The images that SUBJECTS names: inference (the 35), training, all, a number (the first of the
-    35), or labels such as `sub-0025531` or `0025531`, with commas or blanks between them."""
+    """The images that SUBJECTS names.
+
+    inference (the 35), training, all, a number (the first of the 35), or labels such as
+    `sub-0025531` or `0025531`, with commas or blanks between them.
+    """
     known = scans(table)
     inference = [scan for scan in known if scan.role == "inference"]
     groups = {

@@ -1,4 +1,4 @@
-"""A stand-in for CoRR: a superdataset, sites as subdatasets, small NIfTI images in their annexes."""
+"""A stand-in for CoRR: a superdataset, sites as subdatasets, small images in their annexes."""
 
 from __future__ import annotations
 
