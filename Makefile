@@ -42,7 +42,7 @@ phantom: $(stamp) ## make the phantom dataset (SUBJECTS, SIZE, SEED, DATA)
 	$(venv) python/make_phantom.py $(call options,SUBJECTS SIZE SEED DATA)
 
 .PHONY: corr
-corr: $(stamp) ## get the study's CoRR images by DataLad, verified (SUBJECTS, SOURCE, TABLE, JOBS, DATA, DRY_RUN)
+corr: $(stamp) ## get the study's CoRR images by DataLad, verified (SUBJECTS, SOURCE, TABLE, DRY_RUN)
 	./install-corr.sh $(call options,SUBJECTS SOURCE TABLE JOBS DATA) $(call flag,DRY_RUN)
 
 .PHONY: models
