@@ -44,7 +44,7 @@ RUN cc -shared -fPIC -O1 -I /opt/verrou/include -o /opt/verrou/lib/morphbits-mar
 FROM base AS packages
 # hadolint ignore=DL3008
 RUN apt-get update \
- && apt-get install -y --no-install-recommends ca-certificates gcc libc6-dev python3 python3-venv \
+ && apt-get install -y --no-install-recommends ca-certificates gcc git libc6-dev python3 python3-venv \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/morphbits
 COPY python/requirements.lock python/torch.lock python/

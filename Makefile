@@ -36,6 +36,14 @@ report: $(stamp) ## the HTML page of an EXPERIMENT
 verrou-sanity: $(stamp) ## prove in seconds that Verrou perturbs what it should and nothing else (VERROU_PREFIX)
 	PYTHONPATH=python $(venv) python/verrou_sanity.py
 
+.PHONY: compare
+compare: $(stamp) ## native against Verrou on a small case: bits, spread, map, time (FRAMEWORK, ONEDNN, ACCUMULATION, JOBS)
+	$(venv) python/compare.py $(call options,FRAMEWORK ONEDNN ACCUMULATION JOBS)
+
+.PHONY: localize
+localize: $(stamp) ## which part of the network loses the bits, by Verrou's delta debugging (BY=task or symbol)
+	$(venv) python/localize.py $(call options,BY)
+
 ##@ Data and models
 .PHONY: phantom
 phantom: $(stamp) ## make the phantom dataset (SUBJECTS, SIZE, SEED, DATA)
@@ -130,7 +138,8 @@ YES ?=           ## 1 starts even what takes more than two hours
 ##@ Variables of corr, preprocess and paper
 SOURCE ?=        ## where CoRR is cloned from: a mirror or a local copy (default: ///corr/RawDataBIDS)
 TABLE ?=         ## CSV of the CoRR images to get (default: the 35 + 5 of the study)
-##@ Variables of setup and bench
+##@ Variables of setup, bench, localize
 PYTHON ?=        ## a Python 3.11, 3.12 or 3.13 (default: the first one found)
 TORCH ?=         ## cpu or cuda: which build of torch (default: cpu)
 FULL ?=          ## 1 benches full size as well (20 GB of memory)
+BY ?=            ## localize: task (layers and steps) or symbol (compiled functions)

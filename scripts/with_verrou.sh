@@ -76,7 +76,7 @@ preload=$([ "$libm" = excluded ] || [ -z "$before_26" ] || echo "$interlibmath")
 # what one run needs, gone with it: the log, the exclusions with their real paths, the markers
 work=$(mktemp -d "${TMPDIR:-/tmp}/morphbits-verrou.XXXXXX")
 trap 'rm -rf "$work"' EXIT
-PYTHONPATH=$here/python "$program" -m morphbits.engines.verrou.exclusions "$here/verrou/exclusions/common.tsv" \
+PYTHONPATH=$here/python "$program" -m morphbits.engines.verrou.exclusions "$here"/verrou/exclusions/*.tsv \
   ${exclude:+"$exclude"} >"$work/exclusions" || fail "the exclusions could not be resolved; is $program a Python of this suite?"
 # Written as the process will read them: what can change a result, one per line.
 cat >"$work/settings" <<END

@@ -151,7 +151,8 @@ def cpu() -> dict[str, Any]:
 
 @functools.cache
 def code_revision() -> dict[str, Any]:
-    """Git revision of the suite and whether files of it were changed; None outside a clone."""
+    """Git revision of the suite and whether files of it were changed; outside a clone the one that
+    the image was built from, or None."""
 
     def git(*words: str) -> str:
         here = Path(__file__).parent
@@ -166,7 +167,7 @@ def code_revision() -> dict[str, Any]:
             "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
         }
     except (OSError, subprocess.CalledProcessError):
-        return {"revision": None, "dirty": None}
+        return {"revision": os.environ.get("MORPHBITS_REVISION"), "dirty": None}
 
 
 def reset_peak_memory() -> None:

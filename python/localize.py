@@ -1,0 +1,37 @@
+"""Ask which part of the network loses the bits, by Verrou's delta debugging: `make localize`.
+
+    python python/localize.py --by task
+
+Parts are the layers and the steps after them (task), or compiled functions (symbol). A small pair
+of images and an untrained network of 16 features; dozens of runs of half a minute each.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from morphbits.engines.verrou.localization import localize
+from morphbits.errors import run_cli
+from morphbits.samples.comparison import small_case
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--by", choices=("task", "symbol"), default="task")
+    parser.add_argument("--runs", type=int, default=3, help="that a set must pass (default: 3)")
+    parser.add_argument(
+        "--size", type=int, default=16, help="voxels along each axis (default: 16)"
+    )
+    parser.add_argument("--results", type=Path, default=Path("results/localize"))
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the phantom")
+    arguments = parser.parse_args()
+    folder = arguments.results.resolve() / f"{arguments.by}-{arguments.size}"
+    case = small_case(folder / "case", arguments.data, arguments.size)
+    print(localize(arguments.by, arguments.runs, case, folder))
+
+
+if __name__ == "__main__":
+    run_cli(main)
