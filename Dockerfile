@@ -92,7 +92,8 @@ RUN apt-get update \
  && apt-get install -y --no-install-recommends gcc git libc6-dev make \
  && rm -rf /var/lib/apt/lists/*
 COPY tests tests
-COPY Makefile Dockerfile ./
+COPY Makefile Dockerfile .dockerignore ./
+ENV HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis
 USER 1000:1000
 WORKDIR /opt/morphbits/python
 CMD ["python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow and not network", "../tests/engines", "../tests/samples", "../tests/container"]

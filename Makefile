@@ -44,6 +44,26 @@ compare: $(stamp) ## native against Verrou on a small case: bits, spread, map, t
 localize: $(stamp) ## which part of the network loses the bits, by Verrou's delta debugging (BY=task or symbol)
 	$(venv) python/localize.py $(call options,BY)
 
+##@ Image with Verrou
+CONTAINER ?= docker
+VERROU ?= current
+image := morphbits$(if $(filter study,$(VERROU)),-study)
+build = $(CONTAINER) build $(if $(filter podman,$(CONTAINER)),--format docker) --build-arg VERROU=$(VERROU) \
+	--build-arg REVISION=$$(git rev-parse HEAD) --build-arg VERSION=$$(git describe --always --dirty)
+
+.PHONY: docker
+docker: .cache/$(CONTAINER)-$(image) ## build the image with Verrou (CONTAINER=docker or podman, VERROU=current or study)
+
+.cache/$(CONTAINER)-$(image): Dockerfile .dockerignore $(shell git ls-files python scripts verrou 2>/dev/null)
+	mkdir -p $(@D)
+	$(build) --target runtime --tag $(image) .
+	touch $@
+
+.PHONY: docker-test
+docker-test: ## build the image with the tests, and run those of engines, samples and scripts in it
+	$(build) --target test --tag $(image)-test .
+	$(CONTAINER) run --rm --network none --read-only --tmpfs /tmp:exec --user $$(id -u):$$(id -g) $(image)-test
+
 ##@ Data and models
 .PHONY: phantom
 phantom: $(stamp) ## make the phantom dataset (SUBJECTS, SIZE, SEED, DATA)
@@ -74,10 +94,11 @@ test-all: $(stamp) ## the tests and those that take longer
 	$(pytest)
 
 .PHONY: lint
-lint: $(stamp) ## ruff, mypy and shellcheck
+lint: $(stamp) ## ruff, mypy, shellcheck and hadolint
 	cd python && ../$(venv) -m ruff check --no-cache . ../tests
 	cd python && ../$(venv) -m mypy
 	.venv/bin/shellcheck $(shell_files)
+	.venv/bin/hadolint Dockerfile
 
 .PHONY: notebook
 notebook: $(stamp) ## run the notebooks in notes/ and keep what they show
