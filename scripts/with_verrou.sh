@@ -57,7 +57,7 @@ else
 fi
 valgrind=$prefix/bin/valgrind
 [ -x "$valgrind" ] || fail "$valgrind: is not there; VERROU_PREFIX must name the folder that Verrou was installed to"
-version=$("$valgrind" --version)
+version=$("$valgrind" --tool=verrou --version 2>/dev/null) || version=$("$valgrind" --version)
 release=$(sed -nE 's/.*verrou-([0-9]+\.[0-9]+).*/\1/p' <<<"$version")
 [ -n "$release" ] || fail "$valgrind: is $version, without the tool Verrou"
 

@@ -132,7 +132,7 @@ def test_a_failing_program_shows_the_logs_end_and_leaves_nothing(prefix: Path) -
 
 def test_standard_input_reaches_the_program(prefix: Path) -> None:
     (prefix / "bin" / "valgrind").write_text(
-        "#!/bin/bash\n[ $1 = --version ] && echo verrou-2.7.0 && exit\ncat\n"
+        "#!/bin/bash\n[ $2 = --version ] && echo verrou-2.7.0 && exit\ncat\n"
     )
     answer = subprocess.run(
         [str(SCRIPT), "--", PYTHON],

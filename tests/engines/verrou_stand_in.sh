@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Stands in for `valgrind` where Verrou is not: answers --version, and prints the command and what it finds in the
 # environment instead of running anything.
-if [ "${1-}" = --version ]; then
+if [ "${*: -1}" = --version ]; then
   echo "${STAND_IN_VERSION-valgrind-3.26.0.verrou-2.7.0}"
   exit
 fi

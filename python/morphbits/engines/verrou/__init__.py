@@ -105,7 +105,7 @@ def found() -> str | None:
     """Where Verrou can be started: on this ``machine``, in the image (``container``), or not."""
     prefix = os.environ.get("VERROU_PREFIX")
     valgrind = f"{prefix}/bin/valgrind" if prefix else shutil.which("valgrind")
-    if valgrind and "verrou" in _output([valgrind, "--version"]):
+    if valgrind and "verrou" in _output([valgrind, "--tool=verrou", "--version"]):
         return "machine"
     if _output([str(SCRIPTS / "in_container.sh"), "--image-id"]):
         return "container"
