@@ -51,7 +51,8 @@ def configs(draw: st.DrawFn) -> Any:
     try:
         return cls(**values)
     except UserError:  # a combination that is refused: make it one that is not
-        return cls(**values | {"framework": "torch", "mode": "random"} | _plain(cls))
+        allowed = {"framework": "torch", "mode": "random", "region": "registration"}
+        return cls(**values | allowed | _plain(cls))
 
 
 def _plain(cls: type) -> dict[str, Any]:

@@ -166,6 +166,11 @@ class ExecutionConfig:
 
 
 def _check_combination(config: Arithmetic) -> None:
+    if config.region == "process" and config.engine not in ("verrou", "auto"):
+        raise UserError(
+            f"engine {config.engine} knows no region but the registration; only verrou perturbs a "
+            "whole process"
+        )
     if config.framework == "tensorflow" and config.engine == "native":
         raise UserError(
             "the native engine perturbs torch only: give --framework torch (the port, which in "

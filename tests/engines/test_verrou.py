@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -11,11 +12,15 @@ from pathlib import Path
 import pytest
 
 from morphbits import engines
-from morphbits.config import Arithmetic
+from morphbits.bids import Subject
+from morphbits.config import Arithmetic, RegisterConfig
 from morphbits.engines import verrou
 from morphbits.engines.verrou import markers
 from morphbits.engines.verrou.counters import Table
 from morphbits.errors import UserError
+from morphbits.samples.matrix import Unit
+from morphbits.samples.provenance import configuration
+from morphbits.samples.runner import key_of
 
 ROOT = Path(__file__).parents[2]
 needs_verrou = [
@@ -125,6 +130,61 @@ def test_no_verrou_anywhere_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(verrou, "found", lambda: None)
     with pytest.raises(UserError, match="'make docker' builds it, ENGINE=native needs neither"):
         verrou.command(Arithmetic(engine="verrou"), "python3", [], [])
+
+
+def _unit(sample: str, config: RegisterConfig, root: Path) -> Unit:
+    moving = root / "data" / "sub-001" / "anat" / "sub-001_T1w.nii.gz"
+    folder = root / "results" / "one" / f"sample-{sample}" / "sub-001"
+    fixed, model = root / "t" / "fixed.nii.gz", root / "m.h5"
+    return Unit(sample, Subject("001"), config, moving, fixed, model, "MNI152", folder)
+
+
+def test_a_worker_serves_all_seeds_and_sees_the_dataset_and_its_experiment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(verrou, "found", lambda: "container")
+    config = RegisterConfig(engine="verrou", seed=1)
+    first = key_of(_unit("01", config, tmp_path))
+    assert first == key_of(_unit("02", dataclasses.replace(config, seed=2), tmp_path))
+    assert first != key_of(_unit("ieee", dataclasses.replace(config, mode="nearest"), tmp_path))
+    words = list(first[0])
+    mounts = words[1 : words.index("--")]
+    assert mounts == [
+        *("--read", str(tmp_path / "data")),
+        *("--read", str(tmp_path / "t" / "fixed.nii.gz")),
+        *("--read", str(tmp_path / "m.h5")),
+        *("--write", str(tmp_path / "results" / "one")),
+    ]
+
+
+def test_a_whole_process_makes_one_sample(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(verrou, "found", lambda: "machine")
+    config = RegisterConfig(engine="verrou", region="process", mode="nearest")
+    assert key_of(_unit("01", config, tmp_path)) != key_of(_unit("02", config, tmp_path))
+
+
+def test_the_configuration_holds_what_verrou_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verrou, "version", lambda: "valgrind-3.26.0.verrou-2.7.0 exclusions:1")
+    config = RegisterConfig(engine="verrou", framework="tensorflow", libm="excluded", seed=4)
+    chosen = configuration(config, {})
+    expected = {
+        "kernel": "valgrind-3.26.0.verrou-2.7.0 exclusions:1",
+        "libm": "excluded",
+        "mode": "random",
+        "onednn": "on",
+        "region": "registration",
+        "seed": 4,
+    }
+    assert expected.items() <= chosen.items()
+    assert "accumulation" not in chosen
+    assert (
+        chosen["hash"] != configuration(dataclasses.replace(config, libm="perturbed"), {})["hash"]
+    )
+
+
+def test_only_verrou_perturbs_a_whole_process() -> None:
+    with pytest.raises(UserError, match="only verrou perturbs a whole process"):
+        RegisterConfig(engine="native", region="process")
 
 
 def _sanity(root: Path) -> subprocess.CompletedProcess[str]:

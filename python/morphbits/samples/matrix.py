@@ -121,7 +121,8 @@ def _arithmetic(
         return RegisterConfig(**shared | {"mode": mode, "seed": seed, "threads": threads})
     threads = OTHER_THREADS if sample == "threads" else PLAIN_THREADS
     plain = experiment.framework == "tensorflow"
-    return RegisterConfig(**shared | {"engine": "ieee", "threads": threads, "plain": plain})
+    own = {"engine": "ieee", "region": "registration", "threads": threads, "plain": plain}
+    return RegisterConfig(**shared | own)
 
 
 # ---------------------------------------------------------------------- state, from files alone

@@ -88,10 +88,11 @@ def command(
 
 def order(config: Arithmetic) -> str:
     """The order of the kernel that runs under Valgrind."""
-    return {
-        "tensorflow": "oneDNN's on AVX2, as TensorFlow runs it (one chain over taps and channels)",
-        "torch": "torch's own on AVX2 (a gemm where an image is small, else oneDNN's)",
-    }[config.framework]
+    if config.framework == "torch":
+        return "torch's own on AVX2 (a gemm where an image is small, else oneDNN's)"
+    if config.onednn == "off":
+        return "TensorFlow's own gemm on AVX2"
+    return "oneDNN's on AVX2, as TensorFlow runs it (one chain over taps and channels)"
 
 
 def version() -> str:
