@@ -22,7 +22,9 @@ pytest := cd python && ../$(venv) -m pytest -q
 .PHONY: inference
 inference: $(stamp) ## register SUBJECTS x RUNS samples, then significance and the report
 	$(venv) python/run_matrix.py $(call options,SUBJECTS RUNS ENGINE MODE DATASET SIZE MODEL EXPERIMENT SEED JOBS THREADS \
-		ACCUMULATION SUBNORMALS REGION LIBM ONEDNN ALIGN FRAMEWORK DATA RESULTS) $(call flag,DRY_RUN) $(call flag,YES)
+		ACCUMULATION SUBNORMALS REGION LIBM ONEDNN ALIGN FRAMEWORK DATA RESULTS EXECUTOR TASK_SAMPLES) \
+		$(if $(SLURM_OPTIONS),--slurm-options='$(SLURM_OPTIONS)') $(if $(filter 0,$(WAIT)),--no-wait) \
+		$(call flag,DRY_RUN) $(call flag,YES)
 
 .PHONY: significance
 significance: $(stamp) ## significant bits of an EXPERIMENT: maps and CSV
@@ -154,6 +156,10 @@ ALIGN ?=         ## how images meet: header, centre or auto
 FRAMEWORK ?=     ## torch or tensorflow
 DATA ?=          ## folder of the datasets
 RESULTS ?=       ## folder of the experiments
+EXECUTOR ?=      ## local, or slurm: an array over the samples that are not done
+SLURM_OPTIONS ?= ## more options for sbatch, such as --partition=long
+TASK_SAMPLES ?=  ## Slurm: samples of one task (default: ten minutes' worth)
+WAIT ?=          ## Slurm: 0 returns when they are submitted; the same command again collects
 DRY_RUN ?=       ## 1 lists what would run
 YES ?=           ## 1 starts even what takes more than two hours
 ##@ Variables of corr, preprocess and paper

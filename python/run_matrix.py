@@ -37,6 +37,9 @@ def main() -> None:
             "DRY_RUN=1 lists it"
         )
     failures = experiment.run(plan)
+    if plan.todo and not execution.wait:
+        print("the same command again says how far it is, and makes the report at the end")
+        return
     if failures:
         print(failures, file=sys.stderr)
     if plan.settings.runs > 1:
@@ -51,7 +54,7 @@ def _analyse(plan: experiment.Plan) -> None:
     from morphbits import report
     from morphbits.stats.analysis import analyse
 
-    analyse(plan.results, plan.name, plan.dataset, plan.jobs)
+    analyse(plan.results, plan.name, plan.dataset, min(plan.jobs, estimate.cores()))
     print(report.summarize(plan.results, plan.name))
     print(report.build(plan.results, plan.name))
 

@@ -161,6 +161,18 @@ class ExecutionConfig:
     threads: int | None = option(
         None, "threads of each worker; left out: cores divided by jobs", minimum=1
     )
+    executor: str = option(
+        "local", "who runs the samples: local (this machine) or slurm", choices=("local", "slurm")
+    )
+    slurm_options: str = option(
+        "", "slurm: more options for sbatch, such as '--partition=long --account=me'"
+    )
+    task_samples: int | None = option(
+        None, "slurm: samples of one task; left out: ten minutes' worth", minimum=1
+    )
+    wait: bool = option(
+        True, "slurm: return when the samples are submitted; the same command again collects"
+    )
     dry_run: bool = option(False, "list what would run, with an estimate, and stop")
     yes: bool = option(False, "start although the estimate is above two hours")
 
@@ -300,13 +312,21 @@ def to_json(config: Any) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser, cls: type) -> None:
-    """One ``--option`` for each field. What the user leaves out stays out of the namespace."""
+    """One ``--option`` for each field, ``--no-option`` for what is on by default. What the user
+    leaves out stays out of the namespace."""
     for name, spec in _fields(cls).items():
         kind, _ = _type_of(cls, name)
         flag = "--" + name.replace("_", "-")
         help = spec.metadata["help"]
         if kind is bool:
-            parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=help)
+            parser.add_argument(
+                flag.replace("--", "--no-", 1) if spec.default else flag,
+                action="store_const",
+                const=not spec.default,
+                dest=name,
+                default=argparse.SUPPRESS,
+                help=help,
+            )
             continue
         choices = spec.metadata["choices"]
         default = "" if spec.default in (None, "", DEMO_MODEL) else f" (default: {spec.default})"
@@ -349,10 +369,12 @@ def from_arguments(
 def to_arguments(config: Any) -> list[str]:
     """The command line that gives this configuration."""
     words: list[str] = []
+    specs = _fields(type(config))
     for name, value in to_mapping(config).items():
         flag = "--" + name.replace("_", "-")
-        if value is True:
-            words.append(flag)
-        elif value is not None and value is not False:
+        if isinstance(value, bool):
+            on = specs[name].default
+            words += [flag.replace("--", "--no-", 1) if on else flag] if value != on else []
+        elif value is not None:
             words.append(f"{flag}={value}")
     return words

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from morphbits import bids
@@ -34,16 +35,22 @@ def default_jobs(model: Path, voxels: int, units: int) -> int:
     return max(1, min(cores(), units, by_memory))
 
 
-def seconds_left(todo: Sequence[Unit], done: Sequence[Unit], voxels: int, jobs: int) -> float:
-    """Wall-clock seconds of the units to make: per engine the median of what finished units of
-    this experiment took, or else a measured probe (see `worker.probe`), shared by the workers."""
-    total = 0.0
-    for engine in {unit.config.engine for unit in todo}:
-        of_engine = [unit for unit in todo if unit.config.engine == engine]
+def seconds_each(
+    todo: Sequence[Unit], done: Sequence[Unit], voxels: int
+) -> dict[str, float]:
+    """Seconds of one unit of each engine: the median of what finished units of this experiment
+    took, or else a measured probe (see `worker.probe`)."""
+    each = {}
+    for engine in sorted({unit.config.engine for unit in todo}):
         finished = [unit for unit in done if unit.config.engine == engine]
-        each = _recorded(finished) or _probed(of_engine[0], voxels)
-        total += each * len(of_engine)
-    return total / max(1, min(jobs, len(todo)))
+        first = next(unit for unit in todo if unit.config.engine == engine)
+        each[engine] = _recorded(finished) or _probed(first, voxels)
+    return each
+
+
+def seconds_left(todo: Sequence[Unit], each: Mapping[str, float], jobs: int) -> float:
+    """Wall-clock seconds of the units to make, ``jobs`` at a time."""
+    return sum(each[unit.config.engine] for unit in todo) / max(1, min(jobs, len(todo)))
 
 
 def _recorded(finished: Sequence[Unit]) -> float | None:
@@ -55,6 +62,7 @@ def _recorded(finished: Sequence[Unit]) -> float | None:
     return statistics.median(seconds) if seconds else None
 
 
+@functools.lru_cache
 def _probed(unit: Unit, voxels: int) -> float:
     worker = Worker(unit)
     worker.send(unit, probe=voxels)

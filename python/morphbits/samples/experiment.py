@@ -27,7 +27,7 @@ from morphbits.config import (
 from morphbits.engines import verrou
 from morphbits.errors import UserError
 from morphbits.models.weights import read_architecture
-from morphbits.samples import estimate, matrix, provenance, runner
+from morphbits.samples import estimate, matrix, provenance, runner, slurm
 from morphbits.samples.matrix import Unit
 
 NAMED_EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -112,9 +112,10 @@ class Plan:
     results: Path
     units: list[Unit]
     todo: list[Unit]
-    jobs: int
+    jobs: int  # samples at a time
     voxels: int  # of the network's grid
     identity: dict[str, Any]
+    execution: ExecutionConfig
 
     @property
     def folder(self) -> Path:
@@ -140,8 +141,15 @@ def make_plan(
 
     subjects, voxels = _subjects(settings, dataset, execution)
     work = len(subjects) * (settings.runs + len(matrix.REFERENCES))
-    jobs = execution.jobs or estimate.default_jobs(settings.model, voxels, work)
-    threads = execution.threads or max(1, estimate.cores() // jobs)
+    if execution.executor == "slurm":
+        if not execution.dry_run:
+            slurm.check()
+        jobs, threads = execution.jobs or work, execution.threads or 1
+        where = f"workers  tasks of Slurm, {execution.jobs or 'as many as it starts'} at a time"
+    else:
+        jobs = execution.jobs or estimate.default_jobs(settings.model, voxels, work)
+        threads = execution.threads or max(1, estimate.cores() // jobs)
+        where = f"workers  {jobs}"
     units = matrix.expand(settings, dataset, subjects, execution.results, name, threads)
     folder = bids.experiment_folder(execution.results, name)
     identity = _identity(settings, dataset)
@@ -152,20 +160,38 @@ def make_plan(
         f"samples  {len(units)}: {len(subjects)} subjects x ({settings.runs} perturbed + "
         f"{len(matrix.REFERENCES)} references); {len(units) - len(todo)} are done"
     )
-    say(f"workers  {jobs} x {threads} threads (JOBS= and THREADS= change it)")
+    say(f"{where} x {threads} threads (JOBS= and THREADS= change it)")
     say(f"results  {folder}")
-    return Plan(settings, dataset, name, execution.results, units, todo, jobs, voxels, identity)
+    return Plan(
+        settings,
+        dataset,
+        name,
+        execution.results,
+        units,
+        todo,
+        jobs,
+        voxels,
+        identity,
+        execution,
+    )
 
 
 def seconds_left(plan: Plan, say: Callable[[str], None]) -> float:
     """How long the plan's samples will take, also said."""
     if not plan.todo:
         return 0.0
+    each = _seconds_each(plan)
+    seconds = estimate.seconds_left(plan.todo, each, plan.jobs)
+    say(f"time     about {estimate.in_words(seconds)} for {len(plan.todo)} samples")
+    if plan.execution.executor == "slurm":
+        say(f"slurm    {slurm.request(plan.todo, each, plan.voxels, plan.execution)}")
+    return seconds
+
+
+def _seconds_each(plan: Plan) -> dict[str, float]:
     left = set(plan.todo)
     done = [unit for unit in plan.units if unit not in left]
-    seconds = estimate.seconds_left(plan.todo, done, plan.voxels, plan.jobs)
-    say(f"time     about {estimate.in_words(seconds)} for {len(plan.todo)} samples")
-    return seconds
+    return estimate.seconds_each(plan.todo, done, plan.voxels)
 
 
 def _subjects(
@@ -234,14 +260,34 @@ def listing(plan: Plan) -> str:
 
 def run(plan: Plan) -> str:
     """Make what is missing. Returns a text about samples that failed, empty where none did;
-    UserError where the run had to end before its last sample."""
+    UserError where the run had to end before its last sample.
+
+    With the executor slurm and without waiting it returns when Slurm has the samples.
+    """
     record = {
         "settings": to_mapping(plan.settings),
         "dataset": {"name": plan.dataset.name, "root": str(plan.dataset.root)},
         "subjects": list(dict.fromkeys(unit.subject.entities for unit in plan.units)),
     }
-    with runner.opened(plan.folder, plan.identity, record):
-        outcome = runner.run(plan.todo, plan.jobs, len(plan.units))
+    array, by_slurm = slurm.at_work(plan.folder), plan.execution.executor == "slurm"
+    if array and not by_slurm:
+        raise UserError(
+            f"{plan.folder}: Slurm's array {array} is working here; EXECUTOR=slurm waits for it, "
+            f"'scancel {array}' ends it"
+        )
+    with runner.opened(plan.folder, plan.identity, record, sweep=not array):
+        if by_slurm:
+            outcome = slurm.run(
+                plan.folder,
+                lambda todo: slurm.request(todo, _seconds_each(plan), plan.voxels, plan.execution),
+                plan.todo,
+                len(plan.units),
+                plan.execution.wait,
+            )
+            if not plan.execution.wait:
+                return ""
+        else:
+            outcome = runner.run(plan.todo, plan.jobs, len(plan.units))
     kept = len(plan.units) - len(plan.todo) + outcome.finished
     count = f"{kept} of {len(plan.units)} samples are finished and kept"
     failures = runner.describe_failures(outcome.failed)

@@ -45,9 +45,12 @@ class Outcome:
 
 
 @contextmanager
-def opened(folder: Path, identity: Mapping[str, Any], record: Mapping[str, Any]) -> Iterator[None]:
+def opened(
+    folder: Path, identity: Mapping[str, Any], record: Mapping[str, Any], sweep: bool = True
+) -> Iterator[None]:
     """The experiment's folder, ours alone: refused where another run works in it, or where it
-    holds an experiment with another identity; ``experiment.json`` written, leftovers removed."""
+    holds an experiment with another identity; ``experiment.json`` written, leftovers removed
+    (``sweep``: not while an array of ours is at work on other machines)."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
@@ -69,7 +72,7 @@ def opened(folder: Path, identity: Mapping[str, Any], record: Mapping[str, Any])
             provenance.write_json(folder / "experiment.json", content)
         except OSError as error:
             raise UserError(f"{folder}: cannot be written to ({error.strerror})") from error
-        for leftover in folder.glob(".partial-*"):
+        for leftover in folder.glob(".partial-*") if sweep else ():
             shutil.rmtree(leftover, ignore_errors=True)
         yield
 

@@ -1,0 +1,254 @@
+"""Samples as tasks of a Slurm array: one array over the samples that are not done.
+
+Nothing is remembered here: which samples are done, their files say; whether an array is at work,
+Slurm says (its name is made from the experiment's folder). So the same command again waits for an
+array that is at work, and submits another for what is still missing. The folder must be one that
+the nodes see by the same path, as must the suite's own.
+
+Below the experiment's folder, ``.slurm/`` holds the latest array's tasks and their logs; it is
+gone when every sample is done.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+import morphbits
+from morphbits import bids
+from morphbits.config import ExecutionConfig
+from morphbits.errors import UserError
+from morphbits.registration import memory_estimate
+from morphbits.samples.matrix import Unit, read_state
+from morphbits.samples.runner import Outcome, key_of
+from morphbits.samples.worker import to_task
+
+SCRIPTS = Path(__file__).parents[3] / "scripts"
+WORTH_A_TASK = 600  # seconds: shorter samples share a task, which imports and loads once
+MOST_TASKS = 1000  # Slurm's MaxArraySize is 1001 where nobody changed it
+STARTING = 900  # seconds added to what the samples of a task take; under Valgrind start-up is slow
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the array asks for. An array has one limit for all its tasks, so the most demanding
+    engine sets it."""
+
+    tasks: list[list[Unit]]
+    at_once: int | None
+    cpus: int
+    megabytes: int
+    minutes: int
+    extra: list[str]  # the user's own options, which come last and so win
+
+    def options(self, folder: Path) -> list[str]:
+        """The options of sbatch."""
+        cap = f"%{self.at_once}" if self.at_once else ""
+        return [
+            f"--job-name={job_name(folder)}",
+            f"--array=1-{len(self.tasks)}{cap}",
+            f"--cpus-per-task={self.cpus}",
+            f"--mem={self.megabytes}M",
+            f"--time={self.minutes}",
+            "--requeue",
+            "--open-mode=append",
+            f"--output={_logs(folder)}/%a.log",
+            *self.extra,
+        ]
+
+    def __str__(self) -> str:
+        cap = f", {self.at_once} at a time" if self.at_once else ""
+        own = f"; then {shlex.join(self.extra)}" if self.extra else ""
+        return (
+            f"{len(self.tasks)} tasks{cap}, each at most {len(self.tasks[0])} samples, "
+            f"{self.cpus} cores, {self.megabytes / 1024:.1f} GB, {self.minutes} min{own}"
+        )
+
+
+def request(
+    todo: Sequence[Unit], seconds: Mapping[str, float], voxels: int, execution: ExecutionConfig
+) -> Request:
+    """Tasks and limits for these samples; ``seconds`` are what one sample of each engine takes.
+
+    The time is twice the estimate and a quarter of an hour, the memory a quarter more and 1 GB.
+    """
+    alike = sorted(todo, key=key_of)  # samples that one process can make follow each other
+    longest = max(seconds[unit.config.engine] for unit in todo)
+    share = execution.task_samples or int(WORTH_A_TASK / max(longest, 1e-3))
+    share = min(max(share, math.ceil(len(todo) / MOST_TASKS), 1), len(todo))
+    engines = {unit.config.engine for unit in todo}
+    memory = max(memory_estimate(todo[0].model, voxels, engine) for engine in engines)
+    return Request(
+        tasks=[alike[start : start + share] for start in range(0, len(alike), share)],
+        at_once=execution.jobs,
+        cpus=execution.threads or 1,
+        megabytes=math.ceil(1.25 * memory / 2**20) + 1024,
+        minutes=math.ceil((2 * longest * share + STARTING) / 60),
+        extra=shlex.split(execution.slurm_options),
+    )
+
+
+def run(
+    folder: Path,
+    wanted: Callable[[Sequence[Unit]], Request],
+    units: Sequence[Unit],
+    total: int,
+    wait: bool,
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """Wait for an array that is at work here, then submit what is missing and wait for that.
+
+    ``wanted`` makes the request; ``units`` are those that were missing at first. Without ``wait``
+    it returns as soon as an array is at work.
+    """
+    done = total - len(units)
+    array = at_work(folder)
+    if array:
+        say(f"array    {array} is at work on this experiment")
+        if not wait:
+            return Outcome()
+        _wait(folder, units, done)
+    missing = [unit for unit in units if read_state(unit).kind != "done"]
+    if missing:
+        asked = wanted(missing)
+        say(f"array    {submit(folder, asked)}: {asked}")
+        if not wait:
+            return Outcome()
+        _wait(folder, units, done)
+    return collect(folder, units)
+
+
+def collect(folder: Path, units: Sequence[Unit]) -> Outcome:
+    """What became of these samples, by their files; why one failed, by its task's log."""
+    failed = {unit: "" for unit in units if read_state(unit).kind != "done"}
+    if not failed:
+        shutil.rmtree(_logs(folder), ignore_errors=True)
+        return Outcome(finished=len(units))
+    for number, line in enumerate(_tasks(folder).read_text(encoding="utf-8").splitlines(), 1):
+        log = _logs(folder) / f"{number}.log"
+        mine = {(task["sample"], task["subject"]) for task in json.loads(line)}
+        for unit in failed:
+            if (unit.sample, unit.subject.entities) in mine:
+                failed[unit] = _last_words(log, unit)
+    return Outcome(finished=len(units) - len(failed), failed=failed)
+
+
+def _last_words(log: Path, unit: Unit) -> str:
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return f"its task left no log; 'sacct' may tell, or the node had no room for {log}"
+    lines = [line.split("\r")[-1].strip() for line in lines if line.strip()]
+    errors = [line for line in lines if "error: " in line or str(unit) in line]
+    last = (errors or lines or ["(nothing; it was killed, or there was no room to write)"])[-1]
+    return f"the last words of its task, {log}: {last}"
+
+
+# ---------------------------------------------------------------------- Slurm
+
+
+def check() -> None:
+    """Refuse where jobs cannot be submitted."""
+    for program in ("sbatch", "squeue"):
+        if shutil.which(program) is None:
+            raise UserError(
+                f"EXECUTOR=slurm needs {program}, which is not on this machine: run this where "
+                "jobs are submitted (a login node), or leave EXECUTOR out to run here"
+            )
+
+
+def job_name(folder: Path) -> str:
+    """The array's name: the experiment's, and eight digits of its folder's checksum."""
+    path = str(folder.resolve())
+    return f"morphbits-{folder.name}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
+
+
+def submit(folder: Path, asked: Request) -> str:
+    """Submit the array; returns its number."""
+    logs = _logs(folder)
+    shutil.rmtree(logs, ignore_errors=True)
+    logs.mkdir()
+    lines = [json.dumps([to_task(_absolute(unit)) for unit in task]) for task in asked.tasks]
+    _tasks(folder).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    package = str(Path(morphbits.__file__).parents[1])
+    python = ["env", f"PYTHONPATH={package}", sys.executable]
+    command = [*python, "-m", "morphbits.samples.array_task", str(_tasks(folder))]
+    words = [*asked.options(folder), "--", *command]
+    answer = subprocess.run(
+        [str(SCRIPTS / "submit_slurm.sh"), *words], capture_output=True, text=True
+    )
+    if answer.returncode:
+        reason = answer.stderr.strip().splitlines() or ["no reason given"]
+        raise UserError(f"sbatch refused the array: {reason[-1]}; SLURM_OPTIONS= changes it")
+    return answer.stdout.strip()
+
+
+def at_work(folder: Path) -> str:
+    """The number of this experiment's array where Slurm still has one; empty where it has none,
+    or where this machine has no Slurm."""
+    if not _logs(folder).exists() or shutil.which("squeue") is None:
+        return ""
+    answer = _squeue(folder)
+    if answer is None:
+        raise UserError("squeue does not answer, so an array may be at work; try again later")
+    return answer
+
+
+def _squeue(folder: Path) -> str | None:
+    """The array's number or nothing; None where Slurm does not answer."""
+    words = ["squeue", "--me", "--noheader", f"--name={job_name(folder)}", "--format=%F"]
+    answer = subprocess.run(words, capture_output=True, text=True)
+    return None if answer.returncode else (answer.stdout.split() or [""])[0]
+
+
+def _wait(folder: Path, units: Sequence[Unit], done: int) -> None:
+    """Until the array is gone; the bar counts finished samples. While Slurm does not answer, as
+    when its controller is restarted, this waits too."""
+    pause = 1.0
+    try:
+        with tqdm(
+            total=done + len(units),
+            initial=done,
+            unit="sample",
+            dynamic_ncols=True,
+            mininterval=0.1 if sys.stderr.isatty() else 30,
+        ) as bar:
+            while _squeue(folder) != "":
+                bar.n = done + sum(bids.sample_json(unit.folder).exists() for unit in units)
+                bar.refresh()
+                time.sleep(pause)
+                pause = min(1.5 * pause, 30)
+    except KeyboardInterrupt:
+        print(
+            "the array goes on: the same command waits for it again, "
+            f"'scancel --name={job_name(folder)}' ends it",
+            file=sys.stderr,
+        )
+        raise
+
+
+def _absolute(unit: Unit) -> Unit:
+    """The same unit with paths that mean the same on another machine; links are kept."""
+    paths = {name: getattr(unit, name).absolute() for name in ("moving", "fixed", "model")}
+    return dataclasses.replace(unit, folder=unit.folder.absolute(), **paths)
+
+
+def _logs(folder: Path) -> Path:
+    return Path(os.path.abspath(folder)) / ".slurm"
+
+
+def _tasks(folder: Path) -> Path:
+    return _logs(folder) / "tasks.jsonl"
