@@ -6,8 +6,10 @@ SHELL := bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules
 
-option = $(if $($1),--$(subst _,-,$(shell tr A-Z a-z <<< $1)) '$($1)')
-flag = $(if $(filter-out 0,$($1)),--$(subst _,-,$(shell tr A-Z a-z <<< $1)))
+dashed = $(subst _,-,$(shell tr A-Z a-z <<< $1))
+option = $(if $($1),--$(call dashed,$1)='$($1)')
+flag = $(if $(filter-out 0,$($1)),--$(call dashed,$1))
+off = $(if $(filter 0,$($1)),--no-$(call dashed,$1))
 options = $(strip $(foreach name,$1,$(call option,$(name))))
 
 venv := .venv/bin/python
@@ -22,9 +24,8 @@ pytest := cd python && ../$(venv) -m pytest -q
 .PHONY: inference
 inference: $(stamp) ## register SUBJECTS x RUNS samples, then significance and the report
 	$(venv) python/run_matrix.py $(call options,SUBJECTS RUNS ENGINE MODE DATASET SIZE MODEL EXPERIMENT SEED JOBS THREADS \
-		ACCUMULATION SUBNORMALS REGION LIBM ONEDNN ALIGN FRAMEWORK DATA RESULTS EXECUTOR TASK_SAMPLES) \
-		$(if $(SLURM_OPTIONS),--slurm-options='$(SLURM_OPTIONS)') $(if $(filter 0,$(WAIT)),--no-wait) \
-		$(call flag,DRY_RUN) $(call flag,YES)
+		ACCUMULATION SUBNORMALS REGION LIBM ONEDNN ALIGN FRAMEWORK DATA RESULTS \
+		EXECUTOR SLURM_OPTIONS TASK_SAMPLES) $(call off,WAIT) $(call flag,DRY_RUN) $(call flag,YES)
 
 .PHONY: significance
 significance: $(stamp) ## significant bits of an EXPERIMENT: maps and CSV

@@ -143,7 +143,8 @@ def test_every_option_has_help_and_one_name() -> None:
         config.add_arguments(parser, cls)
         text = parser.format_help()
         for spec in dataclasses.fields(cls):
-            assert "--" + spec.name.replace("_", "-") in text
+            no = "no-" if spec.default is True else ""
+            assert f"--{no}{spec.name.replace('_', '-')}" in text
             assert spec.metadata["help"]
             assert set(spec.name) <= set(string.ascii_lowercase + "_")
 

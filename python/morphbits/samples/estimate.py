@@ -35,9 +35,7 @@ def default_jobs(model: Path, voxels: int, units: int) -> int:
     return max(1, min(cores(), units, by_memory))
 
 
-def seconds_each(
-    todo: Sequence[Unit], done: Sequence[Unit], voxels: int
-) -> dict[str, float]:
+def seconds_each(todo: Sequence[Unit], done: Sequence[Unit], voxels: int) -> dict[str, float]:
     """Seconds of one unit of each engine: the median of what finished units of this experiment
     took, or else a measured probe (see `worker.probe`)."""
     each = {}

@@ -287,7 +287,10 @@ def run(plan: Plan) -> str:
             if not plan.execution.wait:
                 return ""
         else:
-            outcome = runner.run(plan.todo, plan.jobs, len(plan.units))
+            try:
+                outcome = runner.run(plan.todo, plan.jobs, len(plan.units))
+            finally:
+                runner.remove_leftovers(plan.folder)
     kept = len(plan.units) - len(plan.todo) + outcome.finished
     count = f"{kept} of {len(plan.units)} samples are finished and kept"
     failures = runner.describe_failures(outcome.failed)

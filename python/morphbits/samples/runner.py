@@ -72,9 +72,15 @@ def opened(
             provenance.write_json(folder / "experiment.json", content)
         except OSError as error:
             raise UserError(f"{folder}: cannot be written to ({error.strerror})") from error
-        for leftover in folder.glob(".partial-*") if sweep else ():
-            shutil.rmtree(leftover, ignore_errors=True)
+        if sweep:
+            remove_leftovers(folder)
         yield
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed workers left half written; not while workers of ours are at work."""
+    for leftover in folder.glob(".partial-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:

@@ -33,7 +33,7 @@ from morphbits.config import ExecutionConfig
 from morphbits.errors import UserError
 from morphbits.registration import memory_estimate
 from morphbits.samples.matrix import Unit, read_state
-from morphbits.samples.runner import Outcome, key_of
+from morphbits.samples.runner import Outcome, key_of, remove_leftovers
 from morphbits.samples.worker import to_task
 
 SCRIPTS = Path(__file__).parents[3] / "scripts"
@@ -73,7 +73,7 @@ class Request:
         cap = f", {self.at_once} at a time" if self.at_once else ""
         own = f"; then {shlex.join(self.extra)}" if self.extra else ""
         return (
-            f"{len(self.tasks)} tasks{cap}, each at most {len(self.tasks[0])} samples, "
+            f"{len(self.tasks)} tasks of up to {len(self.tasks[0])} samples{cap}; each "
             f"{self.cpus} cores, {self.megabytes / 1024:.1f} GB, {self.minutes} min{own}"
         )
 
@@ -231,6 +231,7 @@ def _wait(folder: Path, units: Sequence[Unit], done: int) -> None:
                 bar.refresh()
                 time.sleep(pause)
                 pause = min(1.5 * pause, 30)
+        remove_leftovers(folder)
     except KeyboardInterrupt:
         print(
             "the array goes on: the same command waits for it again, "
