@@ -31,6 +31,10 @@ inference: $(stamp) ## register SUBJECTS x RUNS samples, then significance and t
 significance: $(stamp) ## significant bits of an EXPERIMENT: maps and CSV
 	$(venv) python/significance.py $(call options,EXPERIMENT RESULTS JOBS)
 
+.PHONY: verify
+verify: $(stamp) ## re-hash the results of an EXPERIMENT and make some samples (AGAIN) once more
+	$(venv) python/verify.py $(call options,EXPERIMENT RESULTS AGAIN SEED)
+
 .PHONY: report
 report: $(stamp) ## the HTML page of an EXPERIMENT
 	$(venv) python/report.py $(call options,EXPERIMENT RESULTS)
@@ -163,6 +167,7 @@ TASK_SAMPLES ?=  ## Slurm: samples of one task (default: ten minutes' worth)
 WAIT ?=          ## Slurm: 0 returns when they are submitted; the same command again collects
 DRY_RUN ?=       ## 1 lists what would run
 YES ?=           ## 1 starts even what takes more than two hours
+AGAIN ?=         ## verify: how many samples to make again (default: 2)
 ##@ Variables of corr, preprocess and paper
 SOURCE ?=        ## where CoRR is cloned from: a mirror or a local copy (default: ///corr/RawDataBIDS)
 TABLE ?=         ## CSV of the CoRR images to get (default: the 35 + 5 of the study)

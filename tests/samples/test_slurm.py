@@ -108,7 +108,8 @@ def test_a_dry_run_says_what_would_be_asked_for(
 ) -> None:
     plan = experiment.make_plan(by_slurm.settings, by_slurm.but(dry_run=True).execution, print)
     experiment.seconds_left(plan, print)
-    assert "slurm    24 tasks of up to 1 samples, 4 at a time; each 1 cores" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "slurm    24 tasks of up to 1 samples, 4 at a time; each 1 cores" in said
 
 
 def test_an_array_that_is_refused_is_one_sentence(

@@ -1,0 +1,37 @@
+"""Check that the results of an experiment are whole and reproduce: what `make verify` runs.
+
+    python python/verify.py --experiment smoke --again 2
+
+Exit status 1 where something differs. SEED chooses which samples are made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from morphbits.errors import run_cli
+from morphbits.samples import verify
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--experiment", required=True, help="name of the results folder")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="all experiments")
+    parser.add_argument("--again", type=int, default=2, help="samples to make again (default: 2)")
+    parser.add_argument("--seed", type=int, default=1, help="chooses them (default: 1)")
+    options = parser.parse_args()
+    findings = verify.verify(options.results, options.experiment, options.again, options.seed)
+    print(verify.table(findings))
+    wrong = {finding.sample for finding in findings if finding.verdict == "wrong"}
+    samples = {finding.sample for finding in findings}
+    print(f"\n{len(samples)} samples, " + (f"{len(wrong)} wrong" if wrong else "none wrong"))
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    run_cli(main)
