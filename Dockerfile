@@ -96,4 +96,4 @@ COPY Makefile Dockerfile .dockerignore ./
 ENV HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis
 USER 1000:1000
 WORKDIR /opt/morphbits/python
-CMD ["python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow and not network", "../tests/engines", "../tests/samples", "../tests/container"]
+CMD ["python", "-m", "pytest", "-c", "pyproject.toml", "-q", "-p", "no:cacheprovider", "-m", "not slow and not network", "../tests/engines", "../tests/samples", "../tests/container"]

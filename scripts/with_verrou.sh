@@ -74,7 +74,11 @@ preload=$([ "$libm" = excluded ] || [ -z "$before_26" ] || echo "$interlibmath")
   fail "$preload: is not there; build it in Verrou's folder Interlibmath, or use --libm excluded"
 
 # what one run needs, gone with it: the log, the exclusions with their real paths, the markers
-work=$(mktemp -d "${TMPDIR:-/tmp}/morphbits-verrou.XXXXXX")
+for old in "${TMPDIR:-/tmp}"/morphbits-verrou.*.*; do # of runs that were killed
+  owner=${old#*/morphbits-verrou.}
+  [ ! -O "$old" ] || kill -0 "${owner%%.*}" 2>/dev/null || rm -rf "$old"
+done
+work=$(mktemp -d "${TMPDIR:-/tmp}/morphbits-verrou.$$.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 PYTHONPATH=$here/python "$program" -m morphbits.engines.verrou.exclusions "$here"/verrou/exclusions/*.tsv \
   ${exclude:+"$exclude"} >"$work/exclusions" || fail "the exclusions could not be resolved; is $program a Python of this suite?"

@@ -130,6 +130,17 @@ def test_a_failing_program_shows_the_logs_end_and_leaves_nothing(prefix: Path) -
     assert not list(prefix.glob("morphbits-verrou*"))
 
 
+def test_what_a_killed_run_left_is_removed_and_a_running_ones_is_not(prefix: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left = prefix / f"morphbits-verrou.{ended.pid}.abcdef"
+    kept = prefix / f"morphbits-verrou.{os.getpid()}.abcdef"
+    for folder in (left, kept):
+        folder.mkdir()
+    run(prefix, "--describe", "--", PYTHON)
+    assert (left.exists(), kept.exists()) == (False, True)
+
+
 def test_standard_input_reaches_the_program(prefix: Path) -> None:
     (prefix / "bin" / "valgrind").write_text(
         "#!/bin/bash\n[ $2 = --version ] && echo verrou-2.7.0 && exit\ncat\n"
