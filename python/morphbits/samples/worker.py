@@ -35,13 +35,13 @@ _PATHS = ("moving", "fixed", "model", "folder")
 
 
 def to_task(unit: Unit) -> dict[str, Any]:
-    """A unit as JSON."""
+    """A unit as JSON, with paths that also hold where the worker runs in another folder."""
     return {
         "sample": unit.sample,
         "subject": unit.subject.entities,
         "config": to_mapping(unit.config),
         "space": unit.space,
-        **{name: str(getattr(unit, name)) for name in _PATHS},
+        **{name: str(getattr(unit, name).absolute()) for name in _PATHS},
     }
 
 
