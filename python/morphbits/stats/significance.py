@@ -12,6 +12,11 @@ package stops at the number of *stored* bits, 23 for float32, and at 50 or so wh
 reference slips in; here a voxel whose samples all equal the reference has all 24 bits, and none
 has more. And a negative number of bits (an error larger than the value itself) is zero bits.
 
+Two things are the package's. Z in float32 is a multiple of 2^-24, so an error a little over 2^-k
+counts as 2^-k: between 20 and 23 bits `general` is 0.1 to 0.3 higher than with Z in float64
+(normal errors, n = 10). And std divides by n, which gives `cnh` ½ log2(n/(n−1)) bits more than a
+division by n − 1, 0.08 at n = 10; with the two-sided χ² it keeps its confidence all the same.
+
 Shape legend: X Y Z space (voxels of the fixed grid), S samples, N voxels in a row.
 """
 

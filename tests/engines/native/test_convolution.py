@@ -147,6 +147,20 @@ def test_extreme_values_give_the_bytes_of_the_naive_reference(
             assert same_bytes(fast, naive), (mode, flush, order, variant)
 
 
+def test_a_zero_left_by_an_underflow_meets_the_border_alike(dtype: torch.dtype) -> None:
+    """A chain underflows to -0 at its first tap; its last lies outside the image."""
+    tiny = torch.finfo(dtype).tiny
+    x = torch.tensor([-tiny, 1.0], dtype=dtype).view(1, 1, 1, 1, 2)
+    w = torch.tensor([tiny, 0, 1], dtype=dtype).view(1, 1, 1, 1, 3)
+    geometry = ((1, 1, 1), (0, 0, 1), (1, 1, 1))
+    for mode, flush in product(MODES, (False, True)):
+        found = [
+            convolve(Rounding(mode, flush, variant=v), x, w, None, geometry=geometry)
+            for v in (*available_variants(), "naive")
+        ]
+        assert all(same_bytes(one, found[0]) for one in found), (mode, flush)
+
+
 def test_exact_cancellation_is_a_positive_zero(variant: str, dtype: torch.dtype) -> None:
     x = torch.tensor([1.0, -1.0], dtype=dtype).view(1, 2, 1, 1, 1).expand(1, 2, 1, 1, 20)
     w = torch.ones(20, 2, 1, 1, 1, dtype=dtype)

@@ -231,3 +231,14 @@ def test_empty_and_many_dimensions() -> None:
     b = torch.rand([2] * 12)
     expected = elementwise(Rounding("random"), "add", a.contiguous(), b)
     assert same_bytes(elementwise(Rounding("random"), "add", a, b), expected)
+    in_place = b.clone()
+    assert elementwise(Rounding("random"), "add", in_place, a, in_place=True) is in_place
+    assert same_bytes(in_place, expected)
+
+
+def test_operands_that_share_memory_across_arrays() -> None:
+    memory = np.arange(1, 100_001, dtype=np.float32)
+    to, other = torch.from_numpy(memory[1:]), torch.from_numpy(memory[:-1])
+    expected = to + other
+    elementwise(Rounding("nearest", threads=3), "add", to, other, in_place=True)
+    assert same_bytes(to, expected)

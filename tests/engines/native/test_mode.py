@@ -132,10 +132,99 @@ def test_an_operator_without_a_rule_is_an_error_that_names_it() -> None:
             a.half()
         with pytest.raises(UserError, match="bfloat16"):
             a.bfloat16() + 1
+        with pytest.raises(UserError, match="complex"):
+            a + torch.tensor(1j, dtype=torch.complex128)
         with pytest.raises(UserError, match="grouped"):
             F.conv1d(torch.rand(1, 4, 9), torch.rand(4, 2, 3), groups=2)
         index = torch.arange(6).reshape(2, 3)
         assert (index.sum(), (index @ index.T)[0, 0]) == (15, 5)  # integers are not rounded
+
+
+def test_a_conversion_inside_an_operator_is_an_error_or_perturbed() -> None:
+    """Types brought to one, decimals, steps and moduli round; none of it may pass in silence."""
+    a, third = torch.zeros(3), torch.full((3,), 1 / 3, dtype=torch.float64)
+    whole, where = torch.tensor([2**24 + 1] * 3), torch.tensor([True, False, True])
+    for call in (
+        lambda: torch.cat([a, whole]),
+        lambda: torch.cat([third, third], out=torch.empty(6)),
+        lambda: torch.stack([a, whole]),
+        lambda: torch.where(where, third[0], a),
+        lambda: torch.maximum(a, whole),
+        lambda: torch.max(a, third[0]),
+        lambda: a.clamp(min=third[0]),
+        lambda: whole.clamp(min=0.5),
+        lambda: a.clone().clamp_(min=third),
+        lambda: a.clone().fill_(third[0]),
+        lambda: a.masked_fill(where, third[0]),
+        lambda: a.eq(whole),
+        lambda: a.round(decimals=2),
+        lambda: torch.arange(0, 1, 0.1),
+        lambda: torch.complex(a, a).abs(),
+        lambda: third.to(torch.complex64),
+        lambda: torch.complex(third, third).to(torch.float32),
+        lambda: third.to(torch.float8_e4m3fn),
+        lambda: torch.tensor([2**53 + 1]) + third,
+        lambda: torch.sqrt(a, out=torch.empty(3)),
+    ):
+        with random_rounding() as stats, pytest.raises(UserError, match="no rule"):
+            call()
+        assert stats.operations == 0
+    with random_rounding("upward") as stats:
+        found = torch.ones(3).mul_(third)
+    assert stats.operators == {"mul_": 3, "to (conversion)": 3}
+    assert (found > third).all()
+    with random_rounding() as stats:  # nothing to round
+        torch.where(where, a, 0.1), a.clamp(0, 0.5), a.round(), torch.arange(3.0), a > 0.1
+        torch.cat([whole, whole]).max(), whole.clamp(0, 5), torch.where(where, whole, 1)
+    assert stats.operations == 0
+
+
+def test_what_torch_refuses_is_refused_in_its_words() -> None:
+    """The kernels are handed addresses: shapes and types that do not fit must not reach them."""
+    x, w = torch.ones(1, 2, 5), torch.ones(4, 2, 2)
+    with random_rounding() as stats:
+        for call, message in (
+            (lambda: torch.zeros(3, 1).add_(torch.ones(3, 4)), "broadcast shape"),
+            (lambda: torch.zeros(()).add_(torch.ones(1)), "broadcast shape"),
+            (lambda: torch.ones(3, dtype=torch.long).add_(1.5), "can't be cast"),
+            (lambda: F.conv1d(x, torch.ones(4, 3, 2)), "channels"),
+            (lambda: F.conv1d(x, w.double()), "scalar type"),
+            (lambda: F.conv1d(x, w, torch.ones(1)), "bias"),
+            (lambda: F.conv1d(x, w, stride=0), "stride"),
+            (lambda: F.conv1d(x, w, padding=-1), "padding"),
+            (lambda: F.conv1d(x, torch.ones(4, 2, 6)), "[Kk]ernel size"),
+        ):
+            with pytest.raises(RuntimeError, match=message):
+                call()
+    assert stats.operations == 0
+    with pytest.raises(UserError, match="threads -1"), random_rounding(threads=-1):
+        pass
+
+
+def test_alpha_scales_what_torch_says() -> None:
+    a, b = torch.tensor([1.0]), torch.tensor([10.0])
+    with random_rounding("nearest"):
+        found = [f(a, b, alpha=2) for f in (torch.add, torch.sub, torch.rsub)]
+        found.append(torch.rsub(a, 10, alpha=2))
+    assert [x.item() for x in found] == [21, -19, 8, 8]
+
+
+def test_a_backward_pass_inside_is_perturbed_or_refused() -> None:
+    x = torch.full((4,), 1.1, requires_grad=True)
+    with random_rounding("upward") as stats:
+        (x * x).backward(x.detach())
+    assert (x.grad.double() > 2 * x.double() ** 2).all()
+    assert stats.operators == {"mul": 12, "add": 4}
+    with random_rounding(), pytest.raises(UserError, match="leaky_relu_backward"):
+        F.leaky_relu(x).backward(torch.ones(4))
+
+
+def test_the_inner_of_two_regions_rounds_alone() -> None:
+    one = torch.ones(1)
+    with random_rounding("upward") as outer, random_rounding("downward") as inner:
+        third = one / 3
+    assert (outer.operations, inner.operations) == (0, 1)
+    assert third.double().item() * 3 < 1
 
 
 def test_what_moves_data_passes_untouched() -> None:

@@ -146,8 +146,9 @@ def elementwise(
         return out
     dims, strides = _coalesce(shape, [x.expand(shape).stride() for x in operands])
     if len(dims) > _MAX_DIMS:
-        a, b = a.expand(shape).contiguous(), None if b is None else b.expand(shape).contiguous()
-        return elementwise(rounding, operation, a, b)
+        a = a if in_place else a.expand(shape).contiguous()
+        b = None if b is None else b.expand(shape).contiguous()
+        return elementwise(rounding, operation, a, b, in_place)
     call = _Elementwise(
         operation=OPERATIONS.index(operation),
         type=_TYPES[out.dtype],
@@ -248,7 +249,14 @@ def _check_size(out: torch.Tensor) -> None:
 def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether the tensors may share memory other than element by element."""
     same = a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
-    return not same and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+    (start_a, end_a), (start_b, end_b) = _extent(a), _extent(b)
+    return not same and start_a < end_b and start_b < end_a
+
+
+def _extent(x: torch.Tensor) -> tuple[int, int]:
+    """First byte of a tensor, and the one after its last."""
+    last = sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
+    return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
 
 
 def _padded(values: Sequence[int]) -> tuple[int, ...]:

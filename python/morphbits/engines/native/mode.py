@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -34,7 +34,8 @@ from morphbits.errors import UserError
 
 SUBNORMALS = ("keep", "flush")
 
-# Operators that round nothing: they move, compare, count or select, or make values.
+# Operators that round nothing: they move, compare, count or select, or make values (constants and
+# random numbers are the program's input, not its arithmetic).
 _PASS = frozenset(
     """
     _assert_async _local_scalar_dense _reshape_alias _unsafe_view abs abs_ alias all amax amin any
@@ -49,6 +50,14 @@ _PASS = frozenset(
     select sign slice sort split split_with_sizes squeeze stack t take topk transpose trunc unbind
     unfold uniform_ unsqueeze upsample_nearest1d upsample_nearest2d upsample_nearest3d view
     view_as_real where zero_ zeros zeros_like
+    """.split()
+)
+
+# Of these, the ones that bring operands of several types to one: this would round unperturbed.
+_ONE_TYPE = frozenset(
+    """
+    cat clamp clamp_ clamp_max clamp_min eq fill_ ge gt le lt masked_fill masked_fill_ max maximum
+    min minimum ne stack where
     """.split()
 )
 
@@ -94,6 +103,8 @@ def random_rounding(
         raise UserError(f"subnormals '{subnormals}' is not known; use keep or flush")
     if not 0 <= seed < 2**64:
         raise UserError(f"seed {seed} is out of range; use 0 to 2^64 - 1")
+    if threads is not None and threads < 1:
+        raise UserError(f"threads {threads} is out of range; use 1 or more")
     orders.parse(accumulation)
     _self_test_once()
     rounding = RandomRounding(mode, seed, accumulation, subnormals == "flush", threads)
@@ -140,9 +151,9 @@ class RandomRounding(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
         handler = _HANDLERS.get(name)
-        if handler is not None:
+        if handler is not None and "out" not in kwargs:
             return handler(self, func, *args, **kwargs)
-        if name in _PASS:
+        if name in _PASS and not _rounds(func, args, kwargs):
             return func(*args, **kwargs)
         with self:
             result = func.decompose(
@@ -150,14 +161,16 @@ class RandomRounding(TorchDispatchMode):
             )  # a composite operator: its parts come back here
         if result is not NotImplemented:
             return result
-        result = func(*args, **kwargs)
-        if any(_is_floating(x) for x in tree_leaves((args, kwargs, result))):
-            raise UserError(
-                f"the native engine has no rule for the operator {func} on floating-point data; "
-                "write the model with operators it knows (morphbits/engines/native/mode.py lists "
-                "them), or run it under Verrou"
-            )
-        return result
+        if not any(_is_floating(x) for x in tree_leaves((args, kwargs))):
+            result = func(*args, **kwargs)
+            if not any(_is_floating(x) for x in tree_leaves(result)):
+                return result
+        raise UserError(
+            f"the native engine has no rule for the operator {func} on floating-point data of "
+            "these types; write the model with operators it knows "
+            "(morphbits/engines/native/mode.py lists them) and operands of one type, or run it "
+            "under Verrou"
+        )
 
 
 def _mix64(x: int) -> int:
@@ -167,6 +180,30 @@ def _mix64(x: int) -> int:
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & mask
     x = (x ^ x >> 27) * 0x94D049BB133111EB & mask
     return x ^ x >> 31
+
+
+def _rounds(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Whether an operator of `_PASS` rounds with just these arguments."""
+    name = func.overloadpacket.__name__
+    if name in ("round", "round_"):  # to decimals: multiplied, rounded, divided
+        return bool(func._overloadname == "decimals")
+    if name not in ("arange", "abs", "abs_") and name not in _ONE_TYPE:
+        return False
+    leaves = tree_leaves((args, kwargs))
+    types = {x.dtype for x in leaves if isinstance(x, torch.Tensor) and x.dtype != torch.bool}
+    if name == "arange":  # start + i·step
+        return any(isinstance(x, float) and x % 1 for x in leaves)
+    if name not in _ONE_TYPE:
+        return any(dtype.is_complex for dtype in types)
+    if any(isinstance(x, float) for x in leaves):  # makes floating-point numbers of integers
+        return not all(dtype.is_floating_point for dtype in types) or len(types) > 1
+    return len(types) > 1
+
+
+def _refused(func: Any, *args: Any) -> NoReturn:
+    """Have torch say, in its own words, what is wrong with the arguments."""
+    func(*args)
+    raise UserError(f"the native engine has no rule for {func} on these arguments")
 
 
 def _is_floating(x: Any) -> bool:
@@ -190,24 +227,21 @@ def _as_type(mode: RandomRounding, name: str, x: Any, dtype: torch.dtype) -> tor
     """
     if not isinstance(x, torch.Tensor):
         return torch.tensor(x, dtype=dtype)
-    if x.dtype == dtype or dtype == torch.float64:
-        return x.to(dtype)
-    if x.dtype in (
-        torch.float16,
-        torch.bfloat16,
-        torch.bool,
-        torch.uint8,
-        torch.int8,
-        torch.int16,
-    ):
+    if x.dtype == dtype or x.dtype.itemsize <= 2 or dtype.is_complex:
         return x.to(dtype)
     wide = x.to(torch.float64)
+    if x.dtype in (torch.int64, torch.uint64) and not torch.equal(wide.to(x.dtype), x):
+        raise UserError(
+            f"the native engine has no rule for integers beyond 2^53 ({name}); use smaller ones"
+        )
+    if dtype == torch.float64:
+        return wide
     return elementwise(mode.next_rounding(f"{name} (conversion)", x.numel()), "narrow", wide)
 
 
 def _binary(operation: str) -> Callable[..., Any]:
     def handler(
-        mode: RandomRounding, func: Any, a: Any, b: Any, *, alpha: float = 1, **options: Any
+        mode: RandomRounding, func: Any, a: Any, b: Any, alpha: float = 1, **options: Any
     ) -> Any:
         name = func.overloadpacket.__name__
         dtype = torch.result_type(a, b)
@@ -217,21 +251,24 @@ def _binary(operation: str) -> Callable[..., Any]:
             return func(a, b, **({"alpha": alpha} if alpha != 1 else {}), **options)
         if options:
             raise UserError(f"the native engine has no rule for {func} with {', '.join(options)}")
+        in_place = name.endswith("_")
         try:
-            count = prod(np.broadcast_shapes(*(v.shape for v in (a, b) if hasattr(v, "shape"))))
+            shape = np.broadcast_shapes(*(v.shape for v in (a, b) if hasattr(v, "shape")))
         except ValueError:
-            return func(a, b)  # shapes that do not fit: the message is torch's own
+            _refused(func, a, b)
+        if in_place and not (shape == a.shape and torch.can_cast(dtype, a.dtype)):
+            _refused(func, a, b)
         x, y = (_as_type(mode, name, v, dtype) for v in (a, b))
+        if name == "rsub":
+            x, y = y, x
         _check(func, x, y)
         if alpha != 1:
             scale = torch.tensor(alpha, dtype=dtype)
             y = elementwise(mode.next_rounding(name, y.numel()), "mul", y, scale)
-        if name == "rsub":
-            x, y = y, x
-        in_place = name.endswith("_")
-        rounding = mode.next_rounding(name, count)
-        if in_place and x is not a:  # the promoted operand was a copy
-            return a.copy_(elementwise(rounding, operation, x, y))
+        rounding = mode.next_rounding(name, prod(shape))
+        if in_place and a.dtype != dtype:
+            wide = elementwise(rounding, operation, x, y)
+            return _copy(mode, torch.ops.aten.copy_.default, a, wide)
         return elementwise(rounding, operation, x, y, in_place)
 
     return handler
@@ -256,13 +293,13 @@ def _leaky_relu(
 
 def _to_copy(mode: RandomRounding, func: Any, a: torch.Tensor, **options: Any) -> torch.Tensor:
     dtype = options.get("dtype") or a.dtype
-    if dtype in (torch.float16, torch.bfloat16) and a.dtype != dtype:
+    if dtype == a.dtype or not (dtype.is_floating_point or dtype.is_complex or a.is_complex()):
+        return func(a, **options)
+    if dtype not in (torch.float32, torch.float64) or a.is_complex():
         raise UserError(
             f"the native engine has no rule for a conversion from {a.dtype} to {dtype}"
         )
-    if dtype == torch.float32 and a.dtype in (torch.float64, torch.int32, torch.int64):
-        return func(_as_type(mode, "to", a, dtype), **options)
-    return func(a, **options)
+    return func(_as_type(mode, "to", a, dtype), **options)
 
 
 def _copy(
@@ -286,7 +323,8 @@ def _convolution(
     output_padding: Sequence[int],
     groups: int,
 ) -> torch.Tensor:
-    _check(func, x, weight, *([] if bias is None else [bias]))
+    tensors = [x, weight, *([] if bias is None else [bias])]
+    _check(func, *tensors)
     dims = weight.dim() - 2
     if transposed or groups != 1 or dims > 3:
         raise UserError(
@@ -299,6 +337,18 @@ def _convolution(
         [default] * missing + list(v) * (dims if len(v) == 1 else 1)
         for v, default in ((stride, 1), (padding, 0), (dilation, 1))
     )
+    if not (
+        len({v.dtype for v in tensors}) == 1
+        and x.dim() == weight.dim()
+        and x.shape[1] == weight.shape[1] > 0
+        and (bias is None or bias.shape == weight.shape[:1])
+        and min(*step, *spread, *weight.shape[2:]) > 0
+        and min(pad) >= 0
+        and min(convolution_size(x3.shape[2:], w3.shape[2:], step, pad, spread)) > 0
+    ):
+        _refused(
+            func, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups
+        )
     terms = orders.terms(mode.accumulation, prod(w3.shape[2:]), w3.shape[1])
     sizes = (x3.shape[2:], w3.shape[2:], step, pad, spread)
     operations = _operations(x3.shape, w3.shape, *sizes[2:], terms, bias is not None)

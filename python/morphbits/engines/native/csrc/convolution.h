@@ -3,8 +3,8 @@
  *   LANES            elements in a vector: output channels, one output voxel
  * The input is copied once into zero-padded, channels-last planes and the weights into (channel block, term, lane), so
  * that a term is one broadcast of the input times one vector of weights. A tile is up to MAX_TILE neighbouring voxels of a
- * row. Terms outside the image multiply a zero of the padding: that leaves a chain as it is (but for the sign of a zero,
- * mended with the others), unless a weight is not finite: then the naive kernel, which skips them, is called. */
+ * row. Terms outside the image multiply a zero of the padding, unless a weight is not finite: then the naive kernel, which
+ * leaves these out, is called. */
 
 typedef T S(vec) __attribute__((vector_size(sizeof(T) * LANES), aligned(sizeof(T)), may_alias));
 typedef S(bits) S(ivec) __attribute__((vector_size(sizeof(T) * LANES), aligned(sizeof(T)), may_alias));

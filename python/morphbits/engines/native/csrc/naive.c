@@ -157,10 +157,10 @@ int convolution_naive(const rounding *r, const convolution_call *c) {
                             inside = inside && x >= 0 && x < c->size_in[d];
                             from = from * c->size_in[d] + x;
                         }
-                        if (inside)
-                            chain = perturbed(r, saved, FMA, c->type, t, (uint32_t)e, load(c->type, c->input, from),
-                                              load(c->type, c->weight, (o * c->channels_in + c->channel[t]) * taps + c->tap[t]),
-                                              chain);
+                        const number x = inside ? load(c->type, c->input, from) : none;
+                        const number w = load(c->type, c->weight, (o * c->channels_in + c->channel[t]) * taps + c->tap[t]);
+                        if (inside || (c->type == FLOAT32 ? isfinite(w.f32) : isfinite(w.f64)))
+                            chain = perturbed(r, saved, FMA, c->type, t, (uint32_t)e, x, w, chain);
                     }
                     if (s == 0 && !c->bias_first) total = chain;
                     else total = perturbed(r, saved, ADD, c->type, c->terms + s, (uint32_t)e, s ? total : bias, chain, none);
