@@ -151,7 +151,7 @@ def test_a_zero_left_by_an_underflow_meets_the_border_alike(dtype: torch.dtype) 
     """A chain underflows to -0 at its first tap; its last lies outside the image."""
     tiny = torch.finfo(dtype).tiny
     x = torch.tensor([-tiny, 1.0], dtype=dtype).view(1, 1, 1, 1, 2)
-    w = torch.tensor([tiny, 0, 1], dtype=dtype).view(1, 1, 1, 1, 3)
+    w = torch.tensor([tiny, -0.0, 1], dtype=dtype).view(1, 1, 1, 1, 3)
     geometry = ((1, 1, 1), (0, 0, 1), (1, 1, 1))
     for mode, flush in product(MODES, (False, True)):
         found = [
