@@ -25,7 +25,7 @@ pytest := cd python && ../$(venv) -m pytest -q
 inference: $(stamp) ## register SUBJECTS x RUNS samples, then significance and the report
 	$(venv) python/run_matrix.py $(call options,SUBJECTS RUNS ENGINE MODE DATASET SIZE MODEL EXPERIMENT SEED JOBS THREADS \
 		ACCUMULATION SUBNORMALS REGION LIBM ONEDNN ALIGN FRAMEWORK DATA RESULTS \
-		EXECUTOR SLURM_OPTIONS TASK_SAMPLES) $(call off,WAIT) $(call flag,DRY_RUN) $(call flag,YES)
+		EXECUTOR SLURM_OPTIONS SLURM_CONTAINER TASK_SAMPLES) $(call off,WAIT) $(call flag,DRY_RUN) $(call flag,YES)
 
 .PHONY: significance
 significance: $(stamp) ## significant bits of an EXPERIMENT: maps and CSV
@@ -138,7 +138,7 @@ clean: ## remove what make can make again; results/ and data/ stay
 help: ## this list
 	@awk '/^##@/ { printf "\n%s\n", substr($$0, 5) } \
 	  match($$0, /^[a-z-]+:.*## /) || match($$0, /^[A-Z_]+ [?]=.*## /) { \
-	    split($$0, word, /[ :]/); printf "  %-14s%s\n", word[1], substr($$0, RLENGTH + 1) }' Makefile
+	    split($$0, word, /[ :]/); printf "  %-16s%s\n", word[1], substr($$0, RLENGTH + 1) }' Makefile
 
 ##@ Variables of inference, phantom, significance and report
 SUBJECTS ?=      ## how many subjects
@@ -163,6 +163,7 @@ DATA ?=          ## folder of the datasets
 RESULTS ?=       ## folder of the experiments
 EXECUTOR ?=      ## local, or slurm: an array over the samples that are not done
 SLURM_OPTIONS ?= ## more options for sbatch, such as --partition=long
+SLURM_CONTAINER ?= ## run Slurm's tasks in the image, by apptainer, podman or docker (IMAGE=)
 TASK_SAMPLES ?=  ## Slurm: samples of one task (default: ten minutes' worth)
 WAIT ?=          ## Slurm: 0 returns when they are submitted; the same command again collects
 DRY_RUN ?=       ## 1 lists what would run

@@ -36,11 +36,11 @@ command -v "$engine" >/dev/null || [ $action = print ] || fail "$engine: is not 
 image=${IMAGE:-morphbits}
 [ "$engine" != apptainer ] || image=${IMAGE:-morphbits.sif}
 
-if [ $action = id ]; then
-  if [ "$engine" = apptainer ]; then sha256sum "$image" | cut -d ' ' -f 1; exit; fi
+image_id() {
+  if [ "$engine" = apptainer ]; then echo "sha256:$(sha256sum "$image" | cut -d ' ' -f 1)"; return; fi
   "$engine" image inspect --format '{{.Id}}' "$image"
-  exit
-fi
+}
+if [ $action = id ]; then image_id; exit; fi
 [ $# -gt 0 ] || fail "no command given after --"
 for path in "${reads[@]}" "${writes[@]}"; do
   [[ $path = /* && $path != *:* && $path != *,* ]] || fail "'$path': a mounted path must be absolute, without ':' and ','"
@@ -48,15 +48,20 @@ done
 for path in "${reads[@]}"; do [ -e "$path" ] || fail "$path: is not there"; done
 [ $action = print ] || for path in "${writes[@]}"; do mkdir -p "$path"; done
 
+# What the command runs in, for the record of what it makes (morphbits/samples/provenance.py).
+if [ $action = print ]; then id=ID; else id=$(image_id) || fail "$image: there is no such image; 'make docker' builds it"; fi
+
 # Unique: a container outlives its client when that is killed, and must not stand in the way of the next.
 name=morphbits-$$-$(date +%s%N)
 if [ "$engine" = apptainer ]; then
-  command=(apptainer exec --containall --cleanenv --no-home --writable-tmpfs --pwd /opt/morphbits)
+  command=(apptainer exec --containall --cleanenv --no-home --writable-tmpfs --pwd /opt/morphbits
+    --env "MORPHBITS_IMAGE=$id")
   for path in "${reads[@]}"; do command+=(--bind "$path:$path:ro"); done
   for path in "${writes[@]}"; do command+=(--bind "$path:$path"); done
 else
   command=("$engine" run --rm --interactive --name "$name" --network none --read-only --tmpfs /tmp:exec
-    --cap-drop ALL --security-opt no-new-privileges --user "$(id -u):$(id -g)")
+    --cap-drop ALL --security-opt no-new-privileges --user "$(id -u):$(id -g)"
+    --env "MORPHBITS_IMAGE=$id")
   [ "$engine" != podman ] || command+=(--userns keep-id)
   for path in "${reads[@]}"; do command+=(--volume "$path:$path:ro"); done
   for path in "${writes[@]}"; do command+=(--volume "$path:$path"); done

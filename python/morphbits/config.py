@@ -167,6 +167,11 @@ class ExecutionConfig:
     slurm_options: str = option(
         "", "slurm: more options for sbatch, such as '--partition=long --account=me'"
     )
+    slurm_container: str = option(
+        "",
+        "slurm: run the tasks in the image of 'make docker' ($IMAGE) by this program",
+        choices=("", "apptainer", "podman", "docker"),
+    )
     task_samples: int | None = option(
         None, "slurm: samples of one task; left out: ten minutes' worth", minimum=1
     )

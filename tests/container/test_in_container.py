@@ -30,20 +30,20 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
             "docker",
             "docker run --rm --interactive --name morphbits-UNIQUE --network none --read-only "
             "--tmpfs /tmp:exec --cap-drop ALL --security-opt no-new-privileges "
-            f"--user {USER} --volume /usr:/usr:ro --volume /new:/new "
+            f"--user {USER} --env MORPHBITS_IMAGE=ID --volume /usr:/usr:ro --volume /new:/new "
             "morphbits python -c print\\(1\\)",
         ),
         (
             "podman",
             "podman run --rm --interactive --name morphbits-UNIQUE --network none --read-only "
             "--tmpfs /tmp:exec --cap-drop ALL --security-opt no-new-privileges "
-            f"--user {USER} --userns keep-id --volume /usr:/usr:ro --volume /new:/new "
-            "morphbits python -c print\\(1\\)",
+            f"--user {USER} --env MORPHBITS_IMAGE=ID --userns keep-id "
+            "--volume /usr:/usr:ro --volume /new:/new morphbits python -c print\\(1\\)",
         ),
         (
             "apptainer",
             "apptainer exec --containall --cleanenv --no-home --writable-tmpfs "
-            "--pwd /opt/morphbits --bind /usr:/usr:ro --bind /new:/new "
+            "--pwd /opt/morphbits --env MORPHBITS_IMAGE=ID --bind /usr:/usr:ro --bind /new:/new "
             "morphbits.sif python -c print\\(1\\)",
         ),
     ],
@@ -85,6 +85,7 @@ def test_ending_the_script_ends_the_container(tmp_path: Path) -> None:
     docker = tmp_path / "docker"
     docker.write_text(
         f"#!/bin/bash\nif [ $1 = kill ]; then echo $2 >{tmp_path}/killed; exit; fi\n"
+        "if [ $1 = image ]; then echo sha256:0; exit; fi\n"
         f"echo $5 >{tmp_path}/started; exec sleep 60\n"
     )
     docker.chmod(0o755)

@@ -90,6 +90,28 @@ def test_each_experiments_array_has_a_name_of_its_own(tmp_path: Path) -> None:
     assert len(names) == 2 and all(name.startswith("morphbits-smoke-") for name in names)
 
 
+def test_a_task_in_the_image_sees_its_inputs_and_writes_to_the_experiment(by_slurm: Toy) -> None:
+    request = asked(by_slurm)
+    words = slurm.command(by_slurm.folder, request.tasks, "apptainer")
+    data, model = Path(by_slurm.settings.dataset), by_slurm.settings.model
+    assert words[:3] == ["env", "CONTAINER=apptainer", str(slurm.SCRIPTS / "in_container.sh")]
+    assert [words[i + 1] for i, word in enumerate(words) if word == "--read"] == [
+        str(data),
+        str(data / "derivatives/truth/tpl-TOY/tpl-TOY_T1w.nii.gz"),
+        str(model),
+    ]
+    assert [words[i + 1] for i, word in enumerate(words) if word == "--write"] == [
+        str(by_slurm.folder)
+    ]
+    tasks = by_slurm.folder / ".slurm" / "tasks.jsonl"
+    inside = ["python", "-m", "morphbits.samples.array_task", str(tasks)]
+    assert words[words.index("--") + 1 :] == inside
+    line = subprocess.run(
+        [*words[:3], "--dry-run", *words[3:], "7"], capture_output=True, text=True
+    ).stdout
+    assert line.startswith("apptainer exec") and line.rstrip().endswith("tasks.jsonl 7")
+
+
 def test_where_there_is_no_slurm_it_says_so(
     by_slurm: Toy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

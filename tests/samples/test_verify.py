@@ -76,6 +76,18 @@ def test_nothing_is_wrong_with_what_was_just_made(made: Toy) -> None:
     assert "6 samples, none wrong" in done.stdout
 
 
+def test_a_sample_tells_what_it_was_made_with(made: Toy) -> None:
+    record = json.loads(bids.sample_json(unit(made)).read_text())
+    facts, build = record["provenance"], record["provenance"]["kernel_build"]
+    assert build["instructions"] in ("portable", "avx2", "avx512")
+    assert build["sha256"].startswith("sha256:") and build["file"].endswith(".so")
+    assert facts["container"] is None and facts["cpu"]["name"]
+    assert facts["peak_memory_bytes"] > 2**20 and 0 < facts["seconds"] < facts["seconds_total"]
+    assert set(facts["code"]) == {"revision", "dirty"}
+    plain = json.loads((made.folder / "sample-plain/sub-001/sample.json").read_text())
+    assert plain["provenance"]["kernel_build"] is None
+
+
 def test_a_flipped_byte_is_seen(copy: Toy) -> None:
     (moved,) = unit(copy).rglob("*_T1w.nii.gz")
     content = bytearray(gzip.decompress(moved.read_bytes()))

@@ -282,7 +282,7 @@ def run(plan: Plan) -> str:
                 lambda todo: slurm.request(todo, _seconds_each(plan), plan.voxels, plan.execution),
                 plan.todo,
                 len(plan.units),
-                plan.execution.wait,
+                plan.execution,
             )
             if not plan.execution.wait:
                 return ""

@@ -130,6 +130,8 @@ def provenance(config: RegisterConfig, started: datetime, record: Mapping[str, A
         "system": platform.platform(),
         "python": platform.python_version(),
         "cpu": cpu(),
+        "container": os.environ.get("MORPHBITS_IMAGE"),  # set by scripts/in_container.sh
+        "kernel_build": kernel_build() if config.engine == "native" else None,
         "code": code_revision(),
         "command": sys.argv,
     }
@@ -147,6 +149,19 @@ def cpu() -> dict[str, Any]:
     flags = (table.get("flags") or table.get("Features", "")).split()
     name = table.get("model name") or platform.machine()
     return {"name": name, "features": [feature for feature in wanted if feature in flags]}
+
+
+@functools.cache
+def kernel_build() -> dict[str, str]:
+    """The compiled kernels that ran: their file, its checksum, and the instruction set in use."""
+    from morphbits.engines.native import build, library
+
+    path = build.library_path()
+    return {
+        "file": path.name,
+        "sha256": file_sha256(path),
+        "instructions": library.default_variant(),
+    }
 
 
 @functools.cache

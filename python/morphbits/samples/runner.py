@@ -178,14 +178,18 @@ def key_of(unit: Unit) -> tuple[tuple[str, ...], str, int, str]:
     """What a process is started with and cannot change: the command that starts it, its framework,
     TensorFlow's number of threads, and the unit itself where one process makes one sample."""
     config = unit.config
-    reads = (_dataset_of(unit.moving), unit.fixed, unit.model)
     command = engines.get(config.engine).command(
-        config, sys.executable, reads, [unit.folder.parent.parent]
+        config, sys.executable, reads(unit), [unit.folder.parent.parent]
     )
     tensorflow = config.framework == "tensorflow"
     alone = config.engine == "verrou" and config.region == "process"
     threads = config.threads if tensorflow else 0
     return tuple(command), config.framework, threads, str(unit) if alone else ""
+
+
+def reads(unit: Unit) -> tuple[Path, Path, Path]:
+    """What a process that makes this unit reads: the dataset, the fixed image, the model."""
+    return _dataset_of(unit.moving), unit.fixed, unit.model
 
 
 def _dataset_of(moving: Path) -> Path:

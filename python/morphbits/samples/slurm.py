@@ -33,7 +33,7 @@ from morphbits.config import ExecutionConfig
 from morphbits.errors import UserError
 from morphbits.registration import memory_estimate
 from morphbits.samples.matrix import Unit, read_state
-from morphbits.samples.runner import Outcome, key_of, remove_leftovers
+from morphbits.samples.runner import Outcome, key_of, reads, remove_leftovers
 from morphbits.samples.worker import to_task
 
 SCRIPTS = Path(__file__).parents[3] / "scripts"
@@ -106,15 +106,15 @@ def run(
     wanted: Callable[[Sequence[Unit]], Request],
     units: Sequence[Unit],
     total: int,
-    wait: bool,
+    execution: ExecutionConfig,
     say: Callable[[str], None] = print,
 ) -> Outcome:
     """Wait for an array that is at work here, then submit what is missing and wait for that.
 
-    ``wanted`` makes the request; ``units`` are those that were missing at first. Without ``wait``
-    it returns as soon as an array is at work.
+    ``wanted`` makes the request; ``units`` are those that were missing at first. Without
+    waiting it returns as soon as an array is at work.
     """
-    done = total - len(units)
+    done, wait = total - len(units), execution.wait
     array = at_work(folder)
     if array:
         say(f"array    {array} is at work on this experiment")
@@ -124,7 +124,7 @@ def run(
     missing = [unit for unit in units if read_state(unit).kind != "done"]
     if missing:
         asked = wanted(missing)
-        say(f"array    {submit(folder, asked)}: {asked}")
+        say(f"array    {submit(folder, asked, execution.slurm_container)}: {asked}")
         if not wait:
             return Outcome()
         _wait(folder, units, done)
@@ -176,17 +176,29 @@ def job_name(folder: Path) -> str:
     return f"morphbits-{folder.name}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
 
 
-def submit(folder: Path, asked: Request) -> str:
+def command(folder: Path, tasks: Sequence[Sequence[Unit]], container: str) -> list[str]:
+    """What a task runs, its number still to come: on the node itself, or in the image, which sees
+    the inputs and can write to the experiment's folder."""
+    module = ["-m", "morphbits.samples.array_task", str(_tasks(folder))]
+    if not container:
+        package = str(Path(morphbits.__file__).parents[1])
+        return ["env", f"PYTHONPATH={package}", sys.executable, *module]
+    units = [_absolute(unit) for task in tasks for unit in task]
+    inputs = {path for unit in units for path in reads(unit)}
+    mounts = [word for path in sorted(inputs) for word in ("--read", str(path))]
+    mounts += ["--write", os.path.abspath(folder)]
+    start = ["env", f"CONTAINER={container}", str(SCRIPTS / "in_container.sh")]
+    return [*start, *mounts, "--", "python", *module]
+
+
+def submit(folder: Path, asked: Request, container: str = "") -> str:
     """Submit the array; returns its number."""
     logs = _logs(folder)
     shutil.rmtree(logs, ignore_errors=True)
     logs.mkdir()
     lines = [json.dumps([to_task(_absolute(unit)) for unit in task]) for task in asked.tasks]
     _tasks(folder).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    package = str(Path(morphbits.__file__).parents[1])
-    python = ["env", f"PYTHONPATH={package}", sys.executable]
-    command = [*python, "-m", "morphbits.samples.array_task", str(_tasks(folder))]
-    words = [*asked.options(folder), "--", *command]
+    words = [*asked.options(folder), "--", *command(folder, asked.tasks, container)]
     answer = subprocess.run(
         [str(SCRIPTS / "submit_slurm.sh"), *words], capture_output=True, text=True
     )
