@@ -119,6 +119,7 @@ def localize(by: str, runs: int, case: tuple[Path, Path, Path], folder: Path) ->
         (trial / name).mkdir(parents=True, exist_ok=True)
         environment = os.environ | {"VERROU_ROUNDING_MODE": mode}
         _call([scripts[0], str(trial / name)], environment)
+    print("now the search: PASS is as good as wanted, FAIL loses as much as all parts together")
     whole = bits(np.load(trial / "reference" / WARP), np.load(trial / "all" / WARP))
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(map(str, prefix.glob("lib/python3*/*-packages/valgrind"))),
@@ -150,9 +151,12 @@ def _write_scripts(folder: Path, case: tuple[Path, Path, Path]) -> list[str]:
 
 
 def _call(words: list[str], environment: dict[str, str], folder: Path | None = None) -> None:
-    answer = subprocess.run(words, env=environment, cwd=folder, capture_output=True, text=True)
+    """Run a command whose own progress the user sees; the end of its errors if it fails."""
+    answer = subprocess.run(
+        words, env=environment, cwd=folder, stderr=subprocess.PIPE, text=True, check=False
+    )
     if answer.returncode:
-        last = (answer.stderr or answer.stdout).strip().splitlines()[-1:]
+        last = answer.stderr.strip().splitlines()[-1:]
         raise UserError(f"{words[0]} failed: {' '.join(last)}")
 
 
