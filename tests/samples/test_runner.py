@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from toy_experiment import Toy
+from toy_experiment import PYTHON, Toy
 
 from morphbits import engines
 from morphbits.errors import UserError
 from morphbits.samples import estimate, experiment, runner
 from morphbits.samples.matrix import Unit, read_state
+from morphbits.samples.worker import to_task
 
 Wait = Callable[[Callable[[], bool]], None]
 
@@ -213,6 +216,23 @@ def test_two_runs_at_once_are_refused(toy: Toy) -> None:
         runner.opened(toy.folder, {}, {}),
     ):
         pass
+
+
+def test_power_lost_just_before_a_sample_is_renamed_loses_that_sample(toy: Toy) -> None:
+    end_there = "import os, pathlib; pathlib.Path.rename = lambda path, target: os._exit(9)\n"
+    plan = experiment.make_plan(toy.settings, toy.execution, print)
+    toy.folder.mkdir(parents=True)
+    task = json.dumps(to_task(plan.todo[0]))
+    code = f"{end_there}from morphbits.samples.worker import *\n"
+    code += f"run_unit(from_task(json.loads({task!r})))"
+    words = [sys.executable, "-c", code]
+    ended = subprocess.run(words, env=os.environ | {"PYTHONPATH": str(PYTHON)})
+    assert ended.returncode == 9
+    (partial,) = toy.folder.glob(".partial-*")
+    assert (partial / "unit" / "sample.json").exists()  # whole, and under no name that counts
+    assert not toy.finished()
+    assert toy.run().returncode == 0
+    assert len(toy.finished()) == 12 and not partial.exists()
 
 
 def test_leftovers_of_a_killed_run_are_removed(toy: Toy) -> None:

@@ -164,6 +164,18 @@ def test_while_an_array_is_at_work_nothing_else_is(
         experiment.run(plan)
 
 
+def test_waiting_outlasts_a_controller_that_does_not_answer(
+    by_slurm: Toy, programs: Callable[..., None], tmp_path: Path
+) -> None:
+    programs("sbatch", "cat >/dev/null; echo '5;one'")
+    asked_before = tmp_path / "asked"
+    programs("squeue", f"test -e {asked_before} && exit 0; touch {asked_before}; exit 1")
+    plan = experiment.make_plan(by_slurm.settings, by_slurm.execution, print)
+    said = experiment.run(plan)  # the second answer: there is no such array any more
+    assert "0 of 24 samples are finished" in said and "its task left no log" in said
+    assert asked_before.exists()
+
+
 # ---------------------------------------------------------------------- a real one
 
 
