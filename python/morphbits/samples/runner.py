@@ -254,7 +254,8 @@ def run(units: Sequence[Unit], jobs: int, total: int) -> Outcome:
                         attempts[unit] += 1
                         if deaths >= DEATHS_IN_A_ROW:
                             outcome.stopped = f"{deaths} workers in a row died; {unit}: {reason}"
-                        elif attempts[unit] < ATTEMPTS:
+                            break
+                        if attempts[unit] < ATTEMPTS:
                             waiting.append(unit)
                         else:
                             outcome.failed[unit] = reason
