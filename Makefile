@@ -80,6 +80,10 @@ phantom: $(stamp) ## make the phantom dataset (SUBJECTS, SIZE, SEED, DATA)
 corr: $(stamp) ## get the study's CoRR images by DataLad, verified (SUBJECTS, SOURCE, TABLE, DRY_RUN)
 	./install-corr.sh $(call options,SUBJECTS SOURCE TABLE JOBS DATA) $(call flag,DRY_RUN)
 
+.PHONY: preprocess
+preprocess: $(stamp) ## CoRR's heads to brains on the template (ROUTE, SUBJECTS, SIZE, JOBS, DATA)
+	$(venv) python/preprocess.py $(call options,SUBJECTS TABLE ROUTE SIZE JOBS DATA)
+
 .PHONY: models
 models: $(stamp) ## download the two published SynthMorph models and the study's fixed image
 	PYTHONPATH=python $(venv) -m morphbits.models.download $(call options,DATA)
@@ -172,6 +176,7 @@ AGAIN ?=         ## verify: how many samples to make again (default: 2)
 ##@ Variables of corr, preprocess and paper
 SOURCE ?=        ## where CoRR is cloned from: a mirror or a local copy (default: ///corr/RawDataBIDS)
 TABLE ?=         ## CSV of the CoRR images to get (default: the 35 + 5 of the study)
+ROUTE ?=         ## how CoRR is preprocessed: open, or freesurfer (needs its license)
 ##@ Variables of setup, bench, localize
 PYTHON ?=        ## a Python 3.11, 3.12 or 3.13 (default: the first one found)
 TORCH ?=         ## cpu or cuda: which build of torch (default: cpu)

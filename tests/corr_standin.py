@@ -122,3 +122,48 @@ def served(folder: Path) -> Iterator[Server]:
         server.server_close()
         for key, value in before.items():
             os.environ.pop(key) if value is None else os.environ.__setitem__(key, value)
+
+
+def head(index: int, size: str = "2mm") -> tuple[images.Image, images.Image]:
+    """A phantom's brain in a head of its own, and the brain's mask on the same grid.
+
+    Around the brain: 2 mm of CSF, 5 mm of skull, 7 mm of scalp, and a neck below; noise
+    everywhere. The head is turned and moved, as in a scanner, and its axes are LIA.
+    """
+    from scipy import ndimage
+
+    from morphbits.datasets import phantom
+
+    brain = phantom.make_phantom(20, index, size)
+    voxel = phantom.SIZES[size].factor
+    around = [(round(24 / voxel), round(24 / voxel))] * 2 + [
+        (round(64 / voxel), round(24 / voxel))
+    ]
+    inside = np.pad(brain.labels > 0, around)
+    distance = voxel * ndimage.distance_transform_edt(~inside)
+    rng = np.random.default_rng(index)
+    data = np.pad(brain.image, around)
+    data[(distance > 0) & (distance <= 2)] = 0.2
+    data[(distance > 2) & (distance <= 7)] = 0.05
+    data[(distance > 7) & (distance <= 14)] = 0.9
+    x, y, z = np.indices(data.shape) * voxel
+    middle = [voxel * n / 2 for n in data.shape]
+    neck = (x - middle[0]) ** 2 + (y - middle[1] + 20) ** 2 < 50**2
+    data[neck & (z < 70) & (distance > 14)] = 0.5
+    data = np.maximum(data + 0.02 * rng.standard_normal(data.shape), 0).astype(np.float32)
+    affine = brain.affine.copy()
+    affine[:3, 3] -= affine[:3, :3] @ [low for low, _ in around]
+    nod, turn = rng.uniform(-0.25, 0.25, 2)
+    rotation = np.eye(4)
+    rotation[1:3, 1:3] = [[np.cos(nod), -np.sin(nod)], [np.sin(nod), np.cos(nod)]]
+    spin = np.eye(4)
+    spin[:2, :2] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
+    scanner = rotation @ spin @ affine
+    scanner[:3, 3] += rng.uniform(-30, 30, 3)
+    left, _, inferior = (n - 1 for n in data.shape)  # axes to left, inferior, anterior
+    lia = np.array([[-1, 0, 0, left], [0, 0, 1, 0], [0, -1, 0, inferior], [0, 0, 0, 1]], float)
+
+    def turned(volume: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(volume[::-1, :, ::-1].transpose(0, 2, 1))
+
+    return images.Image(turned(data), scanner @ lia), images.Image(turned(inside), scanner @ lia)

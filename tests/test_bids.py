@@ -77,7 +77,7 @@ def test_corr_dataset_knows_sessions(tmp_path: Path) -> None:
     path = dataset.moving(subject)
     assert path.relative_to(tmp_path).as_posix() == (
         "corr-preprocessed/sub-0003002/ses-1/anat/"
-        "sub-0003002_ses-1_space-MNI305_desc-norm_T1w.nii.gz"
+        "sub-0003002_ses-1_space-MNI152_desc-norm_T1w.nii.gz"
     )
     path.parent.mkdir(parents=True)
     path.touch()

@@ -13,8 +13,13 @@ one glob.
             sub-001/anat/sub-001_from-T1w_to-MNI152_mode-image_xfm.nii.gz         the true warp
             tpl-MNI152/tpl-MNI152_{T1w,dseg}.nii.gz                fixed image and its tissues
     data/models/                               published models, the study's fixed image
-    data/corr-preprocessed/                    CoRR, ready to register
-        sub-X/ses-N/anat/sub-X_ses-N_space-MNI305_desc-norm_T1w.nii.gz
+    data/corr-preprocessed/                    CoRR by the open route, ready to register
+        sub-X/ses-N/anat/sub-X_ses-N_space-MNI152_desc-norm_T1w.nii.gz
+        derivatives/open/
+            sub-X/ses-N/anat/sub-X_ses-N_{dseg.nii.gz,desc-quality_T1w.json}
+            tpl-MNI152/tpl-MNI152_{T1w,dseg}.nii.gz                fixed image and its tissues
+    data/corr-freesurfer/                      CoRR by the study's route, laid out alike
+        sub-X/ses-N/anat/sub-X_ses-N_desc-norm_T1w.nii.gz    conformed axes, not moved to MNI305
     results/<experiment>/sample-NN/sub-X/      one sample; the unit is renamed into place whole
         sample.json
         [ses-N/]anat/sub-X[_ses-N]_space-MNI152_desc-moved_T1w.nii.gz
@@ -202,11 +207,29 @@ def models_folder(data: Path) -> Path:
     return data / "models"
 
 
-def corr_dataset(data: Path) -> Dataset:
-    """CoRR after preprocessing; fixed image: the study's, which `make models` fetches."""
-    fixed = models_folder(data) / "norm-average_mni305.mgz"
-    root = data / "corr-preprocessed"
-    return Dataset(root, "corr", "MNI305", fixed, moving_space="MNI305", moving_desc="norm")
+def corr_dataset(data: Path, route: str = "open") -> Dataset:
+    """CoRR after preprocessing by a route, open or freesurfer; it need not have been made yet.
+
+    Fixed image: the MNI152 template (open), or the study's, cropped as the study did (freesurfer).
+    """
+    name, folder, space = {
+        "open": ("corr", "corr-preprocessed", "MNI152"),
+        "freesurfer": ("corr-freesurfer", "corr-freesurfer", "MNI305"),
+    }[route]
+    moving_space = space if route == "open" else None
+    truth = data / folder / "derivatives" / route
+    fixed = template_in(truth, space, "T1w")
+    return Dataset(data / folder, name, space, fixed, moving_space, "norm", truth)
+
+
+def study_fixed_image(data: Path) -> Path:
+    """The study's fixed image, where its authors' file has been put."""
+    return models_folder(data) / "norm-average_mni305.mgz"
+
+
+def quality_json(truth: Path, subject: Subject) -> Path:
+    """What preprocessing measured of a subject, also of one that it excluded."""
+    return truth / subject.anat / subject.file("T1w", ".json", desc="quality")
 
 
 def corr_raw(data: Path) -> Path:
@@ -236,7 +259,7 @@ def folder_dataset(root: Path) -> Dataset:
 
 def dataset_at(root: Path) -> Dataset:
     """The dataset whose root this is: preprocessed CoRR, a phantom dataset, or a user's folder."""
-    known = [corr_dataset(root.parent)]
+    known = [corr_dataset(root.parent, route) for route in ("open", "freesurfer")]
     if root.name.startswith("phantom-"):
         known.append(phantom_dataset(root.parent, root.name.removeprefix("phantom-")))
     return next((dataset for dataset in known if dataset.root == root), None) or folder_dataset(

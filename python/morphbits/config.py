@@ -127,7 +127,9 @@ class ExperimentConfig(Arithmetic):
         choices=("auto", *ENGINES),
     )
     dataset: str = option(
-        "auto", "phantom, corr, the folder of a BIDS dataset, or auto (corr where installed)"
+        "auto",
+        "phantom, corr, corr-freesurfer, the folder of a BIDS dataset, or auto (corr where it is "
+        "installed)",
     )
     size: str = option("2mm", "voxels of the phantom dataset", choices=("4mm", "2mm", "1mm"))
     model: Path = option(DEMO_MODEL, "voxelmorph .h5 weights; the default is the demo model")

@@ -59,7 +59,7 @@ def test_only_what_the_user_sets_is_passed_on() -> None:
 def test_every_variable_of_inference_is_an_option_of_its_script() -> None:
     passed = command("inference", *(f"{name}=1" for name in VARIABLES), "WAIT=0")
     options = {word.partition("=")[0] for word in passed if word.startswith("--")}
-    others = set("PYTHON TORCH FULL SOURCE TABLE AGAIN CONTAINER VERROU BY".split())
+    others = set("PYTHON TORCH FULL SOURCE TABLE ROUTE AGAIN CONTAINER VERROU BY".split())
     assert len(options) == len(set(VARIABLES) - others)
     script = [sys.executable, ROOT / "python" / "run_matrix.py", "--help"]
     usage = subprocess.run(script, text=True, capture_output=True, check=True).stdout

@@ -1,0 +1,186 @@
+"""Raw CoRR to a dataset ready to register: what `make preprocess` runs.
+
+Every image is a function of its raw file and the route. A subject's files appear one by one and
+whole, its image last: where it is, the subject is done. A brain that does not lie on the template
+well enough (`THRESHOLDS`) is measured, reported and left out: no image, only its quality file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+import morphbits
+from morphbits import bids, images
+from morphbits.bids import Dataset
+from morphbits.datasets.corr_table import Scan
+from morphbits.errors import UserError
+from morphbits.preprocessing import freesurfer, open_route
+
+ROUTES = ("open", "freesurfer")
+RECIPE = 1  # raised whenever the bytes of a preprocessed image change
+# Below either, a registration counts as failed: see notes/corr.md for the measurements between
+# which these lie.
+THRESHOLDS = {"correlation": 0.75, "dice": 0.85}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a subject: its line in the table of quality, and why it is left out (empty
+    where it is not)."""
+
+    scan: Scan
+    quality: dict[str, float]
+    excluded: str
+
+
+def preprocess(
+    data: Path,
+    scans: Sequence[Scan],
+    route: str = "open",
+    size: str = "1mm",
+    jobs: int = 1,
+    say: Callable[[str], None] = print,
+) -> list[Outcome]:
+    """Preprocess these images of `data/corr`, where not done yet; says each exclusion."""
+    absent = [s for s in scans if not (bids.corr_raw(data) / s.path).is_file()]
+    if absent:
+        raise UserError(
+            f"{len(absent)} of {len(scans)} raw images are not in {bids.corr_raw(data)}, the "
+            f"first is {absent[0].path}: make corr"
+        )
+    dataset = bids.corr_dataset(data, route)
+    tool = freesurfer.FreeSurfer.found() if route == "freesurfer" else None
+    _describe(dataset, route, size)
+    _write_fixed(dataset, data, route, size)
+    work = partial(_one, dataset, data, size, tool)
+    outcomes = []
+    with (
+        ProcessPoolExecutor(jobs) as pool,
+        tqdm(total=len(scans), desc="preprocess", unit="image", disable=None) as bar,
+    ):
+        for outcome in pool.map(work, scans):
+            outcomes.append(outcome)
+            bar.update()
+            if outcome.excluded:
+                bar.clear()
+                say(f"{outcome.scan.subject.entities} is left out: {outcome.excluded}")
+    _write_table(dataset)
+    return outcomes
+
+
+def judge(quality: dict[str, float]) -> str:
+    """Why a registration counts as failed, empty where it does not."""
+    low = [
+        f"{name} with the template {quality[name]:.2f}, below {limit}"
+        for name, limit in THRESHOLDS.items()
+        if name in quality and not quality[name] >= limit
+    ]
+    return "; ".join(low)
+
+
+def _one(
+    dataset: Dataset, data: Path, size: str, tool: freesurfer.FreeSurfer | None, scan: Scan
+) -> Outcome:
+    """One subject, unless it has been done from the same raw file."""
+    raw = bids.corr_raw(data) / scan.path
+    assert dataset.truth is not None
+    record_path = bids.quality_json(dataset.truth, scan.subject)
+    with raw.open("rb") as file:
+        digest = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    record = _read_json(record_path)
+    image_path = dataset.moving(scan.subject)
+    if record.get("raw") == digest and (record["excluded"] or image_path.is_file()):
+        return Outcome(scan, record["quality"], record["excluded"])
+    image_path.unlink(missing_ok=True)
+    quality: dict[str, float] = {}
+    try:
+        if tool is None:
+            brain = open_route.extract(images.load(raw), size, scan.orientation_uncertain)
+            image, affine = brain.image, open_route.target(size).affine
+            quality, excluded = brain.quality, judge(brain.quality)
+            images.save(bids.labels_in(dataset.truth, scan.subject), brain.labels, affine)
+        else:
+            norm = tool.norm(raw, scan.subject.entities, dataset.root / "recon-all")
+            cropped = freesurfer.cropped_and_normalized(norm)
+            image, affine, excluded = cropped.data, cropped.affine, ""
+    except UserError as error:
+        excluded = str(error)
+    record = {"raw": digest, "quality": quality, "excluded": excluded}
+    _write_json(record_path, record)
+    if not excluded:
+        images.save(image_path, image, affine)
+    return Outcome(scan, quality, excluded)
+
+
+def _write_fixed(dataset: Dataset, data: Path, route: str, size: str) -> None:
+    """The fixed image on its grid, and its tissues where they are known."""
+    assert dataset.truth is not None
+    if route == "open":
+        goal = open_route.target(size)
+        labels = bids.template_in(dataset.truth, dataset.space, "dseg")
+        images.save(labels, goal.labels, goal.affine)
+        images.save(dataset.fixed(), goal.image, goal.affine)
+        return
+    source = bids.study_fixed_image(data)
+    if not source.is_file():
+        raise UserError(
+            f"the study's fixed image is not here: put norm-average_mni305.mgz, which its authors "
+            f"have, at {source}, or use ROUTE=open, whose fixed image is the MNI152 template"
+        )
+    fixed = freesurfer.cropped_and_normalized(source)
+    images.save(dataset.fixed(), fixed.data, fixed.affine)
+
+
+def _describe(dataset: Dataset, route: str, size: str) -> None:
+    """Describe a new folder; refuse one that was made otherwise."""
+    path = dataset.root / "dataset_description.json"
+    recipe = {"route": route, "size": size, "recipe": RECIPE}
+    if path.is_file():
+        made = _read_json(path).get("GeneratedBy", [{}])[0].get("Parameters")
+        if made != recipe:
+            raise UserError(
+                f"{dataset.root} was made with {made}, not {recipe}: delete that folder, or use "
+                "another data folder"
+            )
+        return
+    made_by = {"Name": "morphbits", "Version": morphbits.__version__, "Parameters": recipe}
+    content = {
+        "Name": f"CoRR, preprocessed ({route})",
+        "BIDSVersion": "1.10.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": [made_by],
+    }
+    _write_json(path, content)
+
+
+def _write_table(dataset: Dataset) -> None:
+    """`quality.tsv`: a line for each subject that was ever preprocessed here."""
+    assert dataset.truth is not None
+    lines = ["participant_id\tcorrelation\tdice\texcluded"]
+    for path in sorted(dataset.truth.glob("sub-*/ses-*/anat/*_desc-quality_T1w.json")):
+        record = _read_json(path)
+        values = [f"{record['quality'].get(name, float('nan')):.3f}" for name in THRESHOLDS]
+        subject = bids.Subject.parse(path).entities
+        lines.append("\t".join([subject, *values, record["excluded"] or "n/a"]))
+    images.write_atomically(dataset.truth / "quality.tsv", ("\n".join(lines) + "\n").encode())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    images.write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())

@@ -1,0 +1,121 @@
+"""The study's route: FreeSurfer's recon-all up to -canorm, cropped as the study did.
+
+FreeSurfer (Fischl 2012, doi:10.1016/j.neuroimage.2012.01.021) is not ours to distribute: a local
+installation (FREESURFER_HOME) or a container is used, and its license file is checked first.
+
+The study cropped the conformed 256³ to [40:200, 20:212, 20:244] and kept the affine of the whole
+volume, so that its files lie 40, 20 and 20 voxels from where the brain was. Here the affine is
+moved with the crop. The voxels are the same.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from morphbits import images
+from morphbits.errors import UserError
+from morphbits.images import Image
+
+FLAGS = (
+    "-motioncor",
+    "-talairach",
+    "-nuintensitycor",
+    "-normalization",
+    "-skullstrip",
+    "-gcareg",
+    "-canorm",
+)
+IMAGE = "freesurfer/freesurfer:7.3.1"  # the study's version
+CONFORMED = (256, 256, 256)
+CROP = (slice(40, 200), slice(20, 212), slice(20, 244))
+
+
+@dataclass(frozen=True)
+class FreeSurfer:
+    """How recon-all is started here: `container` is docker, podman, or empty for a local one."""
+
+    container: str
+    license: Path
+
+    @classmethod
+    def found(cls) -> FreeSurfer:
+        """What this machine has; a UserError says what is missing and how to get it."""
+        home = os.environ.get("FREESURFER_HOME")
+        named = os.environ.get("FS_LICENSE")
+        places = [Path(named)] if named else []
+        places += [Path(home, name) for name in ("license.txt", ".license") if home]
+        license = next((path for path in places if path.is_file()), None)
+        if license is None:
+            raise UserError(
+                f"no FreeSurfer license in {', '.join(map(str, places)) or 'FS_LICENSE'}: "
+                "get one (free) at https://surfer.nmr.mgh.harvard.edu/registration.html and name "
+                "it in FS_LICENSE, or use ROUTE=open, which needs none"
+            )
+        if home and Path(home, "bin", "recon-all").is_file():
+            return cls("", license)
+        container = next((name for name in ("docker", "podman") if shutil.which(name)), None)
+        if container is None:
+            raise UserError(
+                "neither FreeSurfer (FREESURFER_HOME) nor docker or podman is on this machine: "
+                "install one (https://surfer.nmr.mgh.harvard.edu/fswiki/DownloadAndInstall), or "
+                "use ROUTE=open, which needs neither"
+            )
+        return cls(container, license)
+
+    def command(self, raw: Path, subject: str, folder: Path) -> list[str]:
+        """The command that makes `folder/subject/mri/norm.mgz` of a raw image."""
+        if not self.container:
+            words = [str(Path(os.environ["FREESURFER_HOME"], "bin", "recon-all"))]
+            return [*words, "-sd", str(folder), "-s", subject, "-i", str(raw), *FLAGS]
+        raw, folder, license = (p.resolve() for p in (raw, folder, self.license))
+        return [
+            self.container, "run", "--rm", "--network", "none",
+            "--user", f"{os.getuid()}:{os.getgid()}",
+            "-e", "FS_LICENSE=/license.txt", "-v", f"{license}:/license.txt:ro",
+            "-v", f"{raw}:/raw/{raw.name}:ro", "-v", f"{folder}:/subjects",
+            IMAGE, "recon-all", "-sd", "/subjects", "-s", subject,
+            "-i", f"/raw/{raw.name}", *FLAGS,
+        ]  # fmt: skip
+
+    def norm(self, raw: Path, subject: str, folder: Path) -> Path:
+        """Run recon-all (about an hour); the path of norm.mgz."""
+        result = folder / subject / "mri" / "norm.mgz"
+        if result.is_file():
+            return result
+        shutil.rmtree(folder / subject, ignore_errors=True)  # recon-all refuses a begun subject
+        folder.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, "FS_LICENSE": str(self.license)}
+        done = subprocess.run(
+            self.command(raw, subject, folder), env=environment, text=True, capture_output=True,
+            stdin=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
+        if done.returncode != 0 or not result.is_file():
+            last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+            raise UserError(f"recon-all ended with {done.returncode} ({last})")
+        return result
+
+
+def crop(image: Image) -> Image:
+    """The study's window of a conformed 256³ volume, its affine moved with it."""
+    if image.data.shape != CONFORMED:
+        raise UserError(
+            f"{image.name} has {image.data.shape} voxels, not the conformed {CONFORMED}"
+        )
+    affine = image.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ [side.start for side in CROP]
+    return Image(np.ascontiguousarray(image.data[CROP]), affine, path=image.path)
+
+
+def cropped_and_normalized(path: Path) -> Image:
+    """Load, crop, min–max to [0, 1]: what the study gave to the network. An image that has the
+    window's shape already is not cropped again."""
+    image = images.load(path)
+    if image.data.shape != tuple(side.stop - side.start for side in CROP):
+        image = crop(image)
+    return Image(images.normalize(image.data), image.affine, path=path)

@@ -1,0 +1,67 @@
+"""The study as one command, from raw images to the published table: what `make paper` runs.
+
+    python python/paper.py --engine native --dry-run
+
+Gets CoRR, preprocesses it, runs python/experiments/paper.toml (--engine native: paper-native.toml),
+analyses it and compares it with the study. Stops before anything starts where a piece is missing;
+killed at any point and started again, it continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from morphbits import study
+from morphbits.datasets import corr_install, corr_table
+from morphbits.errors import UserError, run_cli
+from morphbits.preprocessing import ROUTES, open_route
+from morphbits.report import comparison
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--engine", choices=("verrou", "native"), default="verrou", help="who rounds")
+    add("--subjects", default="inference", help="as in ./install-corr.sh")
+    add("--runs", type=int, default=10, help="samples of each subject")
+    add("--model", type=Path, help="voxelmorph .h5 weights (default: the published ones)")
+    add("--route", choices=ROUTES, default="open", help="of preprocessing")
+    add("--size", choices=open_route.SIZES, default="1mm", help="open route: size of voxels")
+    add("--source", default=corr_install.SOURCE, help="where CoRR is cloned from")
+    add("--table", type=Path, default=corr_table.TABLE, help="CSV of the images")
+    add("--jobs", type=int, help="samples at a time")
+    add("--data", type=Path, default=Path("data"), help="data folder")
+    add("--results", type=Path, default=Path("results"), help="results folder")
+    add("--dry-run", action="store_true", help="cost and what is missing, then stop")
+    add("--yes", action="store_true", help="start although it takes more than two hours")
+    options = parser.parse_args()
+    plan = study.Study(
+        options.data, options.results, corr_table.select(options.subjects, options.table),
+        options.engine, options.model, options.runs, options.route, options.size,
+    )  # fmt: skip
+    missing = plan.missing()
+    if options.dry_run:
+        print(plan.cost())
+    if missing:
+        print(*(f"missing: {line}" for line in missing), sep="\n", file=sys.stderr)
+        raise UserError("the study cannot start, see above")
+    if options.dry_run:
+        return
+    plan.prepare(options.source, options.jobs)
+    words = [*plan.inference(), *([f"--jobs={options.jobs}"] if options.jobs else [])]
+    script = Path(__file__).with_name("run_matrix.py")
+    done = subprocess.run(
+        [sys.executable, str(script), *words, *(["--yes"] if options.yes else [])], check=False
+    )
+    if done.returncode:
+        raise UserError("the samples are not complete, see above; run again to continue")
+    print(comparison.in_words(comparison.compare(plan.results, plan.name)))
+
+
+if __name__ == "__main__":
+    run_cli(main)

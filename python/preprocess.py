@@ -1,0 +1,42 @@
+"""Raw CoRR to brains ready to register: what `make preprocess` runs.
+
+    python python/preprocess.py --subjects 3 --route open
+
+Killed at any point and started again, it makes only what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from morphbits import preprocessing
+from morphbits.datasets import corr_table
+from morphbits.errors import UserError, run_cli
+from morphbits.preprocessing import open_route
+from morphbits.samples.estimate import cores
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--subjects", default="inference", help="as in ./install-corr.sh")
+    parser.add_argument("--table", type=Path, default=corr_table.TABLE, help="CSV of the images")
+    parser.add_argument("--route", choices=preprocessing.ROUTES, default="open")
+    parser.add_argument("--size", choices=open_route.SIZES, default="1mm", help="open route")
+    parser.add_argument("--jobs", type=int, default=cores(), help="images at a time")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="data folder")
+    options = parser.parse_args()
+    scans = corr_table.select(options.subjects, options.table)
+    outcomes = preprocessing.preprocess(
+        options.data, scans, options.route, options.size, max(1, options.jobs)
+    )
+    excluded = sum(bool(outcome.excluded) for outcome in outcomes)
+    print(f"{len(outcomes) - excluded} of {len(outcomes)} images are ready, {excluded} left out")
+    if excluded == len(outcomes):
+        raise UserError("no image is ready")
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,116 @@
+"""The study's route: exact command lines, the crop, what is said where a part is missing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from morphbits import bids, images
+from morphbits.datasets.corr_table import select
+from morphbits.errors import UserError
+from morphbits.images import Image
+from morphbits.preprocessing import freesurfer, preprocess
+from morphbits.preprocessing.freesurfer import FreeSurfer
+
+# the study's recon-all, word for word
+FLAGS = "-motioncor -talairach -nuintensitycor -normalization -skullstrip -gcareg -canorm"
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine without FreeSurfer, license or containers; a folder to put them in."""
+    for name in ("FREESURFER_HOME", "FS_LICENSE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    (tmp_path / "bin").mkdir()
+    return tmp_path
+
+
+def executable(path: Path, text: str = "#!/bin/sh\n") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def test_the_command_of_a_local_installation(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    executable(bare / "fs/bin/recon-all")
+    monkeypatch.setenv("FREESURFER_HOME", str(bare / "fs"))
+    with pytest.raises(UserError, match=r"license in .*fs/license\.txt.*registration\.html"):
+        FreeSurfer.found()
+    (bare / "fs/license.txt").touch()
+    command = FreeSurfer.found().command(Path("raw.nii.gz"), "sub-1_ses-1", Path("out"))
+    assert " ".join(command) == (
+        f"{bare}/fs/bin/recon-all -sd out -s sub-1_ses-1 -i raw.nii.gz {FLAGS}"
+    )
+
+
+def test_the_command_of_a_container(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    license = bare / "license.txt"
+    license.touch()
+    monkeypatch.setenv("FS_LICENSE", str(license))
+    with pytest.raises(UserError, match=r"neither FreeSurfer .* nor docker or podman"):
+        FreeSurfer.found()
+    executable(bare / "bin/podman")
+    command = FreeSurfer.found().command(bare / "raw.nii.gz", "sub-1_ses-1", bare / "out")
+    assert " ".join(command) == (
+        f"podman run --rm --network none --user {os.getuid()}:{os.getgid()} "
+        f"-e FS_LICENSE=/license.txt -v {license}:/license.txt:ro "
+        f"-v {bare}/raw.nii.gz:/raw/raw.nii.gz:ro -v {bare}/out:/subjects "
+        "freesurfer/freesurfer:7.3.1 recon-all -sd /subjects -s sub-1_ses-1 -i /raw/raw.nii.gz "
+        f"{FLAGS}"
+    )
+
+
+def test_the_crop_keeps_every_voxel_where_it_was() -> None:
+    data = np.zeros(freesurfer.CONFORMED, np.float32)
+    data[40, 20, 20], data[100, 100, 150], data[199, 211, 243] = 1, 2, 3
+    conformed = Image(data, images.conformed_affine(data.shape))
+    cropped = freesurfer.crop(conformed)
+    assert cropped.data.shape == (160, 192, 224)
+    for value in (1, 2, 3):
+        before, after = (np.argwhere(i.data == value)[0] for i in (conformed, cropped))
+        worlds = [i.affine @ [*v, 1] for i, v in ((conformed, before), (cropped, after))]
+        assert np.array_equal(*worlds)
+    with pytest.raises(UserError, match="not the conformed"):
+        freesurfer.crop(cropped)
+
+
+def test_the_route_end_to_end_with_a_recon_all_that_copies(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, scan = bare / "data", select("sub-0025531")[0]
+    volume = np.zeros(freesurfer.CONFORMED, np.float32)
+    volume[80:90, 80:90, 80:90] = np.random.default_rng(0).random((10, 10, 10))
+    affine = images.conformed_affine(volume.shape)
+    images.save(bids.corr_raw(data) / scan.path, volume[80:84, 80:84, 80:84], affine)
+    (bare / "fs").mkdir()
+    (bare / "fs/license.txt").touch()
+    monkeypatch.setenv("FREESURFER_HOME", str(bare / "fs"))
+    images.save(bare / "norm.mgz", volume, affine)
+    monkeypatch.setenv("PATH", os.defpath)
+    executable(
+        bare / "fs/bin/recon-all",
+        f'#!/bin/sh\nmkdir -p "$2/$4/mri" && cp {bare}/norm.mgz "$2/$4/mri/"\n',
+    )
+    with pytest.raises(UserError, match=r"put norm-average_mni305\.mgz, which its authors"):
+        preprocess(data, [scan], "freesurfer")
+    images.save(bids.study_fixed_image(data), volume, affine)
+    (outcome,) = preprocess(data, [scan], "freesurfer")
+    assert outcome.excluded == ""
+    dataset = bids.corr_dataset(data, "freesurfer")
+    assert dataset.subjects() == [scan.subject]
+    moving, fixed = images.load(dataset.moving(scan.subject)), images.load(dataset.fixed())
+    expected = images.normalize(volume[40:200, 20:212, 20:244])
+    assert np.array_equal(moving.data, expected) and images.same_grid(moving, fixed)
+
+    executable(bare / "fs/bin/recon-all", "#!/bin/sh\necho mri_em_register failed >&2; exit 1\n")
+    images.save(
+        bids.corr_raw(data) / scan.path, volume[80:85, 80:85, 80:85], affine
+    )  # another image
+    (dataset.root / f"recon-all/{scan.subject.entities}/mri/norm.mgz").unlink()
+    (outcome,) = preprocess(data, [scan], "freesurfer", say=lambda text: None)
+    assert outcome.excluded == "recon-all ended with 1 (mri_em_register failed)"
+    assert dataset.subjects() == []
