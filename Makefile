@@ -27,6 +27,11 @@ inference: $(stamp) ## register SUBJECTS x RUNS samples, then significance and t
 		ACCUMULATION SUBNORMALS REGION LIBM ONEDNN ALIGN FRAMEWORK DATA RESULTS \
 		EXECUTOR SLURM_OPTIONS SLURM_CONTAINER TASK_SAMPLES) $(call off,WAIT) $(call flag,DRY_RUN) $(call flag,YES)
 
+.PHONY: paper
+paper: $(stamp) ## the study: CoRR, preprocessing, 35 x 10 samples, comparison (ENGINE, ROUTE, DRY_RUN)
+	PATH="$(CURDIR)/.venv/bin:$$PATH" $(venv) python/paper.py $(call options,ENGINE SUBJECTS RUNS MODEL ROUTE SIZE SOURCE \
+		TABLE JOBS DATA RESULTS THREADS EXECUTOR SLURM_OPTIONS TASK_SAMPLES) $(call off,WAIT) $(call flag,DRY_RUN) $(call flag,YES)
+
 .PHONY: significance
 significance: $(stamp) ## significant bits of an EXPERIMENT: maps and CSV
 	$(venv) python/significance.py $(call options,EXPERIMENT RESULTS JOBS)
@@ -44,7 +49,7 @@ verrou-sanity: $(stamp) ## prove in seconds that Verrou perturbs what it should 
 	PYTHONPATH=python $(venv) python/verrou_sanity.py
 
 .PHONY: compare
-compare: $(stamp) ## native against Verrou on a small case: bits, spread, map, time (FRAMEWORK, ONEDNN, ACCUMULATION, JOBS)
+compare: $(stamp) ## native against Verrou on a small case: bits, spread, map, time (FRAMEWORK, ONEDNN, JOBS)
 	$(venv) python/compare.py $(call options,FRAMEWORK ONEDNN ACCUMULATION JOBS)
 
 .PHONY: localize

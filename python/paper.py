@@ -2,9 +2,10 @@
 
     python python/paper.py --engine native --dry-run
 
-Gets CoRR, preprocesses it, runs python/experiments/paper.toml (--engine native: paper-native.toml),
-analyses it and compares it with the study. Stops before anything starts where a piece is missing;
-killed at any point and started again, it continues.
+Gets CoRR, preprocesses it, runs python/experiments/paper.toml (--engine native:
+paper-native.toml), analyses it and compares it with the study. Further options go to
+run_matrix.py. Stops before anything starts where a piece is missing; killed at any point and
+started again, it continues.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from morphbits import study
 from morphbits.datasets import corr_install, corr_table
 from morphbits.errors import UserError, run_cli
 from morphbits.preprocessing import ROUTES, open_route
-from morphbits.report import comparison
+from morphbits.report import beside_study
 
 
 def main() -> None:
@@ -39,7 +40,7 @@ def main() -> None:
     add("--results", type=Path, default=Path("results"), help="results folder")
     add("--dry-run", action="store_true", help="cost and what is missing, then stop")
     add("--yes", action="store_true", help="start although it takes more than two hours")
-    options = parser.parse_args()
+    options, further = parser.parse_known_args()
     plan = study.Study(
         options.data, options.results, corr_table.select(options.subjects, options.table),
         options.engine, options.model, options.runs, options.route, options.size,
@@ -53,14 +54,14 @@ def main() -> None:
     if options.dry_run:
         return
     plan.prepare(options.source, options.jobs)
-    words = [*plan.inference(), *([f"--jobs={options.jobs}"] if options.jobs else [])]
+    words = [*plan.inference(), *further, *([f"--jobs={options.jobs}"] if options.jobs else [])]
     script = Path(__file__).with_name("run_matrix.py")
     done = subprocess.run(
         [sys.executable, str(script), *words, *(["--yes"] if options.yes else [])], check=False
     )
     if done.returncode:
         raise UserError("the samples are not complete, see above; run again to continue")
-    print(comparison.in_words(comparison.compare(plan.results, plan.name)))
+    print(beside_study.in_words(beside_study.compare(plan.results, plan.name)))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -48,8 +49,16 @@ def write_table(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
+def tools_of_the_environment() -> None:
+    """datalad and git-annex lie beside the Python that runs the tests."""
+    folder = str(Path(sys.executable).parent)
+    if folder not in os.environ["PATH"].split(os.pathsep):
+        os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
 def make_source(root: Path, contents: Mapping[str, images.Image]) -> Path:
     """`root/RawDataBIDS`, made by DataLad as CoRR is; `root/table.csv` lists its images."""
+    tools_of_the_environment()
     from datalad import api
 
     source = root / "RawDataBIDS"

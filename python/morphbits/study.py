@@ -1,7 +1,7 @@
 """The study (Gonzalez Pepe et al. 2023, arXiv:2308.01939) as one plan: what it needs and costs.
 
-CoRR, preprocessing, samples, and the comparison are done by their own modules; here they are put in
-a row, and asked beforehand for what they lack.
+CoRR, preprocessing, samples, and the comparison are done by their own modules; here they are put
+in a row, and asked beforehand for what they lack.
 """
 
 from __future__ import annotations
@@ -135,8 +135,8 @@ class Study:
         others = [who.entities for who in self.dataset.subjects() if who not in mine]
         if others:
             raise UserError(
-                f"{self.dataset.root} also holds {', '.join(others)}, which this run was not asked "
-                "for: use another DATA folder"
+                f"{self.dataset.root} also holds {', '.join(others)}, which this run was not "
+                "asked for: use another DATA folder"
             )
         if not self.dataset.subjects():
             raise UserError("every subject was left out by preprocessing: there is nothing to run")

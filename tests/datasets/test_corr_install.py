@@ -21,12 +21,6 @@ from morphbits.errors import UserError
 PYTHON = Path(__file__).parents[2] / "python"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def tools_of_the_environment() -> None:
-    """datalad and git-annex lie beside the Python that runs the tests."""
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-
-
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("corr")
@@ -51,14 +45,18 @@ def writable(root: Path) -> None:
 
 
 def command(root: Path, *words: str, source: str = "") -> list[str]:
-    script = [sys.executable, str(PYTHON / "install_corr.py"), "--data", str(root.parent / "data")]
+    script = [sys.executable, str(PYTHON / "install_corr.py"), "--data", "data"]
     place = ["--source", source or str(root / "RawDataBIDS"), "--table", str(root / "table.csv")]
     return [*script, *place, *words]
 
 
 def run(root: Path, *words: str, source: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(root, *words, source=source), text=True, capture_output=True, check=False
+        command(root, *words, source=source),
+        cwd=root.parent,
+        text=True,
+        capture_output=True,
+        check=False,
     )
 
 
@@ -115,7 +113,9 @@ def test_killed_over_http_and_run_again(source: Path) -> None:
         address = f"{server.address}/RawDataBIDS/.git"
         server.gate.clear()
         words = command(source, "--jobs", "1", source=address)
-        first = subprocess.Popen(words, start_new_session=True, stderr=subprocess.DEVNULL)
+        first = subprocess.Popen(
+            words, cwd=source.parent, start_new_session=True, stderr=subprocess.DEVNULL
+        )
         assert server.reached.wait(60), "the second image was never asked for"
         os.killpg(first.pid, signal.SIGKILL)
         first.wait()

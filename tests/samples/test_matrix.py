@@ -275,7 +275,7 @@ def test_auto_engine_is_verrou_where_it_is_and_says_why(
 def test_named_experiments_are_valid_and_the_command_line_goes_first() -> None:
     files = experiment.NAMED_EXPERIMENTS.glob("*.toml")
     names = [path.stem for path in files if not path.stem.startswith("train-")]
-    assert {"smoke", "paper-inference"} <= set(names)
+    assert {"smoke", "paper", "paper-inference", "paper-native"} <= set(names)
     for name in names:
         settings, _ = experiment.from_options(argparse.Namespace(experiment=name, seed=77))
         assert settings.seed == 77

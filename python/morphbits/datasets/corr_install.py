@@ -183,6 +183,7 @@ def _lookup_key(path: Path) -> str:
 @contextmanager
 def _opened(root: Path, source: str) -> Iterator[Installer]:
     """One installation at a time; the next one waits and finds everything there."""
+    root = root.resolve()  # commands run in folders of their own
     try:
         root.mkdir(parents=True, exist_ok=True)
         lock = open(root / ".lock", "w")  # noqa: SIM115

@@ -1,89 +1,91 @@
-"""Ours beside the study's, subject by subject: `comparison.csv` of an experiment, and a table.
-
-The study's numbers are as published; its version of significantdigits probably counted one bit too
-many (see the glossary), so that each difference is given both ways. Subjects that the study
-excluded are excluded here.
-"""
+"""Native against Verrou: one table and one figure."""
 
 from __future__ import annotations
 
-import csv
-import io
-import statistics
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
-from morphbits import bids, images
-from morphbits.datasets.corr_table import SUCCESS, scans
-from morphbits.report import experiment as reading
-from morphbits.report.tables import number, spread
+import numpy as np
 
-OFFSET = 1.0  # bits that the study probably counted too many
-QUANTITIES = {"image": "synthmorph_moved_bits", "warp": "synthmorph_warp_bits"}
-COLUMNS = ("subject", "quantity", "ours", "published", "published_less_one", "difference",
-           "difference_less_one")  # fmt: skip
+from morphbits.stats.comparison import BITS, RATIO, Comparison, compare
 
-
-@dataclass(frozen=True)
-class Comparison:
-    """rows: one for each subject that both have, and quantity. excluded: subjects of ours that
-    the study excluded, and why; unmatched: those that it did not publish for another reason."""
-
-    rows: list[dict[str, str | float]]
-    excluded: dict[str, str]
-    unmatched: list[str]
+Samples = Mapping[str, np.ndarray]  # "image" (S, X, Y, Z) and "warp" (S, X, Y, Z, V), float32
+HEAD = (
+    "| native arm | quantity | Verrou bits | native bits | difference ± s.e. "
+    "| log2 of std native/Verrou: q05, q25, median, q75, q95 | agrees |"
+)
 
 
-def compare(results: Path, experiment: str) -> Comparison:
-    """Read an experiment, compare it with the published table, write `comparison.csv`."""
-    found = reading.read(results, experiment)
-    published = {str(row["subject"]): row for row in reading.study()}
-    status = {f"sub-{scan.subject.label}": scan.status for scan in scans()}
-    rows: list[dict[str, str | float]] = []
-    excluded, unmatched = {}, []
-    for entities in found.subjects:
-        subject = entities.split("_")[0]
-        if status.get(subject, SUCCESS) not in (SUCCESS, ""):
-            excluded[subject] = status[subject]
-        elif subject not in published:
-            unmatched.append(subject)
-        else:
-            for quantity, column in QUANTITIES.items():
-                ours = float(found.bits(quantity)[entities]["mean"])
-                theirs = float(published[subject][column])
-                values = (ours, theirs, theirs - OFFSET, ours - theirs, ours - theirs + OFFSET)
-                rows.append(dict(zip(COLUMNS, (subject, quantity, *values), strict=True)))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    path = bids.experiment_file(results, experiment, "comparison.csv")
-    images.write_atomically(path, text.getvalue().encode())
-    return Comparison(rows, excluded, unmatched)
+def comparisons(arms: Mapping[str, Samples]) -> dict[tuple[str, str], Comparison]:
+    """Every later arm against the first, by (arm, quantity)."""
+    first, *others = arms
+    return {
+        (name, quantity): compare(arms[name][quantity], arms[first][quantity])
+        for name in others
+        for quantity in ("image", "warp")
+    }
 
 
-def in_words(comparison: Comparison) -> str:
-    """The table for a terminal: each subject, then the mean over subjects."""
+def table(arms: Mapping[str, Samples], facts: Mapping[str, tuple[float, int]]) -> tuple[str, bool]:
+    """Markdown, and whether the second arm (the matching order) agrees with the first.
+
+    ``facts`` are seconds per sample and perturbed operations of each arm.
+    """
+    first, second, *_ = arms
+    found = comparisons(arms)
+    n = len(arms[first]["image"])
     lines = [
-        f"{'subject':<14}{'':<7}{'ours':>8}{'study':>8}{'-1 bit':>8}{'diff.':>8}{'-1 bit':>8}"
+        f"{first} against native, {n} samples of each; agreement is a difference "
+        f"of mean bits within {BITS} and a median ratio of standard deviations within 2^±{RATIO}.",
+        "",
+        HEAD,
+        "|---|---|---|---|---|---|---|",
     ]
-    for row in comparison.rows:
-        numbers = "".join(f"{number(float(row[name])):>8}" for name in COLUMNS[2:])
-        lines.append(f"{row['subject']:<14}{row['quantity']:<7}{numbers}")
-    for quantity in QUANTITIES:
-        mine = [row for row in comparison.rows if row["quantity"] == quantity]
-        if mine:
-            ours, theirs, less, difference, less_difference = (
-                [float(row[name]) for row in mine] for name in COLUMNS[2:]
-            )
-            lines.append(
-                f"{quantity}, {len(mine)} subjects: ours {spread(ours)}, study {spread(theirs)} "
-                f"({number(statistics.fmean(difference))}), less one bit {spread(less)} "
-                f"({number(statistics.fmean(less_difference))})"
-            )
-    lines += [
-        f"{who}: excluded as in the study ({why})" for who, why in comparison.excluded.items()
-    ]
-    if comparison.unmatched:
-        lines.append(f"not published by the study: {', '.join(comparison.unmatched)}")
-    return "\n".join(lines)
+    for (name, quantity), one in found.items():
+        lines.append(
+            f"| {name} | {quantity} | {one.bits[1]:.2f} | {one.bits[0]:.2f} "
+            f"| {one.difference:+.3f} ± {one.error:.3f} "
+            f"| {', '.join(f'{q:+.2f}' for q in one.ratio)} | {'yes' if one.agrees else 'no'} |"
+        )
+    lines += ["", "| arm | operations perturbed | s per sample | Verrou's time over it |"]
+    lines += ["|---|---|---|---|"]
+    for name, (seconds, operations) in facts.items():
+        ratio = facts[first][0] / seconds
+        lines.append(f"| {name} | {operations:,} | {seconds:.3g} | {ratio:.0f} |")
+    agrees = all(one.agrees for (name, _), one in found.items() if name == second)
+    return "\n".join(lines), agrees
+
+
+def write_maps(arms: Mapping[str, Samples], folder: Path) -> Path:
+    """A figure: for every native arm (rows) the three middle slices of log2(std native/Verrou) of
+    the image and of the warp's mean over components; blue: native varies less."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    first, *others = arms
+    found = comparisons(arms)
+    figure, axes = plt.subplots(
+        len(others), 6, figsize=(12, 2.3 * len(others)), squeeze=False, layout="constrained"
+    )
+    shown = None
+    for row, name in zip(axes, others, strict=True):
+        for k, quantity in enumerate(("image", "warp")):
+            ratio = found[name, quantity].ratio_map
+            if ratio.ndim == 4:
+                ratio = ratio.mean(axis=-1)
+            for axis in range(3):
+                cell = row[3 * k + axis]
+                middle = np.take(ratio, ratio.shape[axis] // 2, axis=axis)
+                shown = cell.imshow(middle.T, origin="lower", cmap="RdBu_r", vmin=-1, vmax=1)
+                cell.set_xticks([])
+                cell.set_yticks([])
+                cell.set_title(f"{quantity}, {'xyz'[axis]}", fontsize=8)
+        row[0].set_ylabel(name, fontsize=8)
+    if shown is not None:
+        figure.colorbar(shown, ax=axes, label=f"log2 of std: native over {first}", shrink=0.8)
+    path = folder / f"{first}.png"
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
