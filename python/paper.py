@@ -61,6 +61,9 @@ def main() -> None:
     )
     if done.returncode:
         raise UserError("the samples are not complete, see above; run again to continue")
+    if "--no-wait" in further:
+        print("the same command again says how far it is, and compares at the end")
+        return
     print(beside_study.in_words(beside_study.compare(plan.results, plan.name)))
 
 

@@ -16,6 +16,7 @@ from morphbits import bids
 from morphbits.config import ExecutionConfig, ExperimentConfig, from_toml
 from morphbits.datasets import corr_install
 from morphbits.datasets.corr_table import Scan
+from morphbits.engines import verrou
 from morphbits.errors import UserError
 from morphbits.models.weights import Architecture, init_weights, save_h5
 from morphbits.preprocessing import freesurfer, open_route, preprocess
@@ -63,6 +64,8 @@ class Study:
         model = self.settings().model
         if not model.is_file():
             lines.append(f"weights: no {model}; make models downloads them, or name a MODEL=")
+        if self.engine == "verrou" and verrou.found() is None:
+            lines.append("Verrou: not on this machine; make docker builds it, or ENGINE=native")
         if self.route == "freesurfer":
             fixed = bids.study_fixed_image(self.data)
             if not fixed.is_file():

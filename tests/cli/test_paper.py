@@ -37,6 +37,19 @@ def test_what_is_missing_is_said_before_anything_starts(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_verrou_is_asked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("morphbits.engines.verrou.found", lambda: None)
+    weights = tmp_path / "weights.h5"
+    weights.touch()
+    plans = {
+        engine: study.Study(tmp_path, tmp_path, [], engine, weights, 10, "open", "1mm")
+        for engine in ("verrou", "native")
+    }
+    assert plans["native"].missing() == []
+    (line,) = plans["verrou"].missing()
+    assert line.startswith("Verrou: not on this machine; make docker builds it")
+
+
 def test_each_engine_has_its_own_experiment(tmp_path: Path) -> None:
     plans = [
         study.Study(tmp_path, tmp_path, select("inference"), engine, None, 10, "open", "1mm")
