@@ -57,16 +57,17 @@ localize: $(stamp) ## which part of the network loses the bits, by Verrou's delt
 	$(venv) python/localize.py $(call options,BY)
 
 ##@ Image with Verrou
-CONTAINER ?= docker
-VERROU ?= current
+CONTAINER ?=     ## docker or podman (default: docker)
+VERROU ?=        ## current or study: which Verrou the image holds (default: current)
+container := $(or $(CONTAINER),docker)
 image := morphbits$(if $(filter study,$(VERROU)),-study)
-build = $(CONTAINER) build $(if $(filter podman,$(CONTAINER)),--format docker) --build-arg VERROU=$(VERROU) \
+build = $(container) build $(if $(filter podman,$(container)),--format docker) --build-arg VERROU=$(or $(VERROU),current) \
 	--build-arg REVISION=$$(git rev-parse HEAD) --build-arg VERSION=$$(git describe --always --dirty)
 
 .PHONY: docker
-docker: .cache/$(CONTAINER)-$(image) ## build the image with Verrou (CONTAINER=docker or podman, VERROU=current or study)
+docker: .cache/$(container)-$(image) ## build the image with Verrou
 
-.cache/$(CONTAINER)-$(image): Dockerfile .dockerignore $(shell git ls-files python scripts verrou 2>/dev/null)
+.cache/$(container)-$(image): Dockerfile .dockerignore $(shell git ls-files python scripts verrou 2>/dev/null)
 	mkdir -p $(@D)
 	$(build) --target runtime --tag $(image) .
 	touch $@
@@ -74,7 +75,7 @@ docker: .cache/$(CONTAINER)-$(image) ## build the image with Verrou (CONTAINER=d
 .PHONY: docker-test
 docker-test: ## build the image with the tests, and run those of engines, samples and scripts in it
 	$(build) --target test --tag $(image)-test .
-	$(CONTAINER) run --rm --network none --read-only --tmpfs /tmp:exec --user $$(id -u):$$(id -g) $(image)-test
+	$(container) run --rm --network none --read-only --tmpfs /tmp:exec --user $$(id -u):$$(id -g) $(image)-test
 
 ##@ Data and models
 .PHONY: phantom
