@@ -1,15 +1,24 @@
 """Prove in seconds that Verrou perturbs what it should and nothing else: `make verrou-sanity`.
 
-python python/verrou_sanity.py
+    python python/verrou_sanity.py
+
+Runs in the image (`make docker`) where Verrou is not on this machine itself.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
+from morphbits.engines.verrou import SCRIPTS, found
 from morphbits.engines.verrou.sanity import check
 from morphbits.errors import UserError, run_cli
 
 
 def main() -> None:
+    if found() == "container":
+        inside = ["--", "python", "python/verrou_sanity.py"]
+        sys.exit(subprocess.call([str(SCRIPTS / "in_container.sh"), *inside]))
     failed = 0
     for what, holds, evidence in check():
         print(f"{'ok' if holds else 'FAILED':8}{what} ({evidence})", flush=True)

@@ -59,7 +59,8 @@ valgrind=$prefix/bin/valgrind
 [ -x "$valgrind" ] || fail "$valgrind: is not there; VERROU_PREFIX must name the folder that Verrou was installed to"
 version=$("$valgrind" --tool=verrou --version 2>/dev/null) || version=$("$valgrind" --version)
 release=$(sed -nE 's/.*verrou-([0-9]+\.[0-9]+).*/\1/p' <<<"$version")
-[ -n "$release" ] || fail "$valgrind: is $version, without the tool Verrou"
+[ -n "$release" ] || fail "$valgrind: is $version, without the tool Verrou; 'make docker' builds an image with it,\
+ or name its folder: VERROU_PREFIX=/path/to/verrou"
 
 program=$(command -v -- "$1") || fail "$1: no such program"
 if [ "$(head -c 4 -- "$program" | tr -d '\0')" != $'\x7fELF' ]; then
