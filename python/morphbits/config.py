@@ -214,6 +214,7 @@ def _checked(cls: type, spec: dataclasses.Field[Any], value: Any) -> Any:
     """The value in its field's type; ValueError with the reason where it does not fit."""
     kind, optional = _type_of(cls, spec.name)
     value = Path(value) if kind is Path and isinstance(value, str) else value
+    value = float(value) if kind is float and type(value) is int else value
     if value is None and optional:
         return None
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

@@ -50,8 +50,8 @@ def test_opposite_velocities_are_inverse_warps() -> None:
     velocity = torch.stack([2 * bump, -bump, bump])[None]
     there, back = (deformation.integrate(sign * velocity, 6) for sign in (1, -1))
     there_and_back = there + deformation.transform(back, there)
-    # linear interpolation errs by an eighth of the second derivative, at most 2·2(π/31)², along each
-    # axis; six squarings of half of that, in each of two warps, and once more to compose them
+    # linear interpolation errs by an eighth of the second derivative, at most 4(π/31)², along each
+    # axis; six squarings by half of that, in each of two warps, and once more to compose them
     interpolation = 3 * 4 * (torch.pi / 31) ** 2 / 8
     assert there_and_back.abs().max() < 7 * interpolation
     assert there.abs().max() > 1.9

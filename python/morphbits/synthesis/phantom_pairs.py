@@ -2,8 +2,9 @@
 
 A subject is what `morphbits.datasets.phantom` makes, by the same method and from the same ranges,
 but in torch, on the network's own grid and in a tenth of a second: the template under a random
-diffeomorphism, with its own contrast, bias field and noise. Two things differ: the range of
-displacements is wider (DISPLACEMENT), and the velocity is integrated at half resolution.
+diffeomorphism, with its own contrast, bias field and noise. Three things differ: the range of
+displacements is wider (DISPLACEMENT), so is that of BRIGHTNESS, and the velocity is integrated at
+half resolution.
 
 A pair is a pure function of (seed, index, size) on one machine and number of threads, drawn from a
 stream of its own, named "training pairs": no phantom of a dataset comes from it, whatever the two
@@ -28,6 +29,7 @@ from morphbits.images import NetworkGrid
 from morphbits.synthesis import deformation
 
 DISPLACEMENT = (2.0, 6.0)  # mm, range of the root mean square of the velocity in the brain
+BRIGHTNESS = (0.5, 1.0)  # range of the maximum: in a real scan, vessels are brighter than tissue
 SQUARINGS = 6
 
 
@@ -65,7 +67,8 @@ def draw(seed: int, index: int, size: str) -> Pair:
     image = image + noise * torch.randn(image.shape, generator=random)
     brain = tissues_BCXYZ.sum(1, keepdim=True) > 0.5
     image = torch.where(brain, image.clamp(min=0), 0)
-    return Pair(image / image.max(), grid.image / grid.image.max(), tissues_BCXYZ, grid.tissues)
+    image = image / image.max() * _uniform(random, *BRIGHTNESS)
+    return Pair(image, grid.image / grid.image.max(), tissues_BCXYZ, grid.tissues)
 
 
 def collate(pairs: list[Pair]) -> Pair:
