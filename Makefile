@@ -5,6 +5,8 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules
+# threads that wait sleep: spinning ones take the cores that other samples and tests compute on; no bytes change
+export OMP_WAIT_POLICY ?= PASSIVE
 
 dashed = $(subst _,-,$(shell tr A-Z a-z <<< $1))
 option = $(if $($1),--$(call dashed,$1)='$($1)')
@@ -18,7 +20,7 @@ setup = PYTHON='$(PYTHON)' TORCH='$(TORCH)' scripts/setup.sh
 locks := python/requirements.lock python/torch.lock python/torch-cuda.lock
 kernels := $(wildcard python/morphbits/engines/native/csrc/*)
 shell_files = scripts/*.sh .ci/run $(wildcard *.sh verrou/*.sh)
-pytest := cd python && ../$(venv) -m pytest -q
+pytest := cd python && ../$(venv) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 ##@ Run
 .PHONY: inference
@@ -134,9 +136,10 @@ parity: $(stamp) ## how far the torch port is from TensorFlow, layer by layer (n
 
 .PHONY: lock
 lock: $(stamp) ## resolve python/*.in into the lock files (keeps what still fits)
-	cd python; constraint=; for name in requirements torch-cuda; do \
-	  UV_CUSTOM_COMPILE_COMMAND='make lock' ../.venv/bin/uv pip compile --quiet --universal --python-version 3.11 \
-	    --generate-hashes --no-emit-package tensorflow $$name.in -o $$name.lock $$constraint; constraint='-c requirements.lock'; done
+	cd python; compile="../.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes"; \
+	export UV_CUSTOM_COMPILE_COMMAND='make lock'; \
+	$$compile --no-emit-package tensorflow --no-emit-package torch requirements.in -o requirements.lock; \
+	$$compile --no-config torch-cuda.in -o torch-cuda.lock -c requirements.lock
 
 .PHONY: clean
 clean: ## remove what make can make again; results/ and data/ stay

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from morphbits.engines import verrou
 from morphbits.errors import run_cli
 from morphbits.models.weights import Architecture, init_weights, save_h5
 from morphbits.samples import experiment
@@ -66,7 +67,7 @@ def test_above_two_hours_it_asks(
     [
         (["--runs=0"], "argument --runs: must be at least 1"),
         (["--engine=verro"], "did you mean 'verrou'"),
-        (["--engine=verrou"], "scripts/with_verrou.sh"),
+        (["--engine=verrou"], "'make docker' builds it"),
         (["--engine=native", "--framework=tensorflow"], "native engine perturbs torch only"),
         (["--engine=native", "--mode=upward"], "mode upward is deterministic"),
         (["--model=gone.h5"], "gone.h5: there is no such model file"),
@@ -75,10 +76,12 @@ def test_above_two_hours_it_asks(
 )
 def test_a_bad_option_is_one_sentence(
     run_matrix: RunMatrix,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     words: list[str],
     message: str,
 ) -> None:
+    monkeypatch.setattr(verrou, "found", lambda: None)
     assert run_matrix(*words) == 2
     assert message in capsys.readouterr().err
 

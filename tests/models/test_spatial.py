@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from lazy_tensorflow import reference
 from scipy.ndimage import gaussian_filter
 
 from morphbits.models import spatial
 
-tf_reference = pytest.importorskip("morphbits.models.synthmorph_tf")
-vxm = tf_reference.vxm
+pytestmark = pytest.mark.tensorflow
 
 SHAPES = [(16, 16, 16), (16, 24, 8)]
 
@@ -39,18 +39,18 @@ def assert_same_bits(tensor: torch.Tensor, reference: object) -> None:
 def test_bits_of_each_step(shape: tuple[int, ...], largest: float) -> None:
     svf = field(shape, largest, batch=2)
     integrated = spatial.integrate(svf, 5)
-    theirs = vxm.layers.VecInt(method="ss", int_steps=5)(channels_last(svf))
+    theirs = reference.vxm.layers.VecInt(method="ss", int_steps=5)(channels_last(svf))
     assert_same_bits(integrated, theirs)
 
     warp = spatial.rescale(integrated, 2)
-    theirs = vxm.layers.RescaleTransform(2.0)(theirs)
+    theirs = reference.vxm.layers.RescaleTransform(2.0)(theirs)
     assert_same_bits(warp, theirs)
     full = [2 * n for n in shape]
     assert (warp.abs().amax((0, 2, 3, 4)) > torch.tensor(full)).any() == (largest == 40)
 
     image = torch.from_numpy(np.random.default_rng(1).random((2, 1, *full), dtype=np.float32))
     moved = spatial.transform(image, warp)
-    theirs = vxm.layers.SpatialTransformer(interp_method="linear", indexing="ij")(
+    theirs = reference.vxm.layers.SpatialTransformer(interp_method="linear", indexing="ij")(
         [channels_last(image), theirs]
     )
     assert_same_bits(moved, theirs)
@@ -64,7 +64,7 @@ def test_bits_at_borders_and_on_the_grid() -> None:
     values = random.choice(np.float32([-1.5, -0.0, 0.0, 2.25]), (1, 2, *shape))
     values[:, :, :3] = -0.0
     image = torch.from_numpy(values)
-    theirs = vxm.layers.SpatialTransformer(interp_method="linear", indexing="ij")(
+    theirs = reference.vxm.layers.SpatialTransformer(interp_method="linear", indexing="ij")(
         [channels_last(image), channels_last(shift)]
     )
     assert_same_bits(spatial.transform(image, shift), theirs)
@@ -77,8 +77,8 @@ def test_bits_with_subnormals_flushed() -> None:
         np.random.default_rng(1).random((1, 1, 16, 16, 16), np.float32) * 2e-38
     )
     warp = field((16, 16, 16), 3.0)
-    integrated = vxm.layers.VecInt(method="ss", int_steps=5)(channels_last(svf))
-    moved = vxm.layers.SpatialTransformer(interp_method="linear", indexing="ij")(
+    integrated = reference.vxm.layers.VecInt(method="ss", int_steps=5)(channels_last(svf))
+    moved = reference.vxm.layers.SpatialTransformer(interp_method="linear", indexing="ij")(
         [channels_last(image), channels_last(warp)]
     )
     threads = torch.get_num_threads()

@@ -11,13 +11,14 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from lazy_tensorflow import reference
 
+from morphbits.config import DEMO_MODEL
 from morphbits.errors import UserError
 from morphbits.models.synthmorph_torch import SynthMorph, init_model
 from morphbits.models.weights import Architecture, read_architecture, read_weights, save_h5
 
-reference = pytest.importorskip("morphbits.models.synthmorph_tf")
-tf = reference.tf
+pytestmark = pytest.mark.tensorflow
 
 Images = Callable[[tuple[int, ...]], tuple[np.ndarray, np.ndarray]]
 SHAPES = [(32, 32, 32), (32, 48, 16)]
@@ -203,7 +204,7 @@ def test_reference_refuses_what_the_port_refuses(small_model: Path, tmp_path: Pa
 
 def test_threads_are_set_once(small_model: Path, images: Images) -> None:
     reference.register(reference.load(small_model), *images(SHAPES[0]))
-    running = tf.config.threading.get_intra_op_parallelism_threads()
+    running = reference.tf.config.threading.get_intra_op_parallelism_threads()
     with pytest.raises(UserError, match="one process per number"):
         reference.set_threads(running + 1)
 
@@ -225,3 +226,16 @@ def test_gradients_off_change_no_bits(small_model: Path, images: Images) -> None
     with torch.enable_grad():
         kept = model(*inputs)
     assert all(torch.equal(a, b) for a, b in zip(in_place, kept, strict=True))
+
+
+def test_the_demo_model_loads_in_voxelmorph() -> None:
+    pair = np.random.default_rng(1).random((2, 16, 16, 16), dtype=np.float32)
+    theirs = reference.vxm.networks.VxmDense.load(str(DEMO_MODEL))
+    assert theirs.count_params() == 285_827
+    _, warp = reference.register(reference.load(DEMO_MODEL), *pair)
+    batches = (batch(image) for image in pair)
+    with torch.no_grad():
+        _, port = SynthMorph.load(DEMO_MODEL)(*batches)
+    # noise at the smallest size; the port's own tests derive 1e-5 of the largest displacement
+    difference = np.abs(np.moveaxis(port[0].numpy(), 0, -1) - warp).max()
+    assert difference <= 1e-4 * max(1.0, np.abs(warp).max())

@@ -122,12 +122,17 @@ class Worker:
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         package_root = str(Path(morphbits.__file__).parents[1])
         paths = [package_root, os.environ.get("PYTHONPATH", "")]
+        environment = {
+            "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads would take the other workers' cores
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        }
         self._process = subprocess.Popen(
             [*self.key[0], "-m", "morphbits.samples.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            env=environment,
             start_new_session=True,  # an interrupt from the keyboard is the parent's to handle
             bufsize=0,
         )
