@@ -30,7 +30,7 @@ from morphbits.errors import UserError
 from morphbits.models.synthmorph_torch import SynthMorph, init_model
 from morphbits.models.weights import Architecture
 from morphbits.synthesis import deformation, phantom_pairs
-from morphbits.synthesis.phantom_pairs import Pair
+from morphbits.synthesis.pair import Pair, collate
 
 LOG_COLUMNS = ("step", "learning_rate", "loss", "mismatch", "roughness")
 # Of the last layer's first weights, as in voxelmorph: training starts near no warp.
@@ -146,9 +146,7 @@ def training_pair(config: TrainConfig, step: int) -> Pair:
     """The batch of one step: a pure function of the seed and the step."""
     size = "4mm" if step < config.coarse_steps else "2mm"
     first = step * config.batch
-    return phantom_pairs.collate(
-        [phantom_pairs.draw(config.seed, first + k, size) for k in range(config.batch)]
-    )
+    return collate([phantom_pairs.draw(config.seed, first + k, size) for k in range(config.batch)])
 
 
 def _optimizer(model: SynthMorph) -> torch.optim.Adam:

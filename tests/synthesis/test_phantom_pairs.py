@@ -8,12 +8,13 @@ import torch
 
 from morphbits.datasets import phantom
 from morphbits.synthesis import phantom_pairs
+from morphbits.synthesis.pair import Pair
 
 SIZE = "4mm"
 FIELDS = ("moving", "fixed", "moving_tissues", "fixed_tissues")
 
 
-def as_bytes(pair: phantom_pairs.Pair) -> list[bytes]:
+def as_bytes(pair: Pair) -> list[bytes]:
     return [getattr(pair, field).numpy().tobytes() for field in FIELDS]
 
 

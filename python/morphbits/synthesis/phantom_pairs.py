@@ -16,7 +16,7 @@ Arrays: B batch, C channels, V component, X Y Z space; float32.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -27,21 +27,11 @@ from torch import Tensor
 from morphbits.datasets import phantom
 from morphbits.images import NetworkGrid
 from morphbits.synthesis import deformation
+from morphbits.synthesis.pair import Pair
 
 DISPLACEMENT = (2.0, 6.0)  # mm, range of the root mean square of the velocity in the brain
 BRIGHTNESS = (0.5, 1.0)  # range of the maximum: in a real scan, vessels are brighter than tissue
 SQUARINGS = 6
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Moving and fixed image (B, 1, X, Y, Z) in [0, 1], and their tissues (B, 3, X, Y, Z): the
-    shares of CSF, grey and white matter in each voxel."""
-
-    moving: Tensor
-    fixed: Tensor
-    moving_tissues: Tensor
-    fixed_tissues: Tensor
 
 
 @dataclass(frozen=True)
@@ -54,7 +44,8 @@ class _Grid:
 
 
 def draw(seed: int, index: int, size: str) -> Pair:
-    """One pair. `size` is one of the phantom's; its grid is padded to what the network takes."""
+    """One pair; its labels are CSF, grey and white matter, as shares. `size` is one of the
+    phantom's; its grid is padded to what the network takes."""
     grid = _template(size)
     random = _generator(seed, index, size)
     backward_BVXYZ = _backward_warp(grid, random)
@@ -69,13 +60,6 @@ def draw(seed: int, index: int, size: str) -> Pair:
     image = torch.where(brain, image.clamp(min=0), 0)
     image = image / image.max() * _uniform(random, *BRIGHTNESS)
     return Pair(image, grid.image / grid.image.max(), tissues_BCXYZ, grid.tissues)
-
-
-def collate(pairs: list[Pair]) -> Pair:
-    """Several pairs of one size as one batch."""
-    return Pair(
-        *(torch.cat([getattr(pair, field.name) for pair in pairs]) for field in fields(Pair))
-    )
 
 
 @cache
