@@ -45,7 +45,13 @@ typedef uint64_t bits_f64;
 #define SPLAT _mm256_set1_ps
 #define FMA_VECTOR(a, b, c) _mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c))
 #endif
+#include "vector.h"
+
 #include "convolution.h"
+#undef V
+#undef I
+#undef W
+#undef MINUS_ZERO
 #undef T
 #undef S
 #undef SINGLE
@@ -75,6 +81,8 @@ typedef uint64_t bits_f64;
 #define SPLAT _mm256_set1_pd
 #define FMA_VECTOR(a, b, c) _mm256_fmadd_pd((__m256d)(a), (__m256d)(b), (__m256d)(c))
 #endif
+#include "vector.h"
+
 #include "convolution.h"
 
 int FN(convolution)(const rounding *r, const convolution_call *c) {
