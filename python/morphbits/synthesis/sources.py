@@ -1,0 +1,85 @@
+"""Where training pairs come from: one function for every kind of source.
+
+    with open_source(config, ranks, threads) as source:
+        pair = source.pair(epoch, step, rank)
+
+A pair is a pure function of (config, epoch, step, rank), whatever was asked before: what a
+training draws does not depend on how it was interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from morphbits.config import option
+from morphbits.datasets.phantom import SIZES
+from morphbits.synthesis import phantom_pairs
+from morphbits.synthesis.pair import Pair, collate
+
+SOURCES = ("phantom-pairs",)
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """What decides the training pairs, byte for byte."""
+
+    source: str = option(
+        "phantom-pairs",
+        "of the training pairs: phantom-pairs (a new T1-like phantom at every step, and the "
+        "template)",
+        choices=SOURCES,
+    )
+    seed: int = option(1, "of everything random in the training", minimum=0)
+    batch: int = option(1, "pairs per step and process", minimum=1)
+    steps: int = option(100, "training steps per epoch", minimum=1)
+    size: str = option("2mm", "phantom-pairs: voxels of the phantoms", choices=tuple(SIZES))
+    coarse_epochs: int = option(
+        0, "phantom-pairs: the first epochs, on phantoms of 4 mm whatever the size", minimum=0
+    )
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which process of a training this is: `rank` of `size`, and `host_rank` of the `host_size`
+    on this machine. The default is a training in one process."""
+
+    rank: int = 0
+    size: int = 1
+    host_rank: int = 0
+    host_size: int = 1
+
+
+class Source(Protocol):
+    """A stream of training pairs that can be asked for any of them."""
+
+    def pair(self, epoch: int, step: int, rank: int) -> Pair:
+        """The batch of `rank` at `step` (from 0, in its epoch) of `epoch` (from 0)."""
+
+
+@contextmanager
+def open_source(config: SourceConfig, ranks: Ranks, threads: int) -> Iterator[Source]:
+    """The source that `config` names, for one process; `threads` are for what computes in it."""
+    yield _PhantomPairs(config, ranks, threads)
+
+
+class _PhantomPairs:
+    """Pairs drawn in the process that asks: a fiftieth of a second each at 4 mm."""
+
+    def __init__(self, config: SourceConfig, ranks: Ranks, threads: int) -> None:
+        self.config, self.ranks, self.threads = config, ranks, threads
+
+    def pair(self, epoch: int, step: int, rank: int) -> Pair:
+        config = self.config
+        size = "4mm" if epoch < config.coarse_epochs else config.size
+        # the pairs of all ranks of all steps in one row, so that a step of N ranks draws what one
+        # process with an N times larger batch does
+        first = ((epoch * config.steps + step) * self.ranks.size + rank) * config.batch
+        torch.set_num_threads(self.threads)  # of the calling thread
+        return collate(
+            [phantom_pairs.draw(config.seed, first + k, size) for k in range(config.batch)]
+        )
