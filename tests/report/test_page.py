@@ -144,12 +144,20 @@ def test_the_same_results_give_the_same_pictures(results: Path) -> None:
         assert draw(experiment) == draw(experiment)
 
 
+def test_the_figures_of_the_page_lie_beside_it(results: Path, page: Page) -> None:
+    folder = bids.experiment_file(results, "whole", "figures")
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert {"box-plots.svg", "by-tissue.svg", "map-colours.svg", "maps_sub-008.png"} < set(files)
+    embedded = [base64.b64decode((image["src"] or "").partition(",")[2]) for image in page.images]
+    assert set(embedded) == set(files.values())
+
+
 def test_a_map_shows_the_bits_in_its_colours(results: Path) -> None:
     experiment = reading.read(results, "whole")
     scale = figures.map_scale(experiment)
     figure = figures.maps(experiment, "sub-001", scale)
     assert figure is not None
-    picture = Picture.open(io.BytesIO(base64.b64decode(figure.source.partition(",")[2])))
+    picture = Picture.open(io.BytesIO(figure.content))
     assert picture.mode == "P"
     indices = np.asarray(picture)
     used = set(np.unique(indices))

@@ -48,11 +48,18 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Figure:
-    """An embedded picture: data URI, and what it shows in words."""
+    """A picture, and what it shows in words."""
 
-    source: str
+    content: bytes
+    extension: str  # .svg or .png
     alt: str
     width: int  # pixels of the page at which it is meant to be seen
+
+    @property
+    def source(self) -> str:
+        """A data URI, to embed it."""
+        kind = {".svg": "svg+xml", ".png": "png"}[self.extension]
+        return f"data:image/{kind};base64,{base64.b64encode(self.content).decode()}"
 
 
 def _svg(canvas: Canvas, alt: str) -> Figure:
@@ -60,9 +67,8 @@ def _svg(canvas: Canvas, alt: str) -> Figure:
     canvas.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
     # the reader's own interface font is narrower than the one measured with
     svg = text.getvalue().replace("'DejaVu Sans'", "system-ui, sans-serif")
-    encoded = base64.b64encode(svg.encode()).decode()
     width = round(canvas.get_size_inches()[0] * 96)
-    return Figure(f"data:image/svg+xml;base64,{encoded}", alt, width)
+    return Figure(svg.encode(), ".svg", alt, width)
 
 
 def _names(subjects: Sequence[str]) -> list[str]:
@@ -291,13 +297,12 @@ def maps(experiment: Experiment, subject: str, scale: tuple[int, int]) -> Figure
     )
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
-    encoded = base64.b64encode(buffer.getvalue()).decode()
     means = [experiment.bits(quantity)[subject]["mean"] for quantity in ("image", "warp")]
     alt = (
         f"Maps of significant bits of {subject} on sagittal, coronal and axial slices; image (top,"
         f" mean {means[0]:.2f}) and warp (bottom, mean {means[1]:.2f})"
     )
-    return Figure(f"data:image/png;base64,{encoded}", alt, picture.width)
+    return Figure(buffer.getvalue(), ".png", alt, picture.width)
 
 
 def _indices(bits_XYZ: np.ndarray, scale: tuple[int, int]) -> np.ndarray:

@@ -19,6 +19,7 @@ from morphbits.config import DEMO_MODEL
 from morphbits.report import experiment as reading
 from morphbits.report import figures, tables
 from morphbits.report.experiment import Experiment, mean, select
+from morphbits.report.figures import Figure
 from morphbits.stats.significance import (
     CNH_PROBABILITY,
     CONFIDENCE,
@@ -72,14 +73,37 @@ REFERENCES = [
 
 
 def build(results: Path, experiment: str) -> Path:
-    """Write `results/<experiment>/report.html` and return its path."""
-    page = render(reading.read(results, experiment))
+    """Write `results/<experiment>/report.html`, and its figures as files into `figures/` beside
+    it; returns the path of the page."""
+    content = reading.read(results, experiment)
+    drawn = draw(content)
     path = bids.experiment_file(results, experiment, "report.html")
-    images.write_atomically(path, page.encode())
+    images.write_atomically(path, render(content, drawn).encode())
+    folder = bids.experiment_file(results, experiment, "figures")
+    folder.mkdir(exist_ok=True)
+    for name, figure in drawn.items():
+        images.write_atomically(folder / f"{name}{figure.extension}", figure.content)
     return path
 
 
-def render(experiment: Experiment) -> str:
+def draw(experiment: Experiment) -> dict[str, Figure]:
+    """The figures by name, those that there are data for; maps are named `maps_<subject>`."""
+    scale = figures.map_scale(experiment)
+    drawn = {
+        "box-plots": figures.box_plots(experiment),
+        "beside-the-study": figures.beside_the_study(experiment),
+        "by-tissue": figures.by_tissue(experiment),
+        "accuracy": figures.accuracy(experiment),
+        "map-colours": figures.map_colours(scale),
+        **{
+            f"maps_{subject}": figures.maps(experiment, subject, scale)
+            for subject in experiment.subjects
+        },
+    }
+    return {name: figure for name, figure in drawn.items() if figure}
+
+
+def render(experiment: Experiment, drawn: dict[str, Figure]) -> str:
     """The page as HTML, with everything that it shows inside it."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("morphbits", "report"),
@@ -90,15 +114,14 @@ def render(experiment: Experiment) -> str:
     )
     environment.filters["number"] = tables.number
     environment.filters["small"] = tables.small
-    scale = figures.map_scale(experiment)
-    maps = {subject: figures.maps(experiment, subject, scale) for subject in experiment.subjects}
+    maps = {subject: drawn.get(f"maps_{subject}") for subject in experiment.subjects}
     shown = [(subject, figure) for subject, figure in maps.items() if figure]
     folder = bids.experiment_folder(experiment.results, experiment.name)
     here = Path(__file__).parent
     return environment.get_template("page.html").render(
         style=(here / "page.css").read_text(encoding="utf-8"),
         experiment=experiment,
-        figures=figures,
+        figures=drawn,
         tables=tables,
         headlines=[headline(experiment, quantity) for quantity in ("image", "warp")],
         bits=FLOAT32_BITS,
@@ -106,7 +129,7 @@ def render(experiment: Experiment) -> str:
         facts=facts(experiment),
         maps=shown[:MAPS_SHOWN],
         more_maps=shown[MAPS_SHOWN:],
-        map_scale=scale,
+        map_scale=figures.map_scale(experiment),
         method=method(experiment),
         model=model_card(experiment),
         command=command(experiment),
