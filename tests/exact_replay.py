@@ -41,10 +41,11 @@ def rounded(
     exact: Fraction, r: Rounding, dtype: torch.dtype, index: int, element: int
 ) -> Fraction:
     """Operation `index` of output `element`, rounded in exact arithmetic; finite results only."""
-    down, up = reference.neighbours(exact, dtype)
+    kind = r.format if dtype == torch.float32 else dtype
+    down, up = reference.neighbours(exact, kind)
     assert math.isfinite(down) and math.isfinite(up)
     if r.mode == "nearest":
-        return Fraction(reference.nearest(exact, dtype))
+        return Fraction(reference.nearest(exact, kind))
     if r.mode == "nearness":
         if down == up:
             return Fraction(down)

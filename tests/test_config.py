@@ -20,6 +20,7 @@ from morphbits.errors import UserError
 CLASSES = (RegisterConfig, ExperimentConfig, ExecutionConfig)
 _SPECIAL = {
     "accumulation": st.sampled_from(["sequential", "direct", "blocked:1", "blocked:192"]),
+    "precision": st.sampled_from(["2", "9", "10", "24", "float16", "bfloat16", "tf32"]),
     "experiment": st.from_regex(r"([A-Za-z0-9][A-Za-z0-9._-]*)?", fullmatch=True),
 }
 _TEXT = st.text(
@@ -52,6 +53,7 @@ def configs(draw: st.DrawFn) -> Any:
         return cls(**values)
     except UserError:  # a combination that is refused: make it one that is not
         allowed = {"framework": "torch", "mode": "random", "region": "registration"}
+        allowed |= {"precision": "24"}
         return cls(**values | allowed | _plain(cls))
 
 

@@ -73,6 +73,12 @@ class Arithmetic:
         "native: keep subnormal numbers (torch, Valgrind) or flush them to zero (TensorFlow)",
         choices=SUBNORMALS,
     )
+    precision: str = option(
+        "24",
+        "native: significant bits of each result, 2 to 24, or float16, bfloat16 (what operators "
+        "read and write), tf32 (what convolutions multiply)",
+        pattern=r"[2-9]|1\d|2[0-4]|float16|bfloat16|tf32",
+    )
     seed: int = option(1, "of the random roundings", minimum=0)
     region: str = option(
         "registration",
@@ -196,6 +202,12 @@ def _check_combination(config: Arithmetic) -> None:
             "sequential order reproduces TensorFlow's operations), or --engine ieee for "
             "TensorFlow itself"
         )
+    if config.precision != "24" and config.engine not in ("native", "auto"):
+        raise UserError(
+            f"precision {config.precision} is the native engine's: give --engine native"
+        )
+    if config.precision != "24" and config.subnormals == "flush":
+        raise UserError(f"precision {config.precision} needs --subnormals keep")
 
 
 # ---------------------------------------------------------------------- values

@@ -112,6 +112,8 @@ def test_the_hash_is_of_canonical_json() -> None:
         {"mode": "nearest"},
         {"accumulation": "direct"},
         {"subnormals": "flush"},
+        {"precision": "12"},
+        {"precision": "bfloat16"},
         {"seed": 2},
         {"align": "centre"},
     ],

@@ -28,6 +28,7 @@ def region(config: Arithmetic, threads: int) -> Iterator[Counts]:
         accumulation=config.accumulation,
         subnormals=config.subnormals,
         threads=threads,
+        precision=config.precision,
     ) as stats:
         yield counts
     counts.operations = int(stats.operations)

@@ -262,6 +262,7 @@ def command(experiment: Experiment) -> str:
         "MODE": configuration.get("mode"),
         "ACCUMULATION": configuration.get("accumulation"),
         "SUBNORMALS": configuration.get("subnormals"),
+        "PRECISION": configuration.get("precision"),
         "DATASET": experiment.settings.get("dataset"),
         "MODEL": model if model and Path(model).name != DEMO_MODEL.name else None,
         "SEED": experiment.settings.get("seed"),

@@ -335,6 +335,7 @@ def what_was_run(experiment: Experiment) -> Table:
         ["engine", str(configuration.get("engine", MISSING))],
         ["rounding mode", str(configuration.get("mode", "nearest"))],
         ["order of accumulation", _order(configuration, facts)],
+        ["precision", _precision(configuration)],
         [
             "subnormal numbers",
             str(configuration.get("subnormals", "as the framework treats them")),
@@ -356,6 +357,13 @@ def what_was_run(experiment: Experiment) -> Table:
 def _order(configuration: dict[str, Any], facts: dict[str, Any]) -> str:
     option = configuration.get("accumulation", "that of the framework")
     return f"{option}: {facts['order']}" if facts.get("order") else str(option)
+
+
+def _precision(configuration: dict[str, Any]) -> str:
+    option = str(configuration.get("precision", "24"))
+    if option == "24":
+        return "float32, 24 bits"
+    return f"each result in {option} bits" if option.isdigit() else f"{option}, emulated"
 
 
 def _short(checksum: str | None) -> str:

@@ -50,6 +50,8 @@ def resolve_engine(settings: ExperimentConfig) -> tuple[ExperimentConfig, str]:
     if settings.engine != "auto":
         return settings, "as asked"
     where = verrou.found()
+    if settings.precision != "24":
+        return dataclasses.replace(settings, engine="native"), "auto: Verrou has one precision"
     if where is None:
         chosen = dataclasses.replace(settings, engine="native")
         return chosen, "auto: Verrou is not here; 'make docker' builds it, then ENGINE=verrou"
@@ -79,6 +81,7 @@ def default_name(settings: ExperimentConfig, dataset: Dataset) -> str:
         "framework": settings.framework,
         "accumulation": settings.accumulation.replace(":", ""),
         "subnormals": settings.subnormals,
+        "precision": f"precision-{settings.precision}",
         "align": f"align-{settings.align}",
         "region": settings.region,
         "libm": f"libm-{settings.libm}",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -17,11 +17,12 @@ import torch
 
 from morphbits.engines.native.accumulation import Terms
 from morphbits.engines.native.build import build
+from morphbits.engines.native.precision import FLOAT32, Format
 from morphbits.errors import UserError
 
 MODES = ("nearest", "random", "nearness", "upward", "downward", "toward_zero")
 VARIANTS = ("portable", "avx2", "avx512")
-OPERATIONS = ("add", "sub", "mul", "div", "sqrt", "leaky_relu", "narrow")
+OPERATIONS = ("add", "sub", "mul", "div", "sqrt", "leaky_relu", "narrow", "round")
 _TYPES = {torch.float32: 0, torch.float64: 1}
 _MAX_DIMS = 8
 _I32, _I64, _PTR = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
@@ -30,17 +31,24 @@ _I32, _I64, _PTR = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 @dataclass(frozen=True)
 class Rounding:
     """How the operations of one operator are rounded; `key` stands for (seed, number of the
-    operator)."""
+    operator).
+
+    format: of each float32 result; operands: what an elementwise operator's float32 operands are
+    first rounded to, to nearest.
+    """
 
     mode: str
     flush: bool = False
     threads: int = 1
     key: int = 0
     variant: str | None = None
+    format: Format = FLOAT32
+    operands: Format = FLOAT32
 
     def as_c(self) -> _Rounding:
         variant = (*VARIANTS, "naive").index(self.variant or default_variant())
-        return _Rounding(MODES.index(self.mode), self.flush, self.threads, variant, self.key)
+        mode, format = MODES.index(self.mode), (self.format.bits, self.format.least)
+        return _Rounding(mode, self.flush, self.threads, variant, self.key, *format)
 
 
 class _Rounding(ctypes.Structure):
@@ -50,6 +58,8 @@ class _Rounding(ctypes.Structure):
         ("threads", _I32),
         ("variant", _I32),
         ("key", ctypes.c_uint64),
+        ("precision", _I32),
+        ("least", _I32),
     )
 
 
@@ -132,9 +142,16 @@ def elementwise(
     """`operation` on each element of `a` and `b`, broadcast; one rounding an element.
 
     a, b: both float32 or both float64, any shape and strides. "narrow" takes float64 and returns
-    float32; "leaky_relu" returns a where a > 0 and a·b elsewhere. `in_place` writes the result
-    over `a`, which must have the shape and type of the result.
+    float32; "leaky_relu" returns a where a > 0 and a·b elsewhere; "round" takes float32 and rounds
+    it to `rounding.format`. `in_place` writes the result over `a`, which must have the shape and
+    type of the result.
     """
+    if rounding.operands != FLOAT32 and a.dtype == torch.float32:
+        rounding, stored = replace(rounding, operands=FLOAT32), rounding.operands
+        first = rounded(a, stored, rounding.threads)
+        second = None if b is None else rounded(b, stored, rounding.threads)
+        out = elementwise(rounding, operation, first, second)
+        return a.copy_(out) if in_place else out
     operands = [a] if b is None else [a, b]
     shape = np.broadcast_shapes(*(x.shape for x in operands))
     if in_place and not (a.is_contiguous() and (b is None or not _overlap(a, b))):
@@ -160,8 +177,15 @@ def elementwise(
         b=None if b is None else b.data_ptr(),
         out=out.data_ptr(),
     )
-    _call(load().morphbits_elementwise, rounding, call)
+    _call(load().morphbits_elementwise, rounding, call, fits=True)
     return out
+
+
+def rounded(x: torch.Tensor, format: Format, threads: int = 1) -> torch.Tensor:
+    """`x` (float32) to nearest in a format; other types stay."""
+    if format == FLOAT32 or x.dtype != torch.float32:
+        return x
+    return elementwise(Rounding("nearest", threads=threads, format=format), "round", x)
 
 
 def convolution(
@@ -210,8 +234,9 @@ def convolution(
         output=out.data_ptr(),
     )
     if not bool(torch.isfinite(w).all()):  # outside the image the fast kernels multiply by zero
-        rounding = Rounding(rounding.mode, rounding.flush, 1, rounding.key, "naive")
-    _call(load().morphbits_convolution, rounding, call)
+        rounding = replace(rounding, threads=1, variant="naive")
+    fits = rounding.format.least == FLOAT32.least
+    _call(load().morphbits_convolution, rounding, call, fits)
     return out
 
 
@@ -229,7 +254,16 @@ def convolution_size(
     ]
 
 
-def _call(function: Callable[..., int], rounding: Rounding, call: ctypes.Structure) -> None:
+def _call(
+    function: Callable[..., int], rounding: Rounding, call: ctypes.Structure, fits: bool = False
+) -> None:
+    """Call a kernel; `fits` says that it knows formats of fewer bits."""
+    if rounding.format != FLOAT32 and (rounding.flush or not fits):
+        name = function.__name__.removeprefix("morphbits_")  # type: ignore[attr-defined]
+        why = " and with subnormals=flush" if rounding.flush else ""
+        raise UserError(
+            f"the native engine has no rule for {name} in fewer than float32's bits{why}"
+        )
     status = function(ctypes.byref(rounding.as_c()), ctypes.byref(call))
     if status == 1:
         raise UserError(

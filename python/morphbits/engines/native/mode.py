@@ -22,12 +22,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from morphbits.engines.native import accumulation as orders
+from morphbits.engines.native import precision as formats
 from morphbits.engines.native.library import (
     MODES,
     Rounding,
     convolution,
     convolution_size,
     elementwise,
+    rounded,
 )
 from morphbits.engines.native.selftest import self_test
 from morphbits.errors import UserError
@@ -81,6 +83,7 @@ def random_rounding(
     accumulation: str = "sequential",
     subnormals: str = "keep",
     threads: int | None = None,
+    precision: str | int = 24,
 ) -> Iterator[Statistics]:
     """Round every floating-point operation of the torch operators inside by `mode`.
 
@@ -92,7 +95,7 @@ def random_rounding(
     seed: names the random stream, 0 to 2^64 - 1; equal seeds give equal bytes, with any number of
     threads and on any instruction set; accumulation: order of the additions in a convolution (see
     `accumulation`); subnormals: keep, or flush operands and results to zero; threads: torch's
-    number if None.
+    number if None; precision: bits of each result, or a format's name (see `precision`).
 
     Holds for the calling thread's float32 and float64 tensors on the CPU. Raises UserError for an
     option that is not known and, inside, for an operator that the engine does not perturb.
@@ -106,8 +109,11 @@ def random_rounding(
     if threads is not None and threads < 1:
         raise UserError(f"threads {threads} is out of range; use 1 or more")
     orders.parse(accumulation)
+    fewer = formats.parse(precision)
+    if fewer != formats.FULL and subnormals == "flush":
+        raise UserError(f"precision {precision} needs subnormals=keep: its own format has them")
     _self_test_once()
-    rounding = RandomRounding(mode, seed, accumulation, subnormals == "flush", threads)
+    rounding = RandomRounding(mode, seed, accumulation, subnormals == "flush", threads, fewer)
     with rounding:
         yield rounding.statistics
 
@@ -125,21 +131,43 @@ class RandomRounding(TorchDispatchMode):
     """The mode behind `random_rounding`; one object is one random stream."""
 
     def __init__(
-        self, mode: str, seed: int, accumulation: str, flush: bool, threads: int | None
+        self,
+        mode: str,
+        seed: int,
+        accumulation: str,
+        flush: bool,
+        threads: int | None,
+        precision: formats.Precision = formats.FULL,
     ) -> None:
         super().__init__()
         self.mode, self.seed, self.accumulation, self.flush = mode, seed, accumulation, flush
         self.threads = threads or torch.get_num_threads()
+        self.precision = precision
         self.statistics = Statistics()
         self._operators = 0
 
-    def next_rounding(self, name: str, operations: int) -> Rounding:
+    def next_rounding(self, name: str, operations: int, accumulates: bool = False) -> Rounding:
         """Count an operator of `operations` elementary operations and give it its own random
-        bits."""
+        bits. One that accumulates rounds its factors and its result by `factor` and `store`."""
         self.statistics.operators[name] += operations
         key = _mix64(_mix64(self.seed) + self._operators)
         self._operators += 1
-        return Rounding(self.mode, self.flush, self.threads, key)
+        stored = self.precision.stored
+        format, operands = self.precision.each, formats.FLOAT32
+        if stored != formats.FLOAT32 and not accumulates:
+            format, operands = stored, stored
+        return Rounding(self.mode, self.flush, self.threads, key, format=format, operands=operands)
+
+    def factor(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` as an operator that accumulates multiplies it."""
+        return rounded(x, self.precision.factors, self.threads)
+
+    def store(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """The result `x` of an operator that accumulates, in the format in which it is kept."""
+        if self.precision.stored == formats.FLOAT32 or x.dtype != torch.float32:
+            return x
+        rounding = self.next_rounding(f"{name} (storage)", x.numel())
+        return elementwise(rounding, "round", x, in_place=True)
 
     def __torch_dispatch__(
         self,
@@ -352,8 +380,12 @@ def _convolution(
     terms = orders.terms(mode.accumulation, prod(w3.shape[2:]), w3.shape[1])
     sizes = (x3.shape[2:], w3.shape[2:], step, pad, spread)
     operations = _operations(x3.shape, w3.shape, *sizes[2:], terms, bias is not None)
-    rounding = mode.next_rounding(func.overloadpacket.__name__, operations)
-    out = convolution(rounding, x3, w3, bias, step, pad, spread, terms)
+    name = func.overloadpacket.__name__
+    rounding = mode.next_rounding(name, operations, accumulates=True)
+    if bias is not None:
+        bias = rounded(bias, mode.precision.stored)
+    out = convolution(rounding, mode.factor(x3), mode.factor(w3), bias, step, pad, spread, terms)
+    out = mode.store(name, out)
     return out.reshape(*out.shape[:2], *out.shape[2 + missing :])
 
 

@@ -8,17 +8,26 @@ from fractions import Fraction
 
 import torch
 
+from morphbits.engines.native.precision import Format
+
 _FORMATS = {torch.float32: (24, -149, 127), torch.float64: (53, -1074, 1023)}
+Kind = torch.dtype | Format
 
 
-def neighbours(exact: Fraction, dtype: torch.dtype) -> tuple[float, float]:
-    """The nearest values of `dtype` not above and not below `exact`; equal if `exact` is one of
-    them.
+def _format(kind: Kind) -> tuple[int, int, int]:
+    if isinstance(kind, Format):
+        return kind.bits, kind.least - kind.bits + 1, 1 - kind.least
+    return _FORMATS[kind]
+
+
+def neighbours(exact: Fraction, kind: Kind) -> tuple[float, float]:
+    """The nearest values of a type or format not above and not below `exact`; equal if `exact` is
+    one of them.
 
     The format has `precision` bits, a least positive value of 2^least and a greatest exponent;
     beyond the greatest finite value the neighbour is infinite (IEEE 754-2019, 4.3.2).
     """
-    precision, least, greatest = _FORMATS[dtype]
+    precision, least, greatest = _format(kind)
     if exact == 0:
         return 0.0, 0.0
     magnitude = abs(exact)
@@ -33,14 +42,14 @@ def neighbours(exact: Fraction, dtype: torch.dtype) -> tuple[float, float]:
     return (low, high) if exact > 0 else (-high, -low)
 
 
-def nearest(exact: Fraction, dtype: torch.dtype) -> float:
+def nearest(exact: Fraction, kind: Kind) -> float:
     """Round to nearest, ties to even; below the overflow threshold only."""
-    down, up = neighbours(exact, dtype)
+    down, up = neighbours(exact, kind)
     if down == up:
         return down
     below, above = exact - Fraction(down), Fraction(up) - exact
     if below != above:
         return down if below < above else up
-    _, least, _ = _FORMATS[dtype]
+    _, least, _ = _format(kind)
     step = max(Fraction(up) - Fraction(down), Fraction(2) ** least)
     return down if (Fraction(down) / step) % 2 == 0 else up

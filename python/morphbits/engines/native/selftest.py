@@ -15,6 +15,7 @@ import torch
 from morphbits.engines.native import reference
 from morphbits.engines.native.accumulation import terms
 from morphbits.engines.native.library import Rounding, available_variants, convolution, elementwise
+from morphbits.engines.native.precision import FLOAT32, Format
 from morphbits.errors import UserError
 
 _LANES = (
@@ -22,36 +23,49 @@ _LANES = (
 )
 
 
+_FORMATS = (
+    (torch.float32, FLOAT32),
+    (torch.float64, FLOAT32),
+    (torch.float32, Format(11)),
+    (torch.float32, Format(23)),
+)
+
+
 def self_test() -> None:
     """Raise UserError if any kernel of any variant that runs here rounds otherwise than it
     should."""
     for variant in (*available_variants(), "naive"):
-        for dtype in (torch.float32, torch.float64):
-            for name, exact, compute in _cases(variant, dtype):
-                down, up = reference.neighbours(exact, dtype)
+        for dtype, format in _FORMATS:
+            kind = dtype if format == FLOAT32 else format
+            for name, exact, compute in _cases(dtype, 0.5 ** (_bits(dtype, format) - 1)):
+                down, up = reference.neighbours(exact, kind)
                 expected = {
                     "upward": {up},
                     "downward": {down},
                     "toward_zero": {down if exact > 0 else up},
-                    "nearest": {reference.nearest(exact, dtype)},
+                    "nearest": {reference.nearest(exact, kind)},
                     "random": {down, up},
                     "nearness": {down, up},
                 }
                 for mode, values in expected.items():
-                    found = set(compute(Rounding(mode, variant=variant, key=1)).flatten().tolist())
+                    rounding = Rounding(mode, variant=variant, key=1, format=format)
+                    found = set(compute(rounding).flatten().tolist())
                     if found != values:
                         raise UserError(
-                            f"the native engine's self-test failed: {name}, mode {mode}, {dtype}, "
+                            f"the native engine's self-test failed: {name}, mode {mode}, {kind}, "
                             f"variant {variant} gave {sorted(found)} instead of {sorted(values)}; "
                             "the compiler broke the kernels: build them with gcc, or choose "
                             "another variant by MORPHBITS_VARIANT=portable"
                         )
 
 
-def _cases(variant: str, dtype: torch.dtype) -> Iterator[tuple]:
+def _bits(dtype: torch.dtype, format: Format) -> int:
+    return 53 if dtype == torch.float64 else format.bits
+
+
+def _cases(dtype: torch.dtype, ulp: float) -> Iterator[tuple]:
     """(name, exact result, function of a Rounding that returns _LANES results of this one
-    operation)."""
-    ulp = torch.finfo(dtype).eps
+    operation); `ulp` is the distance from 1 to the next number."""
     # a remainder near half of the last place: mode nearness, too, shows both among _LANES draws
     pairs = {
         "add": [(1.0, 0.4375 * ulp), (-1.0, -0.4375 * ulp), (1.0, -0.21875 * ulp)],

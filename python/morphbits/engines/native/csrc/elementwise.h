@@ -30,6 +30,7 @@ static void plain_f32(int operation, int64_t n, const void *a, const void *b, fl
     case DIV: plain_div_f32(n, a, b, out); break;
     case SQRT: plain_sqrt_f32(n, a, b, out); break;
     case NARROW: plain_narrow(n, a, out); break;
+    case ROUND: memcpy(out, a, sizeof(float) * (size_t)n); break;
     }
 }
 
@@ -110,17 +111,36 @@ static void plain(const elementwise_call *c, int64_t n, const void *a, const voi
     else plain_f64(c->operation, n, a, b, out->f64);
 }
 
+/* Mode NEARNESS into a format of fewer bits: the exact result, or its float64, and then its neighbours in the format. */
+static __attribute__((noinline)) void nearness_reduced(const rounding *r, int operation, int64_t n, const void *a,
+                                                       const void *b, const uint32_t *word, float *out) {
+    const float *x = a, *y = b;
+    for (int64_t i = 0; i < n; ++i) {
+        double exact = operation == NARROW ? ((const double *)a)[i] : (double)x[i];
+        switch (operation) {
+        case ADD: exact += (double)y[i]; break;
+        case SUB: exact -= (double)y[i]; break;
+        case MUL: case LEAKY_RELU: exact *= (double)y[i]; break;
+        case DIV: exact /= (double)y[i]; break;
+        case SQRT: exact = __builtin_sqrt(exact); break;
+        }
+        out[i] = fit_stochastic(r, exact, word[i]);
+    }
+}
+
 /* One contiguous chunk; `base` is the thread's own control register, `element` the chunk's first output element. */
 static void chunk(const rounding *r, control base, const elementwise_call *c, word_block block, uint32_t element,
                   int64_t n, const void *a, const void *b, void *out) {
     uint32_t word[CHUNK];
     chunk_buffer result, down;
-    const int single = c->type == FLOAT32;
-    if (r->mode == NEAREST || r->mode == TOWARD_ZERO) {
+    const int single = c->type == FLOAT32, fewer = single && reduced(r);
+    if (r->mode == TOWARD_ZERO || (r->mode == NEAREST && !fewer)) {
         plain(c, n, a, b, &result);
+        if (fewer) fit_to_zero_f32(r, n, result.f32);
     } else if (r->mode == NEARNESS) {
         element_words(n, block, element, word);
-        if (single) nearness_f32(c->operation, n, a, b, word, result.f32);
+        if (fewer) nearness_reduced(r, c->operation, n, a, b, word, result.f32);
+        else if (single) nearness_f32(c->operation, n, a, b, word, result.f32);
         else nearness_f64(c->operation, n, a, b, word, result.f64);
     } else {
         if (r->mode == RANDOM) element_words(n, block, element, word);
@@ -129,7 +149,13 @@ static void chunk(const rounding *r, control base, const elementwise_call *c, wo
         plain(c, n, a, b, &down);
         control_set(control_with(base, UPWARD, r->flush));
         plain(c, n, a, b, &result);
-        if (single) pick_f32(n, result.f32, down.f32, word, result.f32);
+        control_set(control_with(base, NEAREST, r->flush));
+        if (fewer && r->mode != NEAREST) {
+            fit_directed_f32(r, n, 0, down.f32);
+            fit_directed_f32(r, n, 1, result.f32);
+        }
+        if (r->mode == NEAREST) fit_nearest_f32(r, n, result.f32, down.f32, result.f32);
+        else if (single) pick_f32(n, result.f32, down.f32, word, result.f32);
         else pick_f64(n, result.f64, down.f64, word, result.f64);
     }
     if (single) finish_f32(n, c->operation == LEAKY_RELU, a, result.f32, out);

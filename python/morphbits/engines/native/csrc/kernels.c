@@ -14,6 +14,8 @@ typedef uint64_t bits_f64;
 
 #include "stochastic.h"
 
+#include "precision.h"
+
 #include "elementwise.h"
 
 #if defined(__AVX512F__)
@@ -48,6 +50,7 @@ typedef uint64_t bits_f64;
 #include "vector.h"
 
 #include "convolution.h"
+#include "reduced.h"
 #undef V
 #undef I
 #undef W
@@ -86,5 +89,6 @@ typedef uint64_t bits_f64;
 #include "convolution.h"
 
 int FN(convolution)(const rounding *r, const convolution_call *c) {
-    return c->type == FLOAT32 ? convolve_f32(r, c) : convolve_f64(r, c);
+    if (c->type == FLOAT64) return convolve_f64(r, c);
+    return reduced(r) ? convolve_reduced(r, c) : convolve_f32(r, c);
 }

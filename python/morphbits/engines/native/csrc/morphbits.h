@@ -12,7 +12,7 @@
 
 enum mode { NEAREST, RANDOM, NEARNESS, UPWARD, DOWNWARD, TOWARD_ZERO };
 enum type { FLOAT32, FLOAT64 };
-enum operation { ADD, SUB, MUL, DIV, SQRT, LEAKY_RELU, NARROW };
+enum operation { ADD, SUB, MUL, DIV, SQRT, LEAKY_RELU, NARROW, ROUND };
 enum variant { PORTABLE, AVX2, AVX512, VARIANTS };
 enum status { OK, OUT_OF_MEMORY, UNSUPPORTED };
 
@@ -22,19 +22,21 @@ typedef struct {
     int32_t threads;
     int32_t variant;
     uint64_t key;
+    int32_t precision; /* significant bits of a float32 result, 2 to 24, and its least normal exponent: precision.h; */
+    int32_t least;     /* 24 and -126 are float32 itself; a convolution takes no other exponent. No flush below 24 */
 } rounding;
 
 #define MAX_DIMS 8
 
 typedef struct {
     int32_t operation;
-    int32_t type; /* of the result; NARROW reads float64 and writes float32 */
+    int32_t type; /* of the result; NARROW reads float64 and writes float32, ROUND changes the format alone */
     int32_t dims;
     int64_t shape[MAX_DIMS];
     int64_t stride_a[MAX_DIMS]; /* in elements; 0 where broadcast */
     int64_t stride_b[MAX_DIMS];
     const void *a;
-    const void *b; /* NULL for SQRT and NARROW */
+    const void *b; /* NULL for SQRT, NARROW and ROUND */
     void *out;     /* contiguous */
 } elementwise_call;
 

@@ -7,12 +7,14 @@
 
 #include "stochastic.h"
 
+#include "precision.h"
+
 typedef union {
     float f32;
     double f64;
 } number;
 
-enum { FMA = NARROW + 1 };
+enum { FMA = ROUND + 1 };
 
 static float operate_f32(int operation, volatile float a, volatile float b, volatile float c) {
     switch (operation) {
@@ -21,6 +23,7 @@ static float operate_f32(int operation, volatile float a, volatile float b, vola
     case MUL: case LEAKY_RELU: return a * b;
     case DIV: return a / b;
     case SQRT: return sqrtf(a);
+    case ROUND: return a;
     default: return fmaf(a, b, c);
     }
 }
@@ -32,6 +35,7 @@ static double operate_f64(int operation, volatile double a, volatile double b, v
     case MUL: case LEAKY_RELU: return a * b;
     case DIV: return a / b;
     case SQRT: return sqrt(a);
+    case NARROW: case ROUND: return a;
     default: return fma(a, b, c);
     }
 }
@@ -69,6 +73,36 @@ static int minus_zero(int type, number x) {
     return type == FLOAT32 ? x.f32 == 0 && signbit(x.f32) : x.f64 == 0 && signbit(x.f64);
 }
 
+/* A float32 operation rounded into a format of fewer bits (precision.h). Computed in float64, rounded to odd: what falls
+ * off leaves a trace in the last of the 53 bits, so that rounding again, to 51 bits or fewer, is rounding once (Boldo &
+ * Melquiond 2008). Then a division by the last place, which is exact, and a rounding to a whole number. */
+static float raw_reduced(const rounding *r, control base, int direction, int operation, number a, number b, number c) {
+    const double x = operation == NARROW ? a.f64 : a.f32, y = b.f32, z = c.f32;
+    control_set(control_with(base, TOWARD_ZERO, 0));
+    const double inner = operate_f64(operation, x, y, z);
+    control_set(control_with(base, UPWARD, 0));
+    const double above = operate_f64(operation, x, y, z);
+    control_set(control_with(base, DOWNWARD, 0));
+    const double below = operate_f64(operation, x, y, z);
+    control_set(control_with(base, NEAREST, 0));
+    /* an exact zero has the sign that round-to-nearest gives, which is also that of rounding toward zero */
+    if (inner - inner != 0 || (inner == 0 && above == below)) return (float)inner;
+    const double odd = above == below ? inner : from_bits_f64(word_of_f64(inner) | 1);
+    int exponent;
+    frexp(odd, &exponent);
+    exponent = exponent - 1 < r->least ? r->least : exponent - 1;
+    double whole = ldexp(odd, r->precision - 1 - exponent);
+    if (direction == NEAREST) whole = rint(whole);
+    else if (direction == UPWARD) whole = ceil(whole);
+    else if (direction == DOWNWARD) whole = floor(whole);
+    else whole = trunc(whole);
+    const double result = copysign(ldexp(whole, exponent - r->precision + 1), odd);
+    const double largest = ldexp(2 - ldexp(1, 1 - r->precision), 1 - r->least);
+    if (fabs(result) <= largest) return (float)result;
+    const int outward = direction == NEAREST || direction == (result > 0 ? UPWARD : DOWNWARD);
+    return (float)copysign(outward ? HUGE_VAL : largest, result);
+}
+
 /* One perturbed operation: number `index` of output element `element`. */
 static number perturbed(const rounding *r, control base, int operation, int type, int64_t index, uint32_t element, number a,
                         number b, number c) {
@@ -76,11 +110,17 @@ static number perturbed(const rounding *r, control base, int operation, int type
     if (r->mode == NEARNESS) {
         const uint32_t word = random_word(block_constants(r->key, (uint64_t)index), element);
         control_set(control_with(base, NEAREST, r->flush));
-        if (operation == NARROW) out.f32 = stochastic_f32(a.f64, word);
+        if (type == FLOAT32 && reduced(r))
+            out.f32 = fit_stochastic(r, operate_f64(operation, operation == NARROW ? a.f64 : a.f32, b.f32, c.f32), word);
+        else if (operation == NARROW) out.f32 = stochastic_f32(a.f64, word);
         else if (type == FLOAT32) {
             const double x = a.f32, y = b.f32, z = c.f32;
             out.f32 = stochastic_f32(operate_f64(operation, x, y, z), word);
         } else out.f64 = stochastic_operate_f64(operation, a.f64, b.f64, c.f64, word);
+    } else if (type == FLOAT32 && reduced(r)) {
+        const uint32_t word = random_word(block_constants(r->key, (uint64_t)(index >> 5)), element);
+        const int direction = r->mode != RANDOM ? r->mode : rounds_up(word, index) ? UPWARD : DOWNWARD;
+        out.f32 = raw_reduced(r, base, direction, operation, a, b, c);
     } else if (r->mode == NEAREST || r->mode == TOWARD_ZERO) {
         out = raw(r, base, r->mode, operation, type, a, b, c);
     } else {

@@ -16,6 +16,19 @@ static inline float stochastic_f32(double exact, uint32_t word) {
     return exact - exact == 0 ? (float)(is_normal ? from_bits_f64(normal) : subnormal) : (float)exact;
 }
 
+/* The same into a format of precision.h: 53 - precision bits fall off, of which the leading 29 are compared. */
+static inline float stochastic_format(double exact, uint32_t word, int precision, int least) {
+    const uint64_t low = (UINT64_C(1) << (53 - precision)) - 1, u = word_of_f64(exact);
+    const double place = from_bits_f64((uint64_t)(1023 + least - precision + 1) << 52); /* of subnormal numbers */
+    const double largest = (2 - 2 / (double)(1 << precision)) * from_bits_f64((uint64_t)(1024 - least) << 52);
+    const double sum = __builtin_fabs(exact) / place + (word >> 3) * 0x1p-29;
+    double out = __builtin_copysign((double)(int32_t)(sum < 0x1p24 ? sum : 0) * place, exact);
+    if (exact - exact != 0) return (float)exact;
+    if (!(__builtin_fabs(exact) / place < (double)(1 << (precision - 1))))
+        out = from_bits_f64((u + ((uint64_t)(word >> 3) << (24 - precision))) & ~low);
+    return __builtin_fabs(out) <= largest ? (float)out : (float)__builtin_copysign(__builtin_inf(), exact);
+}
+
 /* float64: round to nearest, then step across by the exact remainder (error-free transformations of Dekker, Knuth and
  * Boldo & Muller), of which only the leading float64 is kept. */
 static inline double step_f64(double nearest, double remainder, uint32_t word) {
