@@ -108,7 +108,8 @@ if [ ! -e "$new/.complete" ]; then
   fi
   # the parts load together; doing it here also leaves their byte code behind, which saves every first start ten seconds
   env -u PYTHONDONTWRITEBYTECODE TF_USE_LEGACY_KERAS=1 "$new/bin/python" -c '
-import datalad.api, h5py, matplotlib.pyplot, nibabel, nilearn.datasets, numpy, pytest, scipy, significantdigits, tf_keras, torch
+import datalad.api, h5py, matplotlib.pyplot, nibabel, nilearn.datasets, numpy, pytest, scipy.ndimage, scipy.stats
+import significantdigits, SimpleITK, tf_keras, torch, torch._dynamo, torch.fx.experimental.symbolic_shapes, torch.optim
 ' >>"$log" 2>&1 || fail "the installed packages do not load: $(tail -n 1 "$log") (see $log)"
   echo "$torch" >"$new/.torch"
   touch "$new/.complete"

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,15 +32,15 @@ def small_image(seed: int) -> images.Image:
     return images.Image(data, np.eye(4))
 
 
-def rows() -> list[Scan]:
+def rows(labels: Collection[str] = LABELS) -> list[Scan]:
     """The rows of the study's table that the stand-in holds."""
-    return [scan for scan in scans() if scan.subject.label in LABELS]
+    return [scan for scan in scans() if scan.subject.label in labels]
 
 
 def write_table(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """The stand-in's own table: the study's rows with the stand-in's shapes."""
     lines = [COLUMNS]
-    for row in rows():
+    for row in rows(shapes):
         shape = "x".join(map(str, shapes[row.subject.label]))
         subject, session = row.subject.entities.split("_")
         lines.append(
@@ -63,14 +63,14 @@ def make_source(root: Path, contents: Mapping[str, images.Image]) -> Path:
 
     source = root / "RawDataBIDS"
     api.create(str(source), annex=True, result_renderer="disabled")
-    for row in rows():
+    for row in rows(contents):
         site = source / row.site
         api.create(str(site), dataset=str(source), result_renderer="disabled")
         image = contents[row.subject.label]
         images.save(root / row.path, image.data, image.affine)
         images.save((root / row.path).with_name("unlisted.nii.gz"), image.data[::-1], image.affine)
     api.save(dataset=str(source), recursive=True, result_renderer="disabled")
-    for repository in (source, *(source / row.site for row in rows())):
+    for repository in (source, *(source / row.site for row in rows(contents))):
         git(repository, "update-server-info")
     write_table(root / "table.csv", {k: image.data.shape for k, image in contents.items()})
     return source

@@ -62,15 +62,34 @@ def test_each_engine_has_its_own_experiment(tmp_path: Path) -> None:
         select("sub-1")
 
 
+def tiny_model(folder: Path) -> None:
+    architecture = Architecture((4, 4, 4, 4), (4,) * 6, 5)
+    save_h5(folder / "tiny.h5", architecture, init_weights(architecture, 1))
+
+
+WORDS = ("--source=RawDataBIDS", "--table=table.csv", "--model=tiny.h5", "--size=4mm", "--runs=2")
+
+
+def test_one_head_from_its_source_to_the_comparison(tmp_path: Path) -> None:
+    make_source(tmp_path, {"0025531": head(2, "4mm")[0]})
+    tiny_model(tmp_path)
+    done = paper(tmp_path, *WORDS, "--jobs=1")
+    assert done.returncode == 0, done.stderr
+    assert "6: 1 subjects x (2 perturbed + 4 references); 0 are done" in done.stdout
+    assert "image, 1 subjects: ours" in done.stdout
+    results = tmp_path / "results/paper-native"
+    assert "sub-0025531" in (results / "report.html").read_text()
+    rows = list(csv.DictReader((results / "comparison.csv").open()))
+    assert [row["quantity"] for row in rows] == ["image", "warp"]
+    assert all(5 < float(row["ours"]) < 24 for row in rows)
+    assert rows[0]["published"] == "19.68"
+
+
 @pytest.mark.slow
 def test_from_a_source_of_raw_heads_to_the_comparison_and_again(tmp_path: Path) -> None:
     make_source(tmp_path, {label: head(k, "4mm")[0] for k, label in enumerate(LABELS, start=1)})
-    architecture = Architecture((4, 4, 4, 4), (4,) * 6, 5)
-    save_h5(tmp_path / "tiny.h5", architecture, init_weights(architecture, 1))
-    words = [
-        "--source=RawDataBIDS", "--table=table.csv", "--model=tiny.h5", "--size=4mm", "--runs=2",
-        "--jobs=2",
-    ]  # fmt: skip
+    tiny_model(tmp_path)
+    words = [*WORDS, "--jobs=2"]
     cost = paper(tmp_path, *words, "--dry-run")
     assert cost.returncode == 0, cost.stderr
     assert (

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from itertools import product
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,7 +82,8 @@ def _interpolate(volume_CXYZ: Tensor, location: list[Tensor]) -> Tensor:
         weights.append((lower_weight, 1 - lower_weight))
         indices.append((lower.long() * stride, upper.long() * stride))
 
-    shape = torch.broadcast_shapes(*(coordinate.shape for coordinate in location))
+    # NumPy's: torch's loads a computer algebra system to say the same
+    shape = np.broadcast_shapes(*(coordinate.shape for coordinate in location))
     volume_CN = volume_CXYZ.reshape(channels, -1)
     result_CXYZ: Tensor | None = None
     for x, y, z in product((0, 1), repeat=3):

@@ -329,6 +329,28 @@ def _run(code: str, **environment: str) -> str:
     ).stdout
 
 
+COMPILER = """
+import sys, torch, torch.nn as nn
+from morphbits.engines.native import random_rounding
+from morphbits.models.spatial import integrate
+x = torch.rand(1, 3, 8, 8, 8)
+with torch.no_grad(), random_rounding() as without:
+    plain = integrate(nn.Conv3d(3, 3, 3, padding=1)(x), 2)
+assert not {"torch._dynamo", "sympy"} & set(sys.modules)
+compiled = torch.compile(lambda x: (x * 1.1 + 0.3) / 3, backend="eager")
+with random_rounding(seed=3) as stats:
+    inside = compiled(x)
+with random_rounding(seed=3):
+    expected = (x * 1.1 + 0.3) / 3
+assert torch.equal(inside, expected) and stats.operations == 3 * x.numel()
+assert not torch.equal(inside, (x * 1.1 + 0.3) / 3)
+"""
+
+
+def test_torchs_compiler_is_not_loaded_and_where_it_is_stays_outside() -> None:
+    _run(COMPILER, PYTHONWARNINGS="error")
+
+
 def test_the_kernel_version_is_a_hash() -> None:
     assert len(kernel_version()) == 16 and int(kernel_version(), 16) >= 0
 

@@ -9,6 +9,7 @@ without recompilation", SCAN 2016), for torch.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -119,6 +120,7 @@ def random_rounding(
 
 
 _tested: list[bool] = []
+_hidden: list[bool] = []
 
 
 def _self_test_once() -> None:
@@ -168,6 +170,20 @@ class RandomRounding(TorchDispatchMode):
             return x
         rounding = self.next_rounding(f"{name} (storage)", x.numel())
         return elementwise(rounding, "round", x, in_place=True)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False, or torch would load its compiler (seconds of every process) at the first
+        operator, only to hide this class from it; `__enter__` does so where it is loaded."""
+        return False
+
+    def __enter__(self) -> RandomRounding:
+        if "torch._dynamo" in sys.modules and not _hidden:
+            hidden = torch._dynamo.disable(RandomRounding.__torch_dispatch__)
+            RandomRounding.__torch_dispatch__ = hidden  # type: ignore[method-assign]
+            _hidden.append(True)
+        super().__enter__()
+        return self
 
     def __torch_dispatch__(
         self,
