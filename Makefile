@@ -26,7 +26,7 @@ pytest := cd python && ../$(venv) -m pytest -q -n 2 --dist loadfile --no-loadsco
 .PHONY: inference
 inference: $(stamp) ## register SUBJECTS x RUNS samples, then significance and the report
 	$(venv) python/run_matrix.py $(call options,SUBJECTS RUNS ENGINE MODE DATASET SIZE MODEL EXPERIMENT SEED JOBS THREADS \
-		ACCUMULATION PRECISION SUBNORMALS REGION LIBM ONEDNN ALIGN FRAMEWORK DATA RESULTS \
+		ACCUMULATION PRECISION PERTURB SUBNORMALS REGION LIBM ONEDNN ALIGN FRAMEWORK DATA RESULTS \
 		EXECUTOR SLURM_OPTIONS SLURM_CONTAINER TASK_SAMPLES) $(call off,WAIT) $(call flag,DRY_RUN) $(call flag,YES)
 
 .PHONY: paper
@@ -167,6 +167,7 @@ JOBS ?=          ## samples at a time
 THREADS ?=       ## threads of each sample
 ACCUMULATION ?=  ## order of sums in a convolution: sequential, direct or blocked:K
 PRECISION ?=     ## bits of each result, 2 to 24, or float16, bfloat16, tf32
+PERTURB ?=       ## all, only:STAGE or except:STAGE of the network (encoder-1, flow, integration, …)
 SUBNORMALS ?=    ## keep or flush
 REGION ?=        ## what Verrou perturbs: registration, or process
 LIBM ?=          ## Verrou: perturbed, or excluded

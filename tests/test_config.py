@@ -21,6 +21,7 @@ CLASSES = (RegisterConfig, ExperimentConfig, ExecutionConfig)
 _SPECIAL = {
     "accumulation": st.sampled_from(["sequential", "direct", "blocked:1", "blocked:192"]),
     "precision": st.sampled_from(["2", "9", "10", "24", "float16", "bfloat16", "tf32"]),
+    "perturb": st.sampled_from(["all", "only:flow", "except:encoder-1,flow"]),
     "experiment": st.from_regex(r"([A-Za-z0-9][A-Za-z0-9._-]*)?", fullmatch=True),
 }
 _TEXT = st.text(
@@ -53,7 +54,7 @@ def configs(draw: st.DrawFn) -> Any:
         return cls(**values)
     except UserError:  # a combination that is refused: make it one that is not
         allowed = {"framework": "torch", "mode": "random", "region": "registration"}
-        allowed |= {"precision": "24"}
+        allowed |= {"precision": "24", "perturb": "all"}
         return cls(**values | allowed | _plain(cls))
 
 

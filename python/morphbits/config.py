@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from morphbits import stages
 from morphbits.errors import UserError
 
 FRAMEWORKS = ("torch", "tensorflow")
@@ -78,6 +79,13 @@ class Arithmetic:
         "native: significant bits of each result, 2 to 24, or float16, bfloat16 (what operators "
         "read and write), tf32 (what convolutions multiply)",
         pattern=r"[2-9]|1\d|2[0-4]|float16|bfloat16|tf32",
+    )
+    perturb: str = option(
+        "all",
+        "native: stages of the model that mode and precision act on: all, only:NAME,… or "
+        "except:NAME,… of encoder-1 …, decoder-1 …, flow, network (these together), integration, "
+        "rescaling, sampling; the rest is float32 to nearest",
+        pattern=stages.PATTERN,
     )
     seed: int = option(1, "of the random roundings", minimum=0)
     region: str = option(
@@ -202,10 +210,12 @@ def _check_combination(config: Arithmetic) -> None:
             "sequential order reproduces TensorFlow's operations), or --engine ieee for "
             "TensorFlow itself"
         )
-    if config.precision != "24" and config.engine not in ("native", "auto"):
-        raise UserError(
-            f"precision {config.precision} is the native engine's: give --engine native"
-        )
+    for name, value, default in (
+        ("precision", config.precision, "24"),
+        ("perturb", config.perturb, "all"),
+    ):
+        if value != default and config.engine not in ("native", "auto"):
+            raise UserError(f"{name} {value} is the native engine's: give --engine native")
     if config.precision != "24" and config.subnormals == "flush":
         raise UserError(f"precision {config.precision} needs --subnormals keep")
 

@@ -114,6 +114,7 @@ def test_the_hash_is_of_canonical_json() -> None:
         {"subnormals": "flush"},
         {"precision": "12"},
         {"precision": "bfloat16"},
+        {"perturb": "only:flow"},
         {"seed": 2},
         {"align": "centre"},
     ],

@@ -29,6 +29,7 @@ def region(config: Arithmetic, threads: int) -> Iterator[Counts]:
         subnormals=config.subnormals,
         threads=threads,
         precision=config.precision,
+        perturb=config.perturb,
     ) as stats:
         yield counts
     counts.operations = int(stats.operations)

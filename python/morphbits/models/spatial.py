@@ -22,13 +22,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from morphbits import stages
+
 
 def integrate(svf_BVXYZ: Tensor, steps: int) -> Tensor:
     """The warp that the stationary velocity field generates in unit time, by `steps` squarings."""
     warp_BVXYZ = svf_BVXYZ / 2.0**steps
-    for _ in range(steps):
-        warp_BVXYZ = warp_BVXYZ + transform(warp_BVXYZ, warp_BVXYZ)
+    for step in range(steps):
+        warp_BVXYZ = stages.run(f"squaring-{step + 1}", _square, warp_BVXYZ)
     return warp_BVXYZ
+
+
+def _square(warp_BVXYZ: Tensor) -> Tensor:
+    return warp_BVXYZ + transform(warp_BVXYZ, warp_BVXYZ)
 
 
 def transform(image_BCXYZ: Tensor, warp_BVXYZ: Tensor) -> Tensor:

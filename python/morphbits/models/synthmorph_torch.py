@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from morphbits import stages
 from morphbits.errors import UserError
 from morphbits.models import spatial
 from morphbits.models.weights import (
@@ -51,6 +52,9 @@ class SynthMorph(nn.Module):
     """The registration network: moving and fixed image → moved image and warp.
 
     Its weights are zero until `set_weights`; `load` and `init_model` give networks with weights.
+
+    Its stages (`morphbits.stages`): `network`, which holds `encoder-1`, …, `decoder-1`, … and
+    `flow`; `integration`, which holds `squaring-1`, …; `rescaling`; `sampling`.
 
     `layers` holds the convolutions in order of execution, under voxelmorph's layer names; a
     forward hook on one sees what follows its activation.
@@ -104,14 +108,19 @@ class SynthMorph(nn.Module):
 
         The warp leads from a voxel of the fixed grid to the place in the moving image it shows.
         """
-        warp_BVXYZ = self.warp(self.svf(moving_BCXYZ, fixed_BCXYZ))
-        return spatial.transform(moving_BCXYZ, warp_BVXYZ), warp_BVXYZ
+        svf_BVXYZ = stages.run("network", self.svf, moving_BCXYZ, fixed_BCXYZ)
+        warp_BVXYZ = self.warp(svf_BVXYZ)
+        return stages.run("sampling", spatial.transform, moving_BCXYZ, warp_BVXYZ), warp_BVXYZ
 
     def warp(self, svf_BVXYZ: Tensor) -> Tensor:
         """Full-resolution warp (voxels) that a half-resolution velocity field generates."""
         architecture = self.architecture
-        integrated_BVXYZ = spatial.integrate(svf_BVXYZ, architecture.int_steps)
-        return spatial.rescale(integrated_BVXYZ, architecture.int_resolution)
+        integrated_BVXYZ = stages.run(
+            "integration", spatial.integrate, svf_BVXYZ, architecture.int_steps
+        )
+        return stages.run(
+            "rescaling", spatial.rescale, integrated_BVXYZ, architecture.int_resolution
+        )
 
     def svf(self, moving_BCXYZ: Tensor, fixed_BCXYZ: Tensor) -> Tensor:
         """Stationary velocity field (B, V, X/2, Y/2, Z/2), in voxels of its own grid."""
@@ -128,14 +137,15 @@ class SynthMorph(nn.Module):
         features = torch.cat([moving_BCXYZ, fixed_BCXYZ], 1)
         skips: list[Tensor] = []
         for level, layer in enumerate(layers[:levels]):
-            features = layer(features)
+            features = stages.run(f"encoder-{level + 1}", layer, features)
             if (
                 level > 0
             ):  # no half-resolution decoder reads the full-resolution features: free them
                 skips.append(features)
             features = F.max_pool3d(features, 2)
-        for layer in layers[levels:]:
-            features = layer(features)
+        for step, layer in enumerate(layers[levels:]):
+            last = levels + step + 1 == len(layers)
+            features = stages.run("flow" if last else f"decoder-{step + 1}", layer, features)
             if skips:
                 features = F.interpolate(features, scale_factor=2, mode="nearest")
                 features = torch.cat([features, skips.pop()], 1)

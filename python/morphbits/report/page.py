@@ -263,6 +263,7 @@ def command(experiment: Experiment) -> str:
         "ACCUMULATION": configuration.get("accumulation"),
         "SUBNORMALS": configuration.get("subnormals"),
         "PRECISION": configuration.get("precision"),
+        "PERTURB": configuration.get("perturb"),
         "DATASET": experiment.settings.get("dataset"),
         "MODEL": model if model and Path(model).name != DEMO_MODEL.name else None,
         "SEED": experiment.settings.get("seed"),

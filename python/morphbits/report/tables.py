@@ -341,6 +341,7 @@ def what_was_run(experiment: Experiment) -> Table:
             str(configuration.get("subnormals", "as the framework treats them")),
         ],
         ["perturbed region", str(configuration.get("region", "nothing"))],
+        ["perturbed stages", str(configuration.get("perturb", "all"))],
         ["seed of the experiment", str(experiment.settings.get("seed", MISSING))],
         ["operations per sample", number(facts.get("operations"), 0)],
         ["versions", ", ".join(f"{k} {v}" for k, v in configuration.get("versions", {}).items())],

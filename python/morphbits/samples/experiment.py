@@ -50,8 +50,9 @@ def resolve_engine(settings: ExperimentConfig) -> tuple[ExperimentConfig, str]:
     if settings.engine != "auto":
         return settings, "as asked"
     where = verrou.found()
-    if settings.precision != "24":
-        return dataclasses.replace(settings, engine="native"), "auto: Verrou has one precision"
+    if (settings.precision, settings.perturb) != ("24", "all"):
+        why = "auto: precision and perturb are the native engine's"
+        return dataclasses.replace(settings, engine="native"), why
     if where is None:
         chosen = dataclasses.replace(settings, engine="native")
         return chosen, "auto: Verrou is not here; 'make docker' builds it, then ENGINE=verrou"
@@ -82,6 +83,7 @@ def default_name(settings: ExperimentConfig, dataset: Dataset) -> str:
         "accumulation": settings.accumulation.replace(":", ""),
         "subnormals": settings.subnormals,
         "precision": f"precision-{settings.precision}",
+        "perturb": settings.perturb.replace(":", "-"),
         "align": f"align-{settings.align}",
         "region": settings.region,
         "libm": f"libm-{settings.libm}",

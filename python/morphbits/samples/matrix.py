@@ -122,7 +122,7 @@ def _arithmetic(
     threads = OTHER_THREADS if sample == "threads" else PLAIN_THREADS
     plain = experiment.framework == "tensorflow"
     own = {"engine": "ieee", "region": "registration", "threads": threads, "plain": plain}
-    return RegisterConfig(**shared | own | {"precision": "24"})
+    return RegisterConfig(**shared | own | {"precision": "24", "perturb": "all"})
 
 
 # ---------------------------------------------------------------------- state, from files alone

@@ -93,6 +93,8 @@ def configuration(config: RegisterConfig, inputs: Mapping[str, str]) -> dict[str
         chosen |= {name: getattr(config, name) for name in of_engine[config.engine]}
         if config.precision != "24":
             chosen["precision"] = config.precision
+        if config.perturb != "all":
+            chosen["perturb"] = config.perturb
         if config.mode in STOCHASTIC_MODES:
             chosen["seed"] = config.seed
     if config.framework == "tensorflow":

@@ -22,6 +22,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from morphbits import stages
 from morphbits.engines.native import accumulation as orders
 from morphbits.engines.native import precision as formats
 from morphbits.engines.native.library import (
@@ -85,6 +86,7 @@ def random_rounding(
     subnormals: str = "keep",
     threads: int | None = None,
     precision: str | int = 24,
+    perturb: str = "all",
 ) -> Iterator[Statistics]:
     """Round every floating-point operation of the torch operators inside by `mode`.
 
@@ -96,7 +98,9 @@ def random_rounding(
     seed: names the random stream, 0 to 2^64 - 1; equal seeds give equal bytes, with any number of
     threads and on any instruction set; accumulation: order of the additions in a convolution (see
     `accumulation`); subnormals: keep, or flush operands and results to zero; threads: torch's
-    number if None; precision: bits of each result, or a format's name (see `precision`).
+    number if None; precision: bits of each result, or a format's name (see `precision`);
+    perturb: all, or only:NAME or except:NAME of the stages that the model announces
+    (`morphbits.stages`): outside them each rounding is float32's to nearest.
 
     Holds for the calling thread's float32 and float64 tensors on the CPU. Raises UserError for an
     option that is not known and, inside, for an operator that the engine does not perturb.
@@ -115,8 +119,10 @@ def random_rounding(
         raise UserError(f"precision {precision} needs subnormals=keep: its own format has them")
     _self_test_once()
     rounding = RandomRounding(mode, seed, accumulation, subnormals == "flush", threads, fewer)
+    rounding.selection = stages.select(perturb)
     with rounding:
         yield rounding.statistics
+    rounding.check_stages()
 
 
 _tested: list[bool] = []
@@ -144,21 +150,40 @@ class RandomRounding(TorchDispatchMode):
         super().__init__()
         self.mode, self.seed, self.accumulation, self.flush = mode, seed, accumulation, flush
         self.threads = threads or torch.get_num_threads()
-        self.precision = precision
+        self._precision, self.selection = precision, stages.ALL
+        self._stages: set[str] = set()
         self.statistics = Statistics()
         self._operators = 0
 
     def next_rounding(self, name: str, operations: int, accumulates: bool = False) -> Rounding:
         """Count an operator of `operations` elementary operations and give it its own random
         bits. One that accumulates rounds its factors and its result by `factor` and `store`."""
-        self.statistics.operators[name] += operations
+        selected = self.selection.holds()
+        self._stages.update(stages.current())
+        if selected:
+            self.statistics.operators[name] += operations
         key = _mix64(_mix64(self.seed) + self._operators)
         self._operators += 1
         stored = self.precision.stored
         format, operands = self.precision.each, formats.FLOAT32
         if stored != formats.FLOAT32 and not accumulates:
             format, operands = stored, stored
-        return Rounding(self.mode, self.flush, self.threads, key, format=format, operands=operands)
+        mode = self.mode if selected else "nearest"
+        return Rounding(mode, self.flush, self.threads, key, format=format, operands=operands)
+
+    @property
+    def precision(self) -> formats.Precision:
+        """What is rounded to what in the stage that is running."""
+        return self._precision if self.selection.holds() else formats.FULL
+
+    def check_stages(self) -> None:
+        """UserError if a selected stage was none of those that ran."""
+        missing = self.selection.names - self._stages
+        if missing:
+            ran = ", ".join(sorted(self._stages)) or "none"
+            raise UserError(
+                f"no stage {', '.join(sorted(missing))} was run; this model's stages are: {ran}"
+            )
 
     def factor(self, x: torch.Tensor) -> torch.Tensor:
         """`x` as an operator that accumulates multiplies it."""

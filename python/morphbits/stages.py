@@ -1,0 +1,84 @@
+"""The parts of a computation, by name: a model announces them, an engine or a report listens.
+
+A stage may hold others: ``integration`` holds ``squaring-1``, ``squaring-2``, … Names and nesting
+are each thread's own.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from morphbits.errors import UserError
+
+Result = TypeVar("Result")
+Observer = Callable[[str, Any], None]
+
+
+class _Local(threading.local):
+    def __init__(self) -> None:
+        self.names: tuple[str, ...] = ()
+        self.observers: tuple[Observer, ...] = ()
+
+
+_local = _Local()
+
+
+def run(name: str, function: Callable[..., Result], *arguments: Any) -> Result:
+    """``function(*arguments)`` as the stage of that name; observers are told its result."""
+    outer = _local.names
+    _local.names = (*outer, name)
+    try:
+        result = function(*arguments)
+    finally:
+        _local.names = outer
+    for observer in _local.observers:
+        observer(name, result)
+    return result
+
+
+def current() -> tuple[str, ...]:
+    """The stages that are running in this thread, the outermost first."""
+    return _local.names
+
+
+@contextmanager
+def observed(observer: Observer) -> Iterator[None]:
+    """``observer(name, result)`` is called at the end of every stage inside."""
+    outer = _local.observers
+    _local.observers = (*outer, observer)
+    try:
+        yield
+    finally:
+        _local.observers = outer
+
+
+PATTERN = r"all|(only|except):[A-Za-z0-9][A-Za-z0-9._-]*(,[A-Za-z0-9][A-Za-z0-9._-]*)*"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Stages that are meant: all, ``only`` the named ones or all ``except`` them, each with the
+    stages in it."""
+
+    kind: str = "all"
+    names: frozenset[str] = frozenset()
+
+    def holds(self) -> bool:
+        """Whether what is running in this thread is meant."""
+        return self.kind == "all" or self.names.isdisjoint(current()) == (self.kind == "except")
+
+
+ALL = Selection()
+
+
+def select(text: str) -> Selection:
+    """``all``, ``only:flow``, ``except:encoder,flow``; UserError if it is none of these."""
+    if not re.fullmatch(PATTERN, text):
+        raise UserError(f"stages '{text}' are not known; use all, only:NAME,… or except:NAME,…")
+    kind, _, names = text.partition(":")
+    return Selection(kind, frozenset(names.split(",") if names else ()))
