@@ -121,21 +121,14 @@ def test_an_operator_without_a_rule_is_an_error_that_names_it() -> None:
     a = torch.rand(3, 3)
     with random_rounding():
         for call, name in (
-            (lambda: a @ a, "mm"),
-            (lambda: a.exp(), "exp"),
-            (lambda: a.sum(), "sum"),
+            (lambda: torch.fft.rfft(a), "fft"),
+            (lambda: torch.linalg.inv(a), "linalg_inv"),
             (lambda: torch.div(a, a, rounding_mode="floor"), "rounding_mode"),
         ):
             with pytest.raises(UserError, match=name):
                 call()
-        with pytest.raises(UserError, match="float16"):
-            a.half()
-        with pytest.raises(UserError, match="bfloat16"):
-            a.bfloat16() + 1
         with pytest.raises(UserError, match="complex"):
             a + torch.tensor(1j, dtype=torch.complex128)
-        with pytest.raises(UserError, match="grouped"):
-            F.conv1d(torch.rand(1, 4, 9), torch.rand(4, 2, 3), groups=2)
         index = torch.arange(6).reshape(2, 3)
         assert (index.sum(), (index @ index.T)[0, 0]) == (15, 5)  # integers are not rounded
 
@@ -209,14 +202,12 @@ def test_alpha_scales_what_torch_says() -> None:
     assert [x.item() for x in found] == [21, -19, 8, 8]
 
 
-def test_a_backward_pass_inside_is_perturbed_or_refused() -> None:
+def test_a_backward_pass_inside_is_perturbed() -> None:
     x = torch.full((4,), 1.1, requires_grad=True)
     with random_rounding("upward") as stats:
         (x * x).backward(x.detach())
     assert (x.grad.double() > 2 * x.double() ** 2).all()
     assert stats.operators == {"mul": 12, "add": 4}
-    with random_rounding(), pytest.raises(UserError, match="leaky_relu_backward"):
-        F.leaky_relu(x).backward(torch.ones(4))
 
 
 def test_the_inner_of_two_regions_rounds_alone() -> None:
@@ -270,7 +261,7 @@ def test_plain_torch_on_all_threads_is_untouched_afterwards() -> None:
                 compute()
                 assert control_register() | flags == register | flags
             with pytest.raises(UserError):
-                a.exp()
+                torch.fft.rfft(a)
             with pytest.raises(RuntimeError):
                 a * torch.rand(3)
         found = [a * b, F.conv3d(x, w), subnormal * 0.5]

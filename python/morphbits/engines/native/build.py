@@ -73,6 +73,7 @@ def build() -> Path:
         for name, extra in [
             *((f"kernels:{v}", [f"-DVARIANT={v}", *flags]) for v, flags in VARIANT_FLAGS.items()),
             ("naive", ["-O1"]),
+            ("scalar", []),
             ("library", []),
         ]:
             source = SOURCES / f"{name.split(':')[0]}.c"

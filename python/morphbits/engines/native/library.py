@@ -23,7 +23,7 @@ from morphbits.errors import UserError
 MODES = ("nearest", "random", "nearness", "upward", "downward", "toward_zero")
 VARIANTS = ("portable", "avx2", "avx512")
 OPERATIONS = ("add", "sub", "mul", "div", "sqrt", "leaky_relu", "narrow", "round")
-_TYPES = {torch.float32: 0, torch.float64: 1}
+TYPES = {torch.float32: 0, torch.float64: 1}
 _MAX_DIMS = 8
 _I32, _I64, _PTR = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 
@@ -158,7 +158,7 @@ def elementwise(
         return a.copy_(elementwise(rounding, operation, a, b))
     dtype = torch.float32 if operation == "narrow" else a.dtype
     out = a if in_place else torch.empty(shape, dtype=dtype)
-    _check_size(out)
+    check_size(out)
     if out.numel() == 0:
         return out
     dims, strides = _coalesce(shape, [x.expand(shape).stride() for x in operands])
@@ -166,9 +166,9 @@ def elementwise(
         a = a if in_place else a.expand(shape).contiguous()
         b = None if b is None else b.expand(shape).contiguous()
         return elementwise(rounding, operation, a, b, in_place)
-    call = _Elementwise(
+    arguments = _Elementwise(
         operation=OPERATIONS.index(operation),
-        type=_TYPES[out.dtype],
+        type=TYPES[out.dtype],
         dims=len(dims),
         shape=_padded(dims),
         stride_a=_padded(strides[0]),
@@ -177,7 +177,7 @@ def elementwise(
         b=None if b is None else b.data_ptr(),
         out=out.data_ptr(),
     )
-    _call(load().morphbits_elementwise, rounding, call, fits=True)
+    call(load().morphbits_elementwise, rounding, arguments, fits=True)
     return out
 
 
@@ -208,11 +208,11 @@ def convolution(
     b = None if bias_O is None else bias_O.contiguous()
     size = convolution_size(x.shape[2:], w.shape[2:], stride, padding, dilation)
     out = torch.empty((x.shape[0], w.shape[0], *size), dtype=x.dtype)
-    _check_size(out)
+    check_size(out)
     if out.numel() == 0:
         return out
-    call = _Convolution(
-        type=_TYPES[x.dtype],
+    arguments = _Convolution(
+        type=TYPES[x.dtype],
         bias_first=terms.bias_first and b is not None,
         batch=x.shape[0],
         channels_in=x.shape[1],
@@ -236,7 +236,7 @@ def convolution(
     if not bool(torch.isfinite(w).all()):  # outside the image the fast kernels multiply by zero
         rounding = replace(rounding, threads=1, variant="naive")
     fits = rounding.format.least == FLOAT32.least
-    _call(load().morphbits_convolution, rounding, call, fits)
+    call(load().morphbits_convolution, rounding, arguments, fits)
     return out
 
 
@@ -254,8 +254,11 @@ def convolution_size(
     ]
 
 
-def _call(
-    function: Callable[..., int], rounding: Rounding, call: ctypes.Structure, fits: bool = False
+def call(
+    function: Callable[..., int],
+    rounding: Rounding,
+    arguments: ctypes.Structure,
+    fits: bool = False,
 ) -> None:
     """Call a kernel; `fits` says that it knows formats of fewer bits."""
     if rounding.format != FLOAT32 and (rounding.flush or not fits):
@@ -264,16 +267,17 @@ def _call(
         raise UserError(
             f"the native engine has no rule for {name} in fewer than float32's bits{why}"
         )
-    status = function(ctypes.byref(rounding.as_c()), ctypes.byref(call))
+    status = function(ctypes.byref(rounding.as_c()), ctypes.byref(arguments))
     if status == 1:
         raise UserError(
-            "out of memory in a convolution of the native engine; use a smaller image or model"
+            "out of memory in a kernel of the native engine; use a smaller image or model"
         )
     if status:
         raise RuntimeError(f"a kernel of the native engine failed with status {status}")
 
 
-def _check_size(out: torch.Tensor) -> None:
+def check_size(out: torch.Tensor) -> None:
+    """UserError if a result has more elements than can be numbered."""
     if out.numel() >= 2**32:
         raise UserError(
             f"a result of {out.numel()} elements: the native engine numbers at most 2^32 - 1"

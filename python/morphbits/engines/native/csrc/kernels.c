@@ -50,6 +50,8 @@ typedef uint64_t bits_f64;
 #include "vector.h"
 
 #include "convolution.h"
+#include "contraction.h"
+#include "reduction.h"
 #include "reduced.h"
 #undef V
 #undef I
@@ -87,8 +89,18 @@ typedef uint64_t bits_f64;
 #include "vector.h"
 
 #include "convolution.h"
+#include "contraction.h"
+#include "reduction.h"
 
 int FN(convolution)(const rounding *r, const convolution_call *c) {
     if (c->type == FLOAT64) return convolve_f64(r, c);
     return reduced(r) ? convolve_reduced(r, c) : convolve_f32(r, c);
+}
+
+int FN(reduction)(const rounding *r, const reduction_call *c) {
+    return c->type == FLOAT32 ? reduce_f32(r, c) : reduce_f64(r, c);
+}
+
+int FN(contraction)(const rounding *r, const contraction_call *c) {
+    return c->type == FLOAT32 ? contract_f32(r, c) : contract_f64(r, c);
 }

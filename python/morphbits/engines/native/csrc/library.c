@@ -3,6 +3,8 @@
 
 int elementwise_naive(const rounding *, const elementwise_call *);
 int convolution_naive(const rounding *, const convolution_call *);
+int reduction_naive(const rounding *, const reduction_call *);
+int contraction_naive(const rounding *, const contraction_call *);
 
 /* Bit v is set where this processor can run variant v. */
 int morphbits_variants(void) {
@@ -20,26 +22,23 @@ int morphbits_variants(void) {
 /* The floating-point control register of the calling thread: what the tests compare before and after. */
 uint64_t morphbits_control(void) { return control_get(); }
 
-int morphbits_elementwise(const rounding *r, const elementwise_call *c) {
-    switch (r->variant) {
-    case PORTABLE: return elementwise_portable(r, c);
 #if defined(__x86_64__)
-    case AVX2: return elementwise_avx2(r, c);
-    case AVX512: return elementwise_avx512(r, c);
+#define VECTOR_VARIANTS(name)                     \
+    case AVX2: return name##_avx2(r, c);          \
+    case AVX512: return name##_avx512(r, c);
+#else
+#define VECTOR_VARIANTS(name)
 #endif
-    case VARIANTS: return elementwise_naive(r, c);
-    default: return UNSUPPORTED;
+#define PICK_VARIANT(name)                                              \
+    int morphbits_##name(const rounding *r, const name##_call *c) {     \
+        switch (r->variant) {                                           \
+        case PORTABLE: return name##_portable(r, c);                    \
+            VECTOR_VARIANTS(name)                                       \
+        case VARIANTS: return name##_naive(r, c);                       \
+        default: return UNSUPPORTED;                                    \
+        }                                                               \
     }
-}
-
-int morphbits_convolution(const rounding *r, const convolution_call *c) {
-    switch (r->variant) {
-    case PORTABLE: return convolution_portable(r, c);
-#if defined(__x86_64__)
-    case AVX2: return convolution_avx2(r, c);
-    case AVX512: return convolution_avx512(r, c);
-#endif
-    case VARIANTS: return convolution_naive(r, c);
-    default: return UNSUPPORTED;
-    }
-}
+PICK_VARIANT(elementwise)
+PICK_VARIANT(convolution)
+PICK_VARIANT(reduction)
+PICK_VARIANT(contraction)

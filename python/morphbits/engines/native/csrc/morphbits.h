@@ -58,6 +58,57 @@ typedef struct {
     void *output;       /* (batch, channels_out, *size_out), contiguous */
 } convolution_call;
 
+/* Chains of one operation (ADD or MUL): out[o, j] = x[o, j] op x[o, j + period] op x[o, j + 2·period] op …, from left to
+ * right, as long as there are terms; the operation that joins term t is number t - 1. */
+typedef struct {
+    int32_t operation;
+    int32_t type;
+    int64_t scan; /* 1: every partial result is kept, the output has the shape of the input */
+    int64_t outer, length, period;
+    const void *input; /* (outer, length), contiguous */
+    void *output;      /* (outer, period); scan: (outer, length) */
+} reduction_call;
+
+/* out[b, m, n] = the sum over k of left[b, m, k]·right[b, k, n]: chains of fused multiply-adds from zero, the first over
+ * k < segment_end[0], the next up to segment_end[1] and so on; the chains' sums are added in order. Product k is operation
+ * k, the addition of chain s is operation depth + s. The left side lies anywhere: left[b·left_batch_step + row_offset[m] +
+ * depth_offset[k]]. Element and place of a result: (b·rows·columns) + m·row_step + n·column_step. */
+typedef struct {
+    int32_t type;
+    int32_t unused;
+    int64_t batch, rows, columns, depth, segments;
+    int64_t left_batch_step, left_size, right_batch_step, right_depth_step, right_column_step, row_step, column_step;
+    const int64_t *segment_end, *row_offset, *depth_offset;
+    const void *left; /* left_size elements, all of which may be read */
+    const void *right;
+    void *output;
+} contraction_call;
+
+/* out[o, index[j]] += source[o, j], for j = 0, 1, …; operation j of an element is the addition of source j. */
+typedef struct {
+    int32_t type;
+    int32_t unused;
+    int64_t outer, count, size;
+    int64_t index_step; /* 0: one index for all o; count: (outer, count) */
+    const int64_t *index;
+    const void *source; /* (outer, count), contiguous */
+    void *output;       /* (outer, size), holds what is added to */
+} scatter_call;
+
+/* A function of the C library, computed in a wider type and then rounded by the mode; or a number brought to a narrower
+ * format, which is written as a float32. */
+enum function {
+    EXP, EXP2, EXPM1, LOG, LOG2, LOG10, LOG1P, SIN, COS, TAN, ASIN, ACOS, ATAN, SINH, COSH, TANH, ASINH, ACOSH, ATANH,
+    ERF, ERFC, LGAMMA, POW, ATAN2, HYPOT, FMOD, TO_FLOAT16, TO_BFLOAT16, FUNCTIONS
+};
+typedef struct {
+    int32_t function;
+    int32_t type;
+    int64_t count;
+    const void *a, *b; /* contiguous; b is NULL for functions of one argument */
+    void *out;
+} function_call;
+
 /* ---- random bits -------------------------------------------------------------------------------------------- */
 
 static inline uint64_t mix64(uint64_t x) { /* splitmix64's finalizer (Steele, Lea, Flood 2014) */
@@ -131,5 +182,11 @@ int elementwise_avx512(const rounding *, const elementwise_call *);
 int convolution_portable(const rounding *, const convolution_call *);
 int convolution_avx2(const rounding *, const convolution_call *);
 int convolution_avx512(const rounding *, const convolution_call *);
+int reduction_portable(const rounding *, const reduction_call *);
+int reduction_avx2(const rounding *, const reduction_call *);
+int reduction_avx512(const rounding *, const reduction_call *);
+int contraction_portable(const rounding *, const contraction_call *);
+int contraction_avx2(const rounding *, const contraction_call *);
+int contraction_avx512(const rounding *, const contraction_call *);
 
 #endif

@@ -212,3 +212,50 @@ int convolution_naive(const rounding *r, const convolution_call *c) {
             }
     return OK;
 }
+
+int reduction_naive(const rounding *r, const reduction_call *c) {
+    const control saved = control_get();
+    const number none = {0};
+    for (int64_t o = 0; o < c->outer; ++o)
+        for (int64_t j = 0; j < c->period; ++j) {
+            number total = none;
+            for (int64_t t = 0, at = j; at < c->length; ++t, at += c->period) {
+                const number x = load(c->type, c->input, o * c->length + at);
+                total = t == 0 ? x
+                               : perturbed(r, saved, c->operation, c->type, t - 1, (uint32_t)(o * c->period + j), total, x, none);
+                if (c->type == FLOAT32 ? isnan(total.f32) : isnan(total.f64)) {
+                    if (c->type == FLOAT32) total.f32 = __builtin_nanf("");
+                    else total.f64 = __builtin_nan("");
+                }
+                if (c->scan) store(c->type, c->output, o * c->length + at, total);
+            }
+            control_set(saved);
+            if (!c->scan) store(c->type, c->output, o * c->period + j, total);
+        }
+    return OK;
+}
+
+int contraction_naive(const rounding *r, const contraction_call *c) {
+    const control saved = control_get();
+    const number none = {0};
+    for (int64_t b = 0; b < c->batch; ++b)
+        for (int64_t m = 0; m < c->rows; ++m)
+            for (int64_t n = 0; n < c->columns; ++n) {
+                const int64_t e = b * c->rows * c->columns + m * c->row_step + n * c->column_step;
+                number total = none;
+                for (int64_t s = 0, k = 0; s < c->segments; ++s) {
+                    number chain = none;
+                    for (; k < c->segment_end[s]; ++k) {
+                        const number x = load(c->type, c->left, b * c->left_batch_step + c->row_offset[m] + c->depth_offset[k]);
+                        const number y = load(c->type, c->right,
+                                              b * c->right_batch_step + k * c->right_depth_step + n * c->right_column_step);
+                        chain = perturbed(r, saved, FMA, c->type, k, (uint32_t)e, x, y, chain);
+                    }
+                    total = s == 0 ? chain
+                                   : perturbed(r, saved, ADD, c->type, c->depth + s, (uint32_t)e, total, chain, none);
+                }
+                control_set(saved);
+                store(c->type, c->output, e, total);
+            }
+    return OK;
+}

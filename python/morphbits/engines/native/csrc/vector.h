@@ -134,3 +134,39 @@ static inline S(bits) S(least)(int64_t n, const T *x) {
     return least;
 }
 static inline int64_t S(exponent)(S(bits) least) { return (int64_t)(least >> MANTISSA) - BIAS; }
+
+/* ---- multiplication, and an operation of any mode, for the kernels other than convolution ---- */
+#if !defined(DIRECTED)
+static inline V S(mul_random)(V a, V b, S(direction) d) {
+    return S(pick_zero)((V)((I)((V)((I)a ^ d) * b) ^ d), a * b);
+}
+#else
+static inline V S(mul_random)(V a, V b, S(direction) d) {
+    __m512 up = _mm512_mul_round_ps((__m512)a, (__m512)b, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC);
+    __m512 down = _mm512_mul_round_ps((__m512)a, (__m512)b, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    return S(pick_directed)(up, down, d, 1);
+}
+#endif
+#if defined(SINGLE)
+static inline V S(mul_stochastic)(V a, V b, W word) {
+    return S(stochastic_vector)(__builtin_convertvector(a, S(wide)) * __builtin_convertvector(b, S(wide)), word);
+}
+#else
+static inline V S(mul_stochastic)(V a, V b, W word) {
+    V out;
+    for (int l = 0; l < LANES; ++l) out[l] = stochastic_mul_f64(a[l], b[l], word[l]);
+    return out;
+}
+#endif
+
+/* The random word of operation `index` of each element; upward and downward are random with all bits alike. */
+static inline W S(word_for)(int mode, const word_block *block, int64_t index, W element) {
+    if (mode == UPWARD) return (W){0} - 1u;
+    if (mode == DOWNWARD) return (W){0};
+    return S(word_vector)(block[mode == RANDOM ? index >> 5 : index], element);
+}
+
+static inline V S(one_nan)(V x) {
+    const I ordered = (I)(x == x);
+    return (V)(((I)x & ordered) | (~ordered & QUIET_NAN));
+}

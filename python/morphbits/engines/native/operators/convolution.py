@@ -1,0 +1,400 @@
+"""Convolutions of one to three dimensions and their gradients.
+
+One and two dimensions are three with leading sizes of one. Everything is built from two kernels:
+a convolution, which also gives the gradient of the input (and the transposed convolution) as
+convolutions with the reversed kernel, one for each remainder of the position by the stride; and a
+product of matrices, which gives the gradient of the weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from math import gcd, prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from morphbits.engines.native import accumulation as orders
+from morphbits.engines.native import sums
+from morphbits.engines.native.arithmetic import Hand
+from morphbits.engines.native.library import convolution, convolution_size, rounded
+from morphbits.engines.native.rules import check, refused, rule
+from morphbits.errors import UserError
+
+if TYPE_CHECKING:
+    from morphbits.engines.native.mode import RandomRounding
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    """Three dimensions of a convolution; `groups` divides the channels."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+
+
+def _three(
+    dims: int, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
+) -> _Geometry:
+    """The settings of `dims` dimensions for three; a single value stands for all."""
+
+    def fill(values: Sequence[int], default: int) -> tuple[int, ...]:
+        return (default,) * (3 - dims) + tuple(values) * (dims if len(values) == 1 else 1)
+
+    return _Geometry(fill(stride, 1), fill(padding, 0), fill(dilation, 1), groups)
+
+
+def _widen(x: torch.Tensor) -> torch.Tensor:
+    """(B, C, …) with three spatial axes."""
+    return x.reshape(*x.shape[:2], *(1,) * (5 - x.dim()), *x.shape[2:])
+
+
+def _inside(size: int, out: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    """Pairs of (output position, tap) along an axis that read a voxel of the image."""
+    at = np.arange(out)[:, None] * stride - padding + np.arange(kernel) * dilation
+    return int(((at >= 0) & (at < size)).sum())
+
+
+def operations(
+    shape_in: Sequence[int],
+    shape_weight: Sequence[int],
+    geometry: _Geometry,
+    terms: orders.Terms,
+    bias: bool,
+) -> int:
+    """Elementary operations of a convolution without groups: a fused multiply-add for each product
+    inside the image, an addition for each chain after the first, and one for the bias."""
+    g = geometry
+    size = convolution_size(shape_in[2:], shape_weight[2:], g.stride, g.padding, g.dilation)
+    products = shape_in[0] * shape_weight[0] * shape_weight[1]
+    for d in range(3):
+        axis = (shape_in[2 + d], size[d], shape_weight[2 + d])
+        products *= _inside(*axis, g.stride[d], g.padding[d], g.dilation[d])
+    additions = len(terms.segment_end) - 1 + bias
+    return products + additions * shape_in[0] * shape_weight[0] * prod(size)
+
+
+def _forward(
+    mode: RandomRounding,
+    name: str,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    geometry: _Geometry,
+) -> torch.Tensor:
+    """The convolution of (B, C, X, Y, Z); each group is an operator of its own."""
+    g = geometry
+    if g.groups > 1:
+        one = replace(g, groups=1)
+        biases = [None] * g.groups if bias is None else bias.chunk(g.groups)
+        parts = zip(x.chunk(g.groups, 1), weight.chunk(g.groups), biases, strict=True)
+        return torch.cat([_forward(mode, name, *part, one) for part in parts], 1)
+    terms = orders.terms(mode.accumulation, prod(weight.shape[2:]), weight.shape[1])
+    count = operations(x.shape, weight.shape, g, terms, bias is not None)
+    rounding = mode.next_rounding(name, count, accumulates=True)
+    if bias is not None:
+        bias = rounded(bias, mode.precision.stored)
+    sides = mode.factor(x), mode.factor(weight)
+    out = convolution(rounding, *sides, bias, g.stride, g.padding, g.dilation, terms)
+    return mode.store(name, out)
+
+
+def _input_gradient(
+    mode: RandomRounding,
+    name: str,
+    gradient: torch.Tensor,
+    weight: torch.Tensor,
+    size: Sequence[int],
+    geometry: _Geometry,
+) -> torch.Tensor:
+    """The gradient of a convolution's input of spatial `size`, from (B, O, X', Y', Z').
+
+    For each remainder of the padded position by the stride: a convolution with the taps that
+    reach it, reversed, over output channels. Each of them, and each group, is an operator of its
+    own; the order of its additions is `accumulation`'s.
+    """
+    g = geometry
+    if g.groups > 1:
+        one = replace(g, groups=1)
+        parts = zip(gradient.chunk(g.groups, 1), weight.chunk(g.groups), strict=True)
+        return torch.cat([_input_gradient(mode, name, *p, size, one) for p in parts], 1)
+    out = torch.zeros((gradient.shape[0], weight.shape[1], *size), dtype=gradient.dtype)
+    swapped = weight.transpose(0, 1)
+    for remainder in product(*(range(s) for s in g.stride)):
+        axes = [
+            _Axis.of(size[d], gradient.shape[2 + d], weight.shape[2 + d], remainder[d], g, d)
+            for d in range(3)
+        ]
+        if any(axis is None for axis in axes):
+            continue
+        found = [axis for axis in axes if axis is not None]
+        part, kernel, products = gradient, swapped, gradient.shape[0] * weight.shape[:2].numel()
+        for d, axis in enumerate(found):
+            part = part.narrow(2 + d, axis.skip, part.shape[2 + d] - axis.skip)
+            part = F.pad(part, (0, 0) * (2 - d) + (0, axis.extra))
+            kernel = kernel.index_select(2 + d, torch.tensor(axis.taps))
+            products *= axis.products
+        terms = orders.terms(mode.accumulation, prod(kernel.shape[2:]), kernel.shape[1])
+        count = prod(axis.count for axis in found) * out.shape[0] * out.shape[1]
+        rounding = mode.next_rounding(name, products + (len(terms.segment_end) - 1) * count)
+        steps, pads, spreads = (1, 1, 1), [a.padding for a in found], [a.spread for a in found]
+        result = convolution(rounding, part, kernel, None, steps, pads, spreads, terms)
+        i, j, k = (slice(a.first, None, s) for a, s in zip(found, g.stride, strict=True))
+        x, y, z = (slice(a.count) for a in found)
+        out[..., i, j, k] = result[..., x, y, z]
+    return out
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One axis of the gradient at the positions of one remainder.
+
+    first, count: its positions, every stride-th; taps: the kernel's, from last to first; the
+    gradient of the output is cut by `skip` voxels at its start or padded by `padding`, and
+    lengthened by `extra` zeros.
+    """
+
+    first: int
+    count: int
+    taps: list[int]
+    spread: int
+    skip: int
+    padding: int
+    extra: int
+    products: int
+
+    @staticmethod
+    def of(
+        size: int, out: int, kernel: int, remainder: int, geometry: _Geometry, d: int
+    ) -> _Axis | None:
+        stride, padding, dilation = (
+            v[d] for v in (geometry.stride, geometry.padding, geometry.dilation)
+        )
+        taps = [t for t in range(kernel) if (remainder - t * dilation) % stride == 0][::-1]
+        start = -(-(padding - remainder) // stride)  # first multiple of the stride in the image
+        first = start * stride + remainder - padding
+        count = max(0, -(-(size - first) // stride))
+        if not taps or not count:
+            return None
+        spread = dilation // gcd(stride, dilation) if len(taps) > 1 else 1
+        low = -(start + (remainder - taps[0] * dilation) // stride)
+        skip, low = max(0, -low), max(0, low)
+        if skip >= out:
+            return None
+        extra = max(0, count + spread * (len(taps) - 1) - (out - skip) - 2 * low)
+        at = np.arange(count)[:, None] + np.arange(len(taps)) * spread - low + skip
+        products = int(((at >= 0) & (at < out)).sum())
+        return _Axis(first, count, taps, spread, skip, low, extra, products)
+
+
+def _weight_gradient(
+    mode: RandomRounding,
+    name: str,
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    kernel: Sequence[int],
+    geometry: _Geometry,
+) -> torch.Tensor:
+    """The gradient of a convolution's weight, (O, C / groups, *kernel).
+
+    Order: one chain of fused multiply-adds for each row (last axis) of the output, images outer,
+    rows in row-major order; the chains' sums are added in this order.
+    """
+    g = geometry
+    batch, out_channels, *out = gradient.shape
+    channels = x.shape[1] // g.groups
+    reach = [
+        max(0, (out[d] - 1) * g.stride[d] + (kernel[d] - 1) * g.dilation[d] + 1 - x.shape[2 + d])
+        for d in range(3)
+    ]
+    pads = [(g.padding[d], max(0, reach[d] - g.padding[d])) for d in (2, 1, 0)]
+    padded = F.pad(x, [n for pair in pads for n in pair]).contiguous()
+    step = np.array(padded.stride())
+
+    def offsets(counts: Sequence[int], steps: Sequence[int]) -> np.ndarray:
+        total = np.zeros(1, dtype=np.int64)
+        for n, s in zip(counts, steps, strict=True):
+            total = (total[:, None] + np.arange(n) * s).reshape(-1)
+        return total
+
+    taps = offsets((channels, *kernel), (step[1], *(step[2:] * g.dilation)))
+    voxels = offsets((batch, *out), (step[0], *(step[2:] * g.stride)))
+    columns = out_channels // g.groups
+    products = batch * channels * out_channels
+    for d in range(3):
+        axis = (x.shape[2 + d], out[d], kernel[d])
+        products *= _inside(*axis, g.stride[d], g.padding[d], g.dilation[d])
+    ends = sums.segments(len(voxels), out[2])
+    count = products + (len(ends) - 1) * columns * g.groups * channels * prod(kernel)
+    right = gradient.movedim(1, -1).reshape(-1, g.groups, columns).transpose(0, 1)
+    return sums.contract(
+        mode.next_rounding(name, count),
+        padded,
+        right,
+        shape=(g.groups, len(taps), columns),
+        out_shape=(out_channels, channels, *kernel),
+        row_offset=taps,
+        depth_offset=voxels,
+        segment_end=ends,
+        steps=(1, len(taps)),
+        left_batch_step=int(step[1]) * channels,
+    )
+
+
+def _check(
+    func: Any,
+    arguments: tuple[Any, ...],
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    geometry: _Geometry,
+    transposed: bool,
+) -> None:
+    """The kernels are handed addresses: refuse what torch refuses, in its words."""
+    tensors = [x, weight, *([] if bias is None else [bias])]
+    check(func, *tensors)
+    if weight.dim() > 5:
+        raise UserError("the native engine has no rule for 4-D convolutions")
+    g = geometry
+    inputs, outputs = (0, 1) if transposed else (1, 0)
+    groups_in = 1 if transposed else g.groups
+    expected = weight.shape[outputs] * (g.groups if transposed else 1)
+    if not (
+        len({v.dtype for v in tensors}) == 1
+        and x.dim() == weight.dim() >= 3
+        and g.groups > 0
+        and x.shape[1] == weight.shape[inputs] * groups_in > 0
+        and weight.shape[0] % g.groups == 0
+        and (bias is None or bias.shape == (expected,))
+        and min(*g.stride, *g.dilation, *weight.shape[2:]) > 0
+        and min(g.padding) >= 0
+    ):
+        refused(func, *arguments)
+    if not transposed:
+        size = convolution_size(
+            _widen(x).shape[2:], _widen(weight).shape[2:], g.stride, g.padding, g.dilation
+        )
+        if min(size) <= 0:
+            refused(func, *arguments)
+
+
+@rule(
+    "convolution",
+    "`accumulation`: sequential, direct or blocked:K, bias last (direct: first); transposed: as "
+    "the gradient of the input",
+)
+def _convolution(
+    mode: RandomRounding,
+    func: Any,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> torch.Tensor:
+    dims = weight.dim() - 2
+    g = _three(dims, stride, padding, dilation, groups)
+    given = (x, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
+    _check(func, given, x, weight, bias, g, transposed)
+    name = func.overloadpacket.__name__
+    x3, w3 = _widen(x), _widen(weight)
+    if not transposed:
+        out = _forward(mode, name, x3, w3, bias, g)
+    else:
+        more = _three(dims, stride, output_padding, dilation, 1).padding
+        size = [
+            (x3.shape[2 + d] - 1) * g.stride[d]
+            - 2 * g.padding[d]
+            + g.dilation[d] * (w3.shape[2 + d] - 1)
+            + more[d]
+            + 1
+            for d in range(3)
+        ]
+        if min(size) <= 0 or any(m >= max(s, d) for m, s, d in zip(more, g.stride, g.dilation)):  # noqa: B905
+            refused(func, *given)
+        out = _input_gradient(mode, name, x3, w3, size, g)
+        if bias is not None:
+            out = Hand(mode, name).add(out, bias.view(-1, 1, 1, 1))
+    return out.reshape(*out.shape[:2], *out.shape[5 - dims :])
+
+
+@rule("mkldnn_convolution", "as convolution")
+def _mkldnn_convolution(
+    mode: RandomRounding,
+    func: Any,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    padding: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> torch.Tensor:
+    plain = torch.ops.aten.convolution.default
+    return _convolution(
+        mode, plain, x, weight, bias, stride, padding, dilation, False, (0,), groups
+    )
+
+
+@rule(
+    "convolution_backward",
+    "input: convolutions with the reversed kernel, in the order of `accumulation`; weight: a "
+    "chain for each row of the output, added in order; bias: as sum",
+)
+def _convolution_backward(
+    mode: RandomRounding,
+    func: Any,
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias_sizes: Sequence[int] | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+    output_mask: Sequence[bool],
+) -> tuple[torch.Tensor | None, ...]:
+    dims = weight.dim() - 2
+    g = _three(dims, stride, padding, dilation, groups)
+    settings = (stride, padding, dilation, transposed, output_padding, groups, output_mask)
+    given = (gradient, x, weight, bias_sizes, *settings)
+    _check(func, given, x, weight, None, g, transposed)
+    check(func, gradient)
+    expected = torch.ops.aten.convolution.default(
+        *(v.to("meta") for v in (x, weight)), None, *settings[:-1]
+    )
+    if gradient.shape != expected.shape or gradient.dtype != x.dtype:
+        refused(func, *given)
+    g3, x3, w3 = _widen(gradient), _widen(x), _widen(weight)
+    to_x: torch.Tensor | None = None
+    to_weight: torch.Tensor | None = None
+    to_bias: torch.Tensor | None = None
+    if output_mask[0]:
+        name = "convolution_backward (input)"
+        if transposed:
+            to_x = _forward(mode, name, g3, w3, None, g)
+            to_x = to_x[..., : x3.shape[2], : x3.shape[3], : x3.shape[4]]
+        else:
+            to_x = _input_gradient(mode, name, g3, w3, x3.shape[2:], g)
+        to_x = to_x.reshape(x.shape)
+    if output_mask[1]:
+        name = "convolution_backward (weight)"
+        image, out = (g3, x3) if transposed else (x3, g3)
+        to_weight = _weight_gradient(mode, name, out, image, w3.shape[2:], g)
+        to_weight = to_weight.reshape(weight.shape)
+    if output_mask[2]:
+        axes = [0, *range(2, gradient.dim())]
+        to_bias = Hand(mode, "convolution_backward (bias)").sum(gradient, axes)
+    return to_x, to_weight, to_bias

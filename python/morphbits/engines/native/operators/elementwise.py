@@ -1,0 +1,242 @@
+"""Operators that compute each element by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from morphbits.engines.native.arithmetic import HALVES, Hand
+from morphbits.engines.native.functions import FUNCTIONS
+from morphbits.engines.native.library import elementwise
+from morphbits.engines.native.rules import check, refused, rule
+from morphbits.errors import UserError
+
+if TYPE_CHECKING:
+    from morphbits.engines.native.mode import RandomRounding
+
+_ONE = "one operation an element"
+
+
+def write(mode: RandomRounding, name: str, to: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+    """`result` in the place of `to`, brought to its type by the mode."""
+    return to.copy_(Hand(mode, name).to(result, to.dtype))
+
+
+def _binary(operation: str) -> Callable[..., Any]:
+    def handler(
+        mode: RandomRounding, func: Any, a: Any, b: Any, alpha: float = 1, **options: Any
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        dtype = torch.result_type(a, b)
+        if operation == "div" and not dtype.is_floating_point and not dtype.is_complex:
+            dtype = torch.get_default_dtype()
+        if not dtype.is_floating_point and not dtype.is_complex:
+            return func(a, b, **({"alpha": alpha} if alpha != 1 else {}), **options)
+        if options:
+            raise UserError(f"the native engine has no rule for {func} with {', '.join(options)}")
+        in_place = name.endswith("_")
+        try:
+            shape = np.broadcast_shapes(*(v.shape for v in (a, b) if hasattr(v, "shape")))
+        except ValueError:
+            refused(func, a, b)
+        if in_place and not (shape == a.shape and torch.can_cast(dtype, a.dtype)):
+            refused(func, a, b)
+        hand = Hand(mode, name)
+        x, y = (hand.to(v, dtype) for v in (a, b))
+        if name == "rsub":
+            x, y = y, x
+        check(func, x, y)
+        if alpha != 1:
+            scale = torch.tensor(alpha, dtype=dtype)
+            y = elementwise(mode.next_rounding(name, y.numel()), "mul", y, scale)
+        rounding = mode.next_rounding(name, prod(shape))
+        if in_place and a.dtype != dtype:
+            wide = elementwise(rounding, operation, x, y)
+            return write(mode, "to", a, wide)
+        return elementwise(rounding, operation, x, y, in_place)
+
+    return handler
+
+
+rule("add add_", f"{_ONE}; a factor alpha is one more")(_binary("add"))
+rule("sub sub_ rsub", f"{_ONE}; a factor alpha is one more")(_binary("sub"))
+rule("mul mul_", _ONE)(_binary("mul"))
+rule("div div_", _ONE)(_binary("div"))
+
+
+@rule("sqrt sqrt_", _ONE)
+def _sqrt(mode: RandomRounding, func: Any, a: torch.Tensor) -> torch.Tensor:
+    check(func, a)
+    name = func.overloadpacket.__name__
+    rounding = mode.next_rounding(name, a.numel())
+    return elementwise(rounding, "sqrt", a, in_place=name.endswith("_"))
+
+
+@rule("leaky_relu leaky_relu_", "one multiplication an element, used where it is negative")
+def _leaky_relu(
+    mode: RandomRounding, func: Any, a: torch.Tensor, negative_slope: float = 0.01
+) -> torch.Tensor:
+    check(func, a)
+    name = func.overloadpacket.__name__
+    slope = torch.tensor(negative_slope, dtype=a.dtype)
+    rounding = mode.next_rounding(name, a.numel())
+    return elementwise(rounding, "leaky_relu", a, slope, in_place=name.endswith("_"))
+
+
+@rule("leaky_relu_backward", "one multiplication an element, used where it is negative")
+def _leaky_relu_backward(
+    mode: RandomRounding,
+    func: Any,
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    negative_slope: float,
+    self_is_result: bool,
+) -> torch.Tensor:
+    check(func, gradient, x)
+    scaled = Hand(mode, "leaky_relu_backward").mul(gradient, float(negative_slope))
+    return torch.where(x > 0, gradient, scaled)
+
+
+@rule("_to_copy", "one rounding an element that loses bits", halves=True)
+def _to_copy(mode: RandomRounding, func: Any, a: torch.Tensor, **options: Any) -> torch.Tensor:
+    dtype = options.get("dtype") or a.dtype
+    if dtype == a.dtype or not (dtype.is_floating_point or dtype.is_complex or a.is_complex()):
+        return func(a, **options)
+    if dtype not in (torch.float32, torch.float64, *HALVES) or a.is_complex():
+        raise UserError(
+            f"the native engine has no rule for a conversion from {a.dtype} to {dtype}"
+        )
+    return func(Hand(mode, "to").to(a, dtype), **options)
+
+
+@rule("copy_", "one rounding an element that loses bits", halves=True)
+def _copy(
+    mode: RandomRounding, func: Any, to: torch.Tensor, a: torch.Tensor, non_blocking: bool = False
+) -> torch.Tensor:
+    converted = _to_copy(mode, torch.ops.aten._to_copy.default, a, dtype=to.dtype)
+    return func(to, converted, non_blocking)
+
+
+def functional(formula: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A handler of an operator and its in-place form from a formula of (hand, arguments)."""
+
+    def handler(mode: RandomRounding, func: Any, a: Any, *args: Any, **kwargs: Any) -> Any:
+        name = func.overloadpacket.__name__
+        hand = Hand(mode, name)
+        floating = [x for x in (a, *args) if isinstance(x, torch.Tensor) and x.is_floating_point()]
+        if not floating:
+            return func(a, *args, **kwargs)
+        check(func, *floating)
+        result = formula(hand, a, *args, **kwargs)
+        return write(mode, name, a, result) if name.endswith("_") else result
+
+    return handler
+
+
+@rule("addcmul addcmul_", "value·b, times c, then the addition")
+@functional
+def _addcmul(h: Hand, a: Any, b: Any, c: Any, value: float = 1) -> torch.Tensor:
+    return h.add(a, h.mul(h.mul(value, b), c))
+
+
+@rule("addcdiv addcdiv_", "value·b, divided by c, then the addition")
+@functional
+def _addcdiv(h: Hand, a: Any, b: Any, c: Any, value: float = 1) -> torch.Tensor:
+    return h.add(a, h.div(h.mul(value, b), c))
+
+
+def lerp(h: Hand, a: torch.Tensor, b: torch.Tensor, weight: Any) -> torch.Tensor:
+    """Between `a` (weight 0) and `b` (1), as torch does."""
+    if not isinstance(weight, torch.Tensor):
+        weight = torch.tensor(weight, dtype=a.dtype)
+    distance = h.sub(b, a)
+    near = weight.abs() < 0.5
+    if weight.dim() == 0:
+        if near:
+            return h.add(a, h.mul(weight, distance))
+        return h.sub(b, h.mul(distance, h.sub(1, weight)))
+    from_a = h.add(a, h.mul(weight, distance))
+    from_b = h.sub(b, h.mul(distance, h.sub(1, weight)))
+    return torch.where(near, from_a, from_b)
+
+
+rule("lerp lerp_", "|weight| < ½: a + weight·(b − a), else b − (b − a)·(1 − weight)")(
+    functional(lerp)
+)
+
+
+@rule("square square_", _ONE)
+@functional
+def _square(h: Hand, a: torch.Tensor) -> torch.Tensor:
+    return h.mul(a, a)
+
+
+@rule("reciprocal reciprocal_", _ONE)
+@functional
+def _reciprocal(h: Hand, a: torch.Tensor) -> torch.Tensor:
+    return h.div(1, a)
+
+
+@rule("rsqrt rsqrt_", "the root, then the division")
+@functional
+def _rsqrt(h: Hand, a: torch.Tensor) -> torch.Tensor:
+    return h.div(1, h.sqrt(a))
+
+
+@rule(
+    "pow pow_",
+    "exponents −2, −1, −½, ½, 1, 2 and 3 by products, roots and quotients as torch does; others "
+    "by the C library, one rounding",
+)
+@functional
+def _pow(h: Hand, a: Any, exponent: Any) -> torch.Tensor:
+    if isinstance(exponent, torch.Tensor):
+        return h.function("pow", a, exponent)
+    match float(exponent):
+        case 0.0:
+            return torch.ones_like(a)
+        case 1.0:
+            return a.clone()
+        case 2.0:
+            return h.mul(a, a)
+        case 3.0:
+            return h.mul(h.mul(a, a), a)
+        case 0.5:
+            return h.sqrt(a)
+        case -0.5:
+            return h.div(1, h.sqrt(a))
+        case -1.0:
+            return h.div(1, a)
+        case -2.0:
+            return h.div(1, h.mul(a, a))
+    return h.function("pow", a, exponent)
+
+
+_LIBRARY = "the C library's, computed in a wider type; one rounding"
+for _name in FUNCTIONS:
+    if _name not in ("pow", "atan2", "hypot", "fmod"):
+
+        @functional
+        def _unary(h: Hand, a: torch.Tensor, _name: str = _name) -> torch.Tensor:
+            return h.function(_name, a)
+
+        rule(f"{_name} {_name}_", _LIBRARY)(_unary)
+
+for _name in ("atan2", "hypot", "fmod"):
+
+    @functional
+    def _of_two(h: Hand, a: Any, b: Any, _name: str = _name) -> torch.Tensor:
+        return h.function(_name, a, b)
+
+    rule(f"{_name} {_name}_", _LIBRARY)(_of_two)
+
+
+@rule("threshold_backward", "selects, rounds nothing", halves=True)
+def _threshold_backward(
+    mode: RandomRounding, func: Any, gradient: torch.Tensor, x: torch.Tensor, threshold: float
+) -> torch.Tensor:
+    return torch.where(x <= threshold, torch.zeros((), dtype=gradient.dtype), gradient)

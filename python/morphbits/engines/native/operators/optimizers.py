@@ -1,0 +1,204 @@
+"""Steps of optimizers: operators on lists of tensors, and the fused ones.
+
+A `_foreach_*` operator is the operator of each tensor of its list, in the list's order, as torch's
+own CPU kernels do it. A fused step is the algorithm of the same optimizer without fusion
+(torch/optim/adam.py, sgd.py, adagrad.py), operation by operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from morphbits.engines.native.arithmetic import Hand
+from morphbits.engines.native.operators.elementwise import lerp
+from morphbits.engines.native.rules import check, rule
+from morphbits.errors import UserError
+
+if TYPE_CHECKING:
+    from morphbits.engines.native.mode import RandomRounding
+
+aten = torch.ops.aten
+
+
+def _foreach(base: str) -> Any:
+    """A handler that applies the operator `base` to each tensor of a list."""
+
+    def handler(
+        mode: RandomRounding, func: Any, lists: Any, *args: Any, **kwargs: Any
+    ) -> list[torch.Tensor] | None:
+        in_place = func.overloadpacket.__name__.endswith("_")
+        count = len(lists)
+        results = []
+        for i in range(count):
+            mine = [a[i] if _per_tensor(a, count) else a for a in args]
+            options = {k: v[i] if _per_tensor(v, count) else v for k, v in kwargs.items()}
+            if "scalars" in options:
+                mine.append(options.pop("scalars"))
+            if base in ("addcmul", "addcdiv") and len(mine) == 3:
+                options["value"] = mine.pop()
+            results.append(mode.apply(getattr(aten, base), lists[i], *mine, **options))
+            if in_place:
+                mode.apply(aten.copy_, lists[i], results[-1])
+        return None if in_place else results
+
+    return handler
+
+
+def _per_tensor(argument: Any, count: int) -> bool:
+    return isinstance(argument, (list, tuple)) and len(argument) == count
+
+
+for _base in (
+    "add sub mul div sqrt addcmul addcdiv lerp pow reciprocal neg abs exp log clamp_min clamp_max "
+    "sign floor ceil round trunc tanh sigmoid erf sin cos expm1 log1p log2 log10 maximum minimum "
+    "rsqrt"
+).split():
+    rule(f"_foreach_{_base} _foreach_{_base}_", f"`{_base}` of each tensor", halves=True)(
+        _foreach(_base)
+    )
+
+
+@rule("_foreach_copy_", "`copy_` of each tensor", halves=True)
+def _foreach_copy(
+    mode: RandomRounding, func: Any, to: Any, source: Any, non_blocking: bool = False
+) -> None:
+    for a, b in zip(to, source, strict=True):
+        mode.apply(aten.copy_, a, b)
+
+
+@rule("_foreach_zero_", "rounds nothing", halves=True)
+def _foreach_zero(mode: RandomRounding, func: Any, tensors: Any) -> None:
+    for a in tensors:
+        a.zero_()
+
+
+@rule("_foreach_norm", "`linalg_vector_norm` of each tensor", halves=True)
+def _foreach_norm(
+    mode: RandomRounding, func: Any, tensors: Any, ord: float = 2, dtype: Any = None
+) -> list[torch.Tensor]:
+    norm = aten.linalg_vector_norm
+    return [mode.apply(norm, a, ord, None, False, dtype=dtype) for a in tensors]
+
+
+def _no_scaler(name: str, grad_scale: Any, found_inf: Any) -> None:
+    if grad_scale is not None or found_inf is not None:
+        raise UserError(
+            f"the native engine has no rule for {name} with a gradient scaler; use the optimizer "
+            "with foreach=True instead of fused=True"
+        )
+
+
+@rule(
+    "_fused_adam_ _fused_adamw_",
+    "as Adam without fusion: lerp, mul, addcmul, sqrt, div, add, addcdiv; the corrections of the "
+    "bias in Python's float64",
+)
+def _fused_adam(
+    mode: RandomRounding,
+    func: Any,
+    params: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+    averages: Sequence[torch.Tensor],
+    squares: Sequence[torch.Tensor],
+    greatest: Sequence[torch.Tensor],
+    steps: Sequence[torch.Tensor],
+    *,
+    lr: Any,
+    beta1: float,
+    beta2: float,
+    weight_decay: float,
+    eps: float,
+    amsgrad: bool,
+    maximize: bool,
+    grad_scale: torch.Tensor | None = None,
+    found_inf: torch.Tensor | None = None,
+) -> None:
+    name = func.overloadpacket.__name__
+    _no_scaler(name, grad_scale, found_inf)
+    rate = float(lr)
+    for i, (p, gradient) in enumerate(zip(params, gradients, strict=True)):
+        check(func, p, gradient)
+        h, step = Hand(mode, name), float(steps[i])
+        g = -gradient if maximize else gradient
+        if weight_decay and name == "_fused_adamw_":
+            p.copy_(h.mul(p, 1 - rate * weight_decay))
+        elif weight_decay:
+            g = h.add(g, h.mul(p, weight_decay))
+        averages[i].copy_(lerp(h, averages[i], g, 1 - beta1))
+        decayed = h.mul(squares[i], beta2)
+        squares[i].copy_(h.add(decayed, h.mul(h.mul(1 - beta2, g), g)))
+        square = squares[i]
+        if amsgrad:
+            greatest[i].copy_(torch.maximum(greatest[i], square))
+            square = greatest[i]
+        root = (1 - beta2**step) ** 0.5
+        denominator = h.add(h.div(h.sqrt(square), root), eps)
+        size = rate / (1 - beta1**step)
+        p.copy_(h.add(p, h.div(h.mul(-size, averages[i]), denominator)))
+
+
+@rule("_fused_sgd_", "as SGD without fusion: decay, momentum, step; a factor and an addition each")
+def _fused_sgd(
+    mode: RandomRounding,
+    func: Any,
+    params: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+    buffers: Sequence[torch.Tensor],
+    *,
+    weight_decay: float,
+    momentum: float,
+    lr: Any,
+    dampening: float,
+    nesterov: bool,
+    maximize: bool,
+    is_first_step: bool,
+    grad_scale: torch.Tensor | None = None,
+    found_inf: torch.Tensor | None = None,
+) -> None:
+    _no_scaler("_fused_sgd_", grad_scale, found_inf)
+    for i, (p, gradient) in enumerate(zip(params, gradients, strict=True)):
+        check(func, p, gradient)
+        h = Hand(mode, "_fused_sgd_")
+        g = -gradient if maximize else gradient
+        if weight_decay:
+            g = h.add(g, h.mul(p, weight_decay))
+        if momentum:
+            if is_first_step:
+                buffers[i].copy_(g)
+            else:
+                buffers[i].copy_(h.add(h.mul(buffers[i], momentum), h.mul(g, 1 - dampening)))
+            g = h.add(g, h.mul(buffers[i], momentum)) if nesterov else buffers[i]
+        p.copy_(h.add(p, h.mul(g, -float(lr))))
+
+
+@rule("_fused_adagrad_", "as Adagrad without fusion: addcmul, sqrt, add, addcdiv")
+def _fused_adagrad(
+    mode: RandomRounding,
+    func: Any,
+    params: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+    totals: Sequence[torch.Tensor],
+    steps: Sequence[torch.Tensor],
+    *,
+    lr: Any,
+    lr_decay: float,
+    weight_decay: float,
+    eps: float,
+    maximize: bool,
+    grad_scale: torch.Tensor | None = None,
+    found_inf: torch.Tensor | None = None,
+) -> None:
+    _no_scaler("_fused_adagrad_", grad_scale, found_inf)
+    for i, (p, gradient) in enumerate(zip(params, gradients, strict=True)):
+        check(func, p, gradient)
+        h = Hand(mode, "_fused_adagrad_")
+        g = -gradient if maximize else gradient
+        if weight_decay:
+            g = h.add(g, h.mul(p, weight_decay))
+        rate = float(lr) / (1 + (float(steps[i]) - 1) * lr_decay)
+        totals[i].copy_(h.add(totals[i], h.mul(g, g)))
+        denominator = h.add(h.sqrt(totals[i]), eps)
+        p.copy_(h.add(p, h.div(h.mul(-rate, g), denominator)))

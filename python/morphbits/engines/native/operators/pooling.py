@@ -1,0 +1,185 @@
+"""Pooling, nearest-neighbour resampling, and their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from morphbits.engines.native.arithmetic import Hand
+from morphbits.engines.native.rules import check, refused, rule
+
+if TYPE_CHECKING:
+    from morphbits.engines.native.mode import RandomRounding
+
+
+def _planes(x: torch.Tensor, dims: int) -> torch.Tensor:
+    """(planes, elements of a plane): the last `dims` axes make a plane."""
+    return x.reshape(-1, prod(x.shape[x.dim() - dims :]))
+
+
+@rule(
+    "max_pool2d_with_indices_backward max_pool3d_with_indices_backward",
+    "one addition an element of the output, in row-major order",
+)
+def _max_pool_backward(
+    mode: RandomRounding, func: Any, gradient: torch.Tensor, x: torch.Tensor, *settings: Any
+) -> torch.Tensor:
+    name = func.overloadpacket.__name__
+    check(func, gradient, x)
+    dims = 2 if "pool2d" in name else 3
+    indices = settings[-1]
+    if indices.shape != gradient.shape:
+        refused(func, gradient, x, *settings)
+    zeros = torch.zeros_like(_planes(x, dims), memory_format=torch.contiguous_format)
+    result = Hand(mode, name).scatter_add(zeros, _planes(indices, dims), _planes(gradient, dims))
+    return result.view(x.shape)
+
+
+def _all(values: Sequence[int] | int | None, dims: int, default: Sequence[int]) -> list[int]:
+    if values is None or (not isinstance(values, int) and len(values) == 0):
+        return list(default)
+    many = [values] if isinstance(values, int) else list(values)
+    return many * dims if len(many) == 1 else many
+
+
+class _Windows:
+    """The windows of an average pooling of `dims` dimensions over planes of `size`."""
+
+    def __init__(
+        self,
+        size: Sequence[int],
+        out: Sequence[int],
+        kernel: list[int],
+        stride: list[int],
+        padding: list[int],
+        include_pad: bool,
+        divisor: int | None,
+    ) -> None:
+        axes = []
+        for n, o, k, s, p in zip(size, out, kernel, stride, padding, strict=True):
+            start = torch.arange(o) * s - p
+            end = torch.clamp(start + k, max=n + p)
+            whole = end - start
+            axes.append((start.clamp(min=0), end.clamp(max=n), whole))
+        self.axes, self.size, self.out, self.kernel = axes, list(size), list(out), kernel
+        inside, area = torch.ones((), dtype=torch.long), torch.ones((), dtype=torch.long)
+        for begin, end, whole in axes:
+            inside = inside[..., None] * (end - begin)
+            area = area[..., None] * whole
+        self.count = inside
+        factor = area if include_pad else inside
+        self.divisor = factor if divisor is None else torch.full_like(factor, divisor)
+
+    def places(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(taps, out voxels): index of each tap in the plane and whether it is in the window."""
+        index, valid = [], []
+        for tap in product(*(range(k) for k in self.kernel)):
+            at, ok = torch.zeros((), dtype=torch.long), torch.ones((), dtype=torch.bool)
+            for (begin, end, _), t, n in zip(self.axes, tap, self.size, strict=True):
+                position = begin + t
+                at = at[..., None] * n + position.clamp(max=n - 1)
+                ok = ok[..., None] & (position < end)
+            index.append(at.reshape(-1))
+            valid.append(ok.reshape(-1))
+        return torch.stack(index), torch.stack(valid)
+
+
+def _windows(
+    x: torch.Tensor,
+    out: Sequence[int],
+    dims: int,
+    kernel: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> _Windows:
+    kernels = _all(kernel, dims, ())
+    return _Windows(
+        x.shape[x.dim() - dims :],
+        out,
+        kernels,
+        _all(stride, dims, kernels),
+        _all(padding, dims, [0] * dims),
+        count_include_pad,
+        divisor_override,
+    )
+
+
+_AVERAGE = "a chain over the window in row-major order, then one division"
+
+
+@rule("avg_pool1d avg_pool2d avg_pool3d", _AVERAGE)
+def _avg_pool(
+    mode: RandomRounding, func: Any, x: torch.Tensor, *settings: Any, **options: Any
+) -> torch.Tensor:
+    name = func.overloadpacket.__name__
+    check(func, x)
+    dims = int(name[8])
+    out_shape = func(x.to("meta"), *settings, **options).shape
+    windows = _windows(x, out_shape[-dims:], dims, *settings, **options)
+    index, valid = windows.places()
+    hand = Hand(mode, name)
+    values = _planes(x, dims)[:, index]  # planes, taps, voxels
+    values = torch.where(valid, values, torch.zeros((), dtype=x.dtype))
+    # what lies outside a window is zero and is not counted
+    inside = int((valid.sum(0) - 1).clamp(min=0).sum()) * values.shape[0]
+    total = hand.chain("add", values.movedim(1, 0), operations=inside)
+    return hand.div(total, windows.divisor.reshape(-1)).view(out_shape)
+
+
+@rule(
+    "avg_pool2d_backward avg_pool3d_backward",
+    "one division an element of the output, then one addition for each of its window, outputs in "
+    "row-major order",
+)
+def _avg_pool_backward(
+    mode: RandomRounding,
+    func: Any,
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    *settings: Any,
+    **options: Any,
+) -> torch.Tensor:
+    name = func.overloadpacket.__name__
+    check(func, gradient, x)
+    dims = int(name[8])
+    windows = _windows(x, gradient.shape[-dims:], dims, *settings, **options)
+    index, valid = windows.places()
+    hand = Hand(mode, name)
+    share = hand.div(_planes(gradient, dims), windows.divisor.reshape(-1))
+    where = valid.t().reshape(-1)  # voxel by voxel, its taps in order
+    source = share[:, :, None].expand(-1, -1, index.shape[0]).reshape(share.shape[0], -1)
+    zeros = torch.zeros(share.shape[0], prod(x.shape[-dims:]), dtype=x.dtype)
+    result = hand.scatter_add(zeros, index.t().reshape(-1)[where], source[:, where])
+    return result.view(x.shape)
+
+
+@rule(
+    "upsample_nearest1d_backward upsample_nearest2d_backward upsample_nearest3d_backward",
+    "one addition an element of the output, in row-major order",
+)
+def _upsample_nearest_backward(
+    mode: RandomRounding,
+    func: Any,
+    gradient: torch.Tensor,
+    output_size: Sequence[int],
+    input_size: Sequence[int],
+    *scales: Any,
+) -> torch.Tensor:
+    name = func.overloadpacket.__name__
+    check(func, gradient)
+    dims = len(output_size)
+    # which input voxel each output voxel shows: torch's own forward pass on the voxels' numbers
+    sizes = list(input_size[2:])
+    numbers = torch.arange(prod(sizes), dtype=torch.float64).view(1, 1, *sizes)
+    forward = getattr(torch.ops.aten, name.removesuffix("_backward"))
+    index = forward(numbers, list(output_size), *scales).long().view(-1)
+    planes = _planes(gradient, dims)
+    zeros = torch.zeros(planes.shape[0], prod(sizes), dtype=gradient.dtype)
+    return Hand(mode, name).scatter_add(zeros, index, planes).view(list(input_size))

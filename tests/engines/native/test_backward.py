@@ -1,0 +1,192 @@
+"""Training under perturbation: gradients counted, accumulated and stepped, and nothing escapes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from engines.native.witness import Witness
+from exact_replay import same_bytes
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from morphbits.engines.native import random_rounding
+from morphbits.models.synthmorph_torch import SynthMorph, init_model
+from morphbits.models.weights import Architecture
+from morphbits.synthesis.pair import Pair
+from morphbits.training import OneDnnConvolution, registration_loss
+
+
+def products(
+    size: Sequence[int], kernel: int, stride: int, padding: int, dilation: int, out: Sequence[int]
+) -> int:
+    """(output voxel, tap) pairs inside the image, by walking over all of them."""
+    return sum(
+        all(
+            0 <= v * stride - padding + t * dilation < n
+            for v, t, n in zip(voxel, tap, size, strict=True)
+        )
+        for voxel in product(*(range(n) for n in out))
+        for tap in product(range(kernel), repeat=len(size))
+    )
+
+
+@pytest.mark.parametrize(
+    "stride, padding, dilation, groups", [(1, 1, 1, 1), (2, 1, 1, 1), (1, 3, 2, 2), (3, 0, 2, 1)]
+)
+def test_counts_the_gradients_of_a_convolution_analytically(
+    stride: int, padding: int, dilation: int, groups: int
+) -> None:
+    """Input: a product for each of the forward pass; weight: the same, and an addition for each
+    row of the output after the first; bias: an addition for each output after the first."""
+    batch, channels, outputs, size = 2, 4, 6, (7, 6, 8)
+    x = torch.randn(batch, channels, *size, requires_grad=True)
+    w = torch.randn(outputs, channels // groups, 3, 3, 3, requires_grad=True)
+    b = torch.randn(outputs, requires_grad=True)
+    y = F.conv3d(x, w, b, stride, padding, dilation, groups)
+    out = y.shape[2:]
+    multiplications = batch * outputs * channels // groups
+    multiplications *= products(size, 3, stride, padding, dilation, out)
+    rows, voxels = batch * out[0] * out[1], batch * out.numel()
+    with random_rounding(accumulation="sequential") as stats:
+        y.backward(torch.ones_like(y))
+    assert stats.operators == {
+        "convolution_backward (input)": multiplications,
+        "convolution_backward (weight)": multiplications + (rows - 1) * w.numel(),
+        "convolution_backward (bias)": (voxels - 1) * outputs,
+    }
+
+
+def test_backward_runs_on_the_calling_thread_with_the_mode() -> None:
+    seen = set()
+
+    class Threads(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            seen.add(threading.get_ident())
+            return func(*args, **(kwargs or {}))
+
+    x = torch.rand(100, requires_grad=True)
+    with Threads():
+        (x * x).sum().backward()
+    assert seen == {threading.get_ident()}
+
+
+def test_every_addition_of_gradients_is_seen() -> None:
+    """A tensor used n times receives n − 1 additions; a gradient that is there, one more."""
+    x = torch.rand(7, requires_grad=True)
+    with random_rounding() as stats:
+        torch.stack([x, x.view(7, 1).view(7), -x, x.flip(0)]).backward(torch.rand(4, 7))
+    assert sum(n for name, n in stats.operators.items() if name.startswith("add")) == 3 * 7
+    for _ in range(2):
+        with random_rounding("upward") as stats:
+            before = x.grad.clone()
+            x.clone().backward(torch.full((7,), 1e-9))
+        assert sum(stats.operators.values()) == 7 and (x.grad > before).all()
+    y = torch.rand(3, requires_grad=True)
+    z = y * 1.0
+    with random_rounding() as stats, torch.no_grad():
+        total = torch.zeros(3)
+        for _ in range(3):
+            total += z
+    assert stats.operators == {"add_": 9}
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "Adam": lambda p, **o: torch.optim.Adam(p, lr=1e-2, weight_decay=0.1, **o),
+    "Adam with amsgrad": lambda p, **o: torch.optim.Adam(p, lr=1e-2, amsgrad=True, **o),
+    "AdamW": lambda p, **o: torch.optim.AdamW(p, lr=1e-2, maximize=True, **o),
+    "SGD": lambda p, **o: torch.optim.SGD(p, lr=1e-2, **o),
+    "SGD with momentum": lambda p, **o: torch.optim.SGD(
+        p, lr=1e-2, momentum=0.9, nesterov=True, weight_decay=0.1, **o
+    ),
+    "Adagrad": lambda p, **o: torch.optim.Adagrad(p, lr=1e-2, lr_decay=0.1, **o),
+    "RMSprop": lambda p, **o: torch.optim.RMSprop(p, lr=1e-2, centered=True, momentum=0.5, **o),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_three_forms_of_an_optimizer_take_one_step_of_one_algorithm(name: str) -> None:
+    """Tolerance: three steps of some ten operations, each off by a last place of float32."""
+
+    def steps(region: Any, **options: Any) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        parameters = [
+            torch.randn(5, 3, generator=generator).requires_grad_(),
+            torch.randn(9, generator=generator).requires_grad_(),
+        ]
+        optimizer = OPTIMIZERS[name](parameters, **options)
+        for _ in range(3):
+            for p in parameters:
+                p.grad = torch.randn(p.shape, generator=generator)
+            with region():
+                optimizer.step()
+        return [p.detach() for p in parameters]
+
+    plain = steps(nullcontext)
+    forms = [{"foreach": False}, {"foreach": True}]
+    if name != "RMSprop":
+        forms.append({"fused": True})
+    for form in forms:
+        for mode in ("nearest", "random"):
+            found = steps(lambda m=mode: random_rounding(m), **form)
+            for one, other in zip(found, plain, strict=True):
+                torch.testing.assert_close(one, other, rtol=2**-18, atol=2**-18)
+        assert not all(
+            torch.equal(a, b)
+            for a, b in zip(found, steps(lambda: random_rounding(seed=8), **form), strict=True)
+        )
+
+
+def network() -> tuple[SynthMorph, Pair]:
+    generator = torch.Generator().manual_seed(0)
+
+    def image(channels: int) -> torch.Tensor:
+        return torch.rand(2, channels, 8, 8, 16, generator=generator)
+
+    model = init_model(Architecture((3, 4), (4, 3), int_steps=2), 1, 1e-2)
+    return model, Pair(image(1), image(1), image(2), image(2))
+
+
+def train_steps(region: Any, steps: int = 2) -> list[torch.Tensor]:
+    """Forward, backward and Adam of a small network, all in one region."""
+    model, pair = network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    with OneDnnConvolution(), region:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            registration_loss(model, pair, 0.1)["loss"].backward()
+            optimizer.step()
+    return [p.detach() for p in model.parameters()]
+
+
+def test_training_is_perturbed_whole() -> None:
+    """Two steps: near torch's own in mode nearest, moved by the seed, the same on any threads."""
+    plain = train_steps(nullcontext())
+    nearest = train_steps(random_rounding("nearest"))
+    # Adam divides the gradient by its own size: where it is near zero, another order of additions
+    # may turn a whole step of 1e-2; so the mean over a network's weights is compared
+    moved = torch.cat([(a - b).abs().flatten() for a, b in zip(nearest, plain, strict=True)])
+    assert moved.mean() < 1e-2 / 20
+    one = train_steps(random_rounding(seed=1, threads=1))
+    again = train_steps(random_rounding(seed=1, threads=2))
+    other = train_steps(random_rounding(seed=2))
+    assert all(same_bytes(a, b) for a, b in zip(one, again, strict=True))
+    assert not any(same_bytes(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_nothing_of_a_training_step_escapes() -> None:
+    witness = Witness()
+    with witness:
+        train_steps(random_rounding("random"), steps=1)
+    assert witness.rounded == []
+    assert {"convolution_backward", "mkldnn_convolution", "pow"}.isdisjoint(witness.seen)
+    with witness:  # and it would have seen it
+        torch.rand(9) * 0.1
+    assert witness.rounded == ["aten.mul.Tensor"]

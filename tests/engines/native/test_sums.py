@@ -1,0 +1,170 @@
+"""Chains, products of matrices and scattered additions: each operation against exact arithmetic,
+each variant against the naive reference."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from exact_replay import rounded, same_bytes
+from hypothesis import given
+from hypothesis import strategies as st
+
+from morphbits.engines.native import sums
+from morphbits.engines.native.library import MODES, Rounding, available_variants
+
+EXACT_MODES = [m for m in MODES if m != "nearness"]  # whose float64 probabilities are rounded
+
+
+def drawn(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+@given(data=st.data())
+def test_chains_are_the_exact_replay_and_alike_in_every_variant(data: st.DataObject) -> None:
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
+    outer, period = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 150))
+    length = data.draw(st.integers(period, 40 * period))
+    operation = data.draw(st.sampled_from(["add", "mul"]))
+    scan, flush = data.draw(st.booleans()), data.draw(st.booleans())
+    mode = data.draw(st.sampled_from(MODES))
+    x = drawn((outer, length), dtype, seed=length)
+    if data.draw(st.booleans()):  # exact cancellations and zeros of both signs
+        x = (x * 2).round() * 0.5
+    arguments = (operation, x, period, scan)
+    naive = sums.reduce(Rounding(mode, flush, key=9, variant="naive"), *arguments)
+    for variant in available_variants():
+        r = Rounding(mode, flush, threads=3, key=9, variant=variant)
+        assert same_bytes(sums.reduce(r, *arguments), naive), variant
+    if mode == "nearness" and dtype == torch.float64:
+        return
+    r = Rounding(mode, key=9)
+    found = naive.flatten().tolist()
+    for element in data.draw(st.lists(st.integers(0, outer * period - 1), max_size=5)):
+        o, j = divmod(element, period)
+        terms = x[o, j::period].tolist()
+        total = Fraction(terms[0])
+        for i, term in enumerate(terms[1:]):
+            exact = total + Fraction(term) if operation == "add" else total * Fraction(term)
+            total = rounded(exact, r, dtype, i, element)
+            if scan:
+                assert Fraction(found[o * length + j + (i + 1) * period]) == total
+        if not scan:
+            assert Fraction(found[element]) == total
+
+
+@given(data=st.data())
+def test_products_are_the_exact_replay_and_alike_in_every_variant(data: st.DataObject) -> None:
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
+    batch, rows, columns = (data.draw(st.integers(1, n)) for n in (3, 40, 40))
+    depth = data.draw(st.integers(1, 70))
+    ends = sums.segments(depth, data.draw(st.sampled_from([None, 1, 5, 32, 33])))
+    mode, flush = data.draw(st.sampled_from(MODES)), data.draw(st.booleans())
+    left = drawn((batch, rows, depth), dtype, 1)
+    right = drawn((batch, columns, depth), dtype, 2).transpose(1, 2)
+    match data.draw(st.sampled_from(["plain", "integers", "subnormal"])):
+        case "integers":
+            left, right = left.round(), right.round()
+        case "subnormal":
+            left = left * torch.finfo(dtype).tiny
+    naive = sums.matrix_product(Rounding(mode, flush, key=5, variant="naive"), left, right, ends)
+    for variant in available_variants():
+        r = Rounding(mode, flush, threads=2, key=5, variant=variant)
+        assert same_bytes(sums.matrix_product(r, left, right, ends), naive), variant
+    if flush or (mode == "nearness" and dtype == torch.float64):
+        return
+    r = Rounding(mode, key=5)
+    for element in data.draw(st.lists(st.integers(0, naive.numel() - 1), max_size=4)):
+        b, m, n = np.unravel_index(element, naive.shape)
+        total: Fraction | None = None
+        start = 0
+        for s, end in enumerate(ends.tolist()):
+            chain = Fraction(0)
+            for k in range(start, end):
+                exact = Fraction(left[b, m, k].item()) * Fraction(right[b, k, n].item())
+                chain = rounded(chain + exact, r, dtype, k, element)
+            start = end
+            total = (
+                chain if total is None else rounded(total + chain, r, dtype, depth + s, element)
+            )
+        assert Fraction(naive.flatten()[element].item()) == total
+
+
+def test_long_products_go_on_where_a_slice_ended(dtype: torch.dtype) -> None:
+    """The depth is cut into slices of 2,048 for the cache; chains and totals go on across them."""
+    left, right = drawn((1, 11, 5000), dtype, 1), drawn((1, 5000, 19), dtype, 2)
+    for mode, length in product(MODES, (None, 1000, 2048)):
+        ends = sums.segments(5000, length)
+        naive = sums.matrix_product(Rounding(mode, key=5, variant="naive"), left, right, ends)
+        for variant in available_variants():
+            found = sums.matrix_product(
+                Rounding(mode, key=5, threads=2, variant=variant), left, right, ends
+            )
+            assert same_bytes(found, naive), (mode, length, variant)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_scattered_additions_are_the_exact_replay(mode: str, dtype: torch.dtype) -> None:
+    to, source = drawn((2, 7), dtype, 1), drawn((2, 100), dtype, 2)
+    to[:, 3] = 0
+    source[:, 5] = -source[:, 4]  # cancels exactly
+    index = torch.arange(100).remainder(7)
+    index[4:6] = 3
+    r = Rounding(mode, key=3)
+    out = sums.scatter_add(r, to, index, source)
+    each = sums.scatter_add(r, to, index.expand(2, -1), source)
+    assert same_bytes(each, out)
+    if mode == "nearness" and dtype == torch.float64:
+        return
+    for o in range(2):
+        total = [Fraction(v) for v in to[o].tolist()]
+        for j, (at, value) in enumerate(zip(index.tolist(), source[o].tolist(), strict=True)):
+            total[at] = rounded(total[at] + Fraction(value), r, dtype, j, o * 7 + at)
+        assert [Fraction(v) for v in out[o].tolist()] == total
+
+
+def test_threads_share_scattered_additions_without_a_trace() -> None:
+    to, source = torch.zeros(1, 1000), drawn((1, 200_000), torch.float32)
+    index = torch.randint(1000, (200_000,), generator=torch.Generator().manual_seed(1))
+    for mode in MODES:
+        once = sums.scatter_add(Rounding(mode, key=2), to, index, source)
+        for threads in (2, 3):
+            again = sums.scatter_add(Rounding(mode, key=2, threads=threads), to, index, source)
+            assert same_bytes(again, once)
+
+
+def test_an_index_out_of_range_does_not_reach_the_kernel() -> None:
+    for wrong in (-1, 3):
+        with pytest.raises(IndexError, match="the size is 3"):
+            sums.scatter_add(
+                Rounding("random"), torch.zeros(1, 3), torch.tensor([wrong]), torch.ones(1, 1)
+            )
+
+
+def test_an_exact_cancellation_is_a_positive_zero(variant: str, dtype: torch.dtype) -> None:
+    x = torch.tensor([[1.0, -1.0]], dtype=dtype).expand(40, 2).t().reshape(1, 80).contiguous()
+    for mode in MODES:
+        r = Rounding(mode, variant=variant)
+        out = sums.reduce(r, "add", x, 40)
+        assert not out.any() and not torch.signbit(out).any()
+        left = torch.ones(1, 20, 2, dtype=dtype)
+        right = torch.tensor([1.0, -1.0], dtype=dtype).view(1, 2, 1).expand(1, 2, 30)
+        out = sums.matrix_product(r, left, right, sums.segments(2, None))
+        assert not out.any() and not torch.signbit(out).any()
+
+
+def test_nan_and_infinity_go_through(variant: str, dtype: torch.dtype) -> None:
+    x = torch.tensor([[1.0, torch.inf, torch.nan, 2.0, 1.0, 1.0]], dtype=dtype)
+    for mode in MODES:
+        r = Rounding(mode, variant=variant)
+        assert sums.reduce(r, "add", x, 3)[0, 0] == 3
+        assert sums.reduce(r, "add", x, 3)[0, 1] == torch.inf
+        assert sums.reduce(r, "add", x, 3)[0, 2].isnan()
+        product_ = sums.matrix_product(
+            r, x.view(1, 6, 1), torch.ones(1, 1, 3, dtype=dtype), sums.segments(1, None)
+        )
+        assert product_[0, 1].isinf().all() and product_[0, 2].isnan().all()
+        assert (product_[0, 3] == 2).all()

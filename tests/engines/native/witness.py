@@ -1,0 +1,48 @@
+"""What reaches torch itself while the engine perturbs: a mode outside `random_rounding`.
+
+Operators that pass, and those that the rules use to move data, come out below the engine and are
+seen here. None of them may round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from morphbits.engines.native.rules import PASS
+
+
+class Witness(TorchDispatchMode):
+    """Collects in `rounded` every operator on float32 that changed its exact result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rounded: list[str] = []
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        self.seen.add(name)
+        if name in PASS and name != "arange":
+            return func(*args, **kwargs)
+        before = tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, args)
+        result = func(*args, **kwargs)
+        single = isinstance(result, torch.Tensor) and result.dtype == torch.float32
+        if single and not result.is_meta:
+            double = torch.float64
+            options = {k: double if isinstance(v, torch.dtype) else v for k, v in kwargs.items()}
+            exact = func(*tree_map(_double, before), **options)
+            if not torch.equal(exact.nan_to_num(7), result.double().nan_to_num(7)):
+                self.rounded.append(str(func))
+        return result
+
+
+def _double(x: Any) -> Any:
+    return x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
