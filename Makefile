@@ -58,6 +58,18 @@ compare: $(stamp) ## native against Verrou on a small case: bits, spread, map, t
 localize: $(stamp) ## which part of the network loses the bits, by Verrou's delta debugging (BY=task or symbol)
 	$(venv) python/localize.py $(call options,BY)
 
+##@ Train
+training = $(call options,EXPERIMENT EPOCHS STEPS BATCH SEED THREADS ENGINE MODE ACCUMULATION MODEL_DIR RESULTS) \
+	$(call flag,RESUME)
+
+.PHONY: train-single
+train-single: $(stamp) ## train a model in one process (EXPERIMENT=train-demo: minutes; RESUME=1 goes on)
+	$(venv) python/train_single.py $(training)
+
+.PHONY: train-ddp
+train-ddp: $(stamp) ## train in NPROC processes; on several machines with NNODES and RDZV
+	NPROC='$(NPROC)' NNODES='$(NNODES)' RDZV='$(RDZV)' RUN_ID='$(RUN_ID)' scripts/train_ddp.sh $(training)
+
 ##@ Image with Verrou
 CONTAINER ?=     ## docker or podman (default: docker)
 VERROU ?=        ## current or study: which Verrou the image holds (default: current)
@@ -188,6 +200,16 @@ AGAIN ?=         ## verify: how many samples to make again (default: 2)
 SOURCE ?=        ## where CoRR is cloned from: a mirror or a local copy (default: ///corr/RawDataBIDS)
 TABLE ?=         ## CSV of the CoRR images to get (default: the 35 + 5 of the study)
 ROUTE ?=         ## how CoRR is preprocessed: open, or freesurfer (needs its license)
+##@ Variables of train-single and train-ddp
+EPOCHS ?=        ## training epochs
+STEPS ?=         ## training steps of an epoch
+BATCH ?=         ## pairs per step and process
+MODEL_DIR ?=     ## folder of the training (default: results/EXPERIMENT)
+RESUME ?=        ## 1 goes on from the last checkpoint
+NPROC ?=         ## processes on this machine (default: 2)
+NNODES ?=        ## machines (default: 1)
+RDZV ?=          ## HOST:PORT where the machines meet
+RUN_ID ?=        ## name of a run of several machines
 ##@ Variables of setup, bench, localize
 PYTHON ?=        ## a Python 3.11, 3.12 or 3.13 (default: the first one found)
 TORCH ?=         ## cpu or cuda: which build of torch (default: cpu)

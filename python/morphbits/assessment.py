@@ -24,7 +24,8 @@ from morphbits.stats import accuracy
 from morphbits.training import TrainConfig
 
 # Phantoms of seed 1, which are those that a dataset holds by default.
-HELD_OUT = {"2mm": range(1, 9), "1mm": range(1, 3)}
+HELD_OUT = {"4mm": range(1, 9), "2mm": range(1, 9), "1mm": range(1, 3)}
+ASSESSED = {"4mm": ("4mm",), "2mm": ("2mm", "1mm"), "1mm": ("1mm",)}  # by the training's size
 CAUTION = (
     "Trained for minutes on T1-like phantoms, all of them deformations of one template, against "
     "that same template. It registers such phantoms. It is not SynthMorph: not contrast-agnostic, "
@@ -92,15 +93,16 @@ def assess(path: Path, size: str, subjects: Iterable[int], seed: int = 1) -> str
     return "\n".join(lines) + "\n"
 
 
-def describe(path: Path, recipe: TrainConfig) -> Path:
+def describe(path: Path, recipe: TrainConfig, processes: int = 1) -> Path:
     """Write what is known of the model in `path` beside it, as TOML; returns that file."""
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    text = f'caution = "{CAUTION}"\nsha256 = "{digest}"\n'
-    text += f"parameters = {recipe.architecture().parameters()}\n"
+    text = f'caution = "{CAUTION}"\n' if recipe.source == "phantom-pairs" else ""
+    text += f'sha256 = "{digest}"\n'
+    text += f"parameters = {recipe.architecture().parameters()}\nprocesses = {processes}\n"
     text += f"\n[recipe]\n{config.to_toml(recipe)}"
     text += f'\n[versions]\ntorch = "{torch.__version__}"\n'
-    for size, subjects in HELD_OUT.items():
-        text += f'\n[accuracy."{size}"]\n{assess(path, size, subjects)}'
+    for size in ASSESSED[recipe.size]:
+        text += f'\n[accuracy."{size}"]\n{assess(path, size, HELD_OUT[size])}'
     file = path.with_suffix(".toml")
     file.write_text(text, encoding="utf-8")
     return file

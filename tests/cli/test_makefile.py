@@ -60,7 +60,28 @@ def test_every_variable_of_inference_is_an_option_of_its_script() -> None:
     passed = command("inference", *(f"{name}=1" for name in VARIABLES), "WAIT=0")
     options = {word.partition("=")[0] for word in passed if word.startswith("--")}
     others = set("PYTHON TORCH FULL SOURCE TABLE ROUTE AGAIN CONTAINER VERROU BY".split())
+    others |= set("EPOCHS STEPS BATCH MODEL_DIR RESUME NPROC NNODES RDZV RUN_ID".split())
     assert len(options) == len(set(VARIABLES) - others)
     script = [sys.executable, ROOT / "python" / "run_matrix.py", "--help"]
     usage = subprocess.run(script, text=True, capture_output=True, check=True).stdout
     assert [option for option in options if not re.search(rf"{option}\b", usage)] == []
+
+
+def test_every_variable_of_training_is_an_option_of_its_script() -> None:
+    (line,) = (
+        x
+        for x in make("-n", "train-single", *(f"{v}=1" for v in VARIABLES)).splitlines()
+        if "train_single" in x
+    )
+    options = re.findall(r"--[a-z-]+", line)
+    assert {"--experiment", "--epochs", "--steps", "--model-dir", "--resume"} <= set(options)
+    script = [sys.executable, ROOT / "python" / "train_single.py", "--help"]
+    usage = subprocess.run(script, text=True, capture_output=True, check=True).stdout
+    assert [option for option in options if not re.search(rf"{option}\b", usage)] == []
+
+
+def test_train_ddp_hands_processes_to_the_script_and_options_to_python() -> None:
+    (line,) = (
+        x for x in make("-n", "train-ddp", "NPROC=16", "EPOCHS=2").splitlines() if "train_ddp" in x
+    )
+    assert "NPROC='16'" in line and line.strip().endswith("train_ddp.sh --epochs='2'")

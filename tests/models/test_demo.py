@@ -11,7 +11,7 @@ from morphbits.config import DEMO_MODEL, from_toml
 from morphbits.models.synthmorph_torch import SynthMorph
 from morphbits.training import TrainConfig
 
-RECIPE = Path(__file__).parents[2] / "python" / "experiments" / "train-demo.toml"
+RECIPE = Path(__file__).parents[2] / "python" / "experiments" / "demo-model.toml"
 
 
 def description() -> dict:

@@ -18,6 +18,7 @@ import torch
 
 from morphbits.config import option
 from morphbits.datasets.phantom import SIZES
+from morphbits.images import NetworkGrid
 from morphbits.synthesis import phantom_pairs
 from morphbits.synthesis.pair import Pair, collate
 
@@ -55,7 +56,10 @@ class Ranks:
 
 
 class Source(Protocol):
-    """A stream of training pairs that can be asked for any of them."""
+    """A stream of training pairs that can be asked for any of them; `shape` (X, Y, Z) is that of
+    the largest."""
+
+    shape: tuple[int, int, int]
 
     def pair(self, epoch: int, step: int, rank: int) -> Pair:
         """The batch of `rank` at `step` (from 0, in its epoch) of `epoch` (from 0)."""
@@ -72,6 +76,7 @@ class _PhantomPairs:
 
     def __init__(self, config: SourceConfig, ranks: Ranks, threads: int) -> None:
         self.config, self.ranks, self.threads = config, ranks, threads
+        self.shape = NetworkGrid.around(SIZES[config.size].voxels).size
 
     def pair(self, epoch: int, step: int, rank: int) -> Pair:
         config = self.config

@@ -1,0 +1,125 @@
+"""The processes of one training and what they exchange.
+
+Sums over ranks are taken in the order of the ranks, whatever the number of machines and the way
+messages go: the same ranks give the same bytes everywhere, and replicas are identical. A process
+that dies ends the others: their next exchange fails.
+
+Method: reduce-scatter and all-gather of the gradient (as in data-parallel training), the sum of
+each part by one rank.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from morphbits.errors import UserError
+from morphbits.synthesis.sources import Ranks
+
+PATIENCE = datetime.timedelta(minutes=10)  # for a rank that is there but does not answer
+T = TypeVar("T")
+
+
+class Group:
+    """The ranks of a training; with one rank, every exchange is nothing."""
+
+    def __init__(self, ranks: Ranks, device: torch.device) -> None:
+        self.ranks, self.device = ranks, device
+        self.first = ranks.rank == 0
+
+    def exchange(self, gradient: Tensor) -> Tensor:
+        """This rank's part of all ranks' gradients (ranks, N / ranks), from each rank's (N,)."""
+        parts_RN = torch.empty_like(gradient)
+        dist.all_to_all_single(parts_RN, gradient)
+        return parts_RN.view(self.ranks.size, -1)
+
+    def collect(self, part: Tensor, whole: Tensor) -> None:
+        """Fill `whole` (N,) with every rank's part (N / ranks,)."""
+        dist.all_gather(list(whole.chunk(self.ranks.size)), part)
+
+    def gather(self, row: list[float]) -> Tensor:
+        """Every rank's row of numbers, (ranks, numbers), float64."""
+        row_N = torch.tensor(row, dtype=torch.float64, device=self.device)
+        if self.ranks.size == 1:
+            return row_N[None].cpu()
+        rows_RN = [torch.empty_like(row_N) for _ in range(self.ranks.size)]
+        dist.all_gather(rows_RN, row_N)
+        return torch.stack(rows_RN).cpu()
+
+    def broadcast(self, values: Tensor) -> None:
+        """Give every rank the first one's values."""
+        if self.ranks.size > 1:
+            dist.broadcast(values, 0)
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What `make` returns on the first rank, on all of them; its UserError ends all."""
+        box: list[Any] = [None]
+        if self.first:
+            try:
+                box = [make()]
+            except UserError as error:
+                box = [error]
+        if self.ranks.size > 1:
+            dist.broadcast_object_list(box, 0)
+        if isinstance(box[0], UserError):
+            raise box[0]
+        return box[0]  # type: ignore[no-any-return]
+
+    def check_same(self, digest: str, when: str) -> None:
+        """Replicas that differ end the training."""
+        digests: list[Any] = [digest]
+        if self.ranks.size > 1:
+            digests = [None] * self.ranks.size
+            dist.all_gather_object(digests, digest)
+        differing = [rank for rank, other in enumerate(digests) if other != digests[0]]
+        if differing:
+            raise UserError(
+                f"the weights of rank {', '.join(map(str, differing))} differ from those of rank "
+                f"0 {when}: nothing of this was saved; look for faulty memory or a machine of "
+                "another kind, and resume from the last checkpoint"
+            )
+
+
+@contextmanager
+def processes() -> Iterator[Ranks]:
+    """The ranks that torchrun has started this process as one of; one rank without torchrun."""
+    if "RANK" not in os.environ:
+        yield Ranks()
+        return
+    rank, size, host_rank, host_size = (
+        int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    )
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if 0 < gpus < host_size:
+        raise UserError(
+            f"{host_size} processes on a machine with {gpus} GPUs: give NPROC={gpus}, or hide the "
+            "GPUs (CUDA_VISIBLE_DEVICES=) to train on the CPU"
+        )
+    if gpus:
+        torch.cuda.set_device(host_rank)
+    dist.init_process_group("nccl" if gpus else "gloo", timeout=PATIENCE)
+    try:
+        yield Ranks(rank, size, host_rank, host_size)
+    except dist.DistError as error:
+        raise UserError(f"rank {rank}: {_lost(error)}") from error
+    except RuntimeError as error:
+        if "onnection" not in str(error) and "ProcessGroup" not in str(error):
+            raise
+        raise UserError(f"rank {rank}: {_lost(error)}") from error
+    finally:
+        dist.destroy_process_group()
+
+
+def _lost(error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0]
+    return (
+        f"another process of the training has ended ({reason}); the message above it says why. "
+        "RESUME=1 goes on from the last checkpoint"
+    )

@@ -1,0 +1,272 @@
+"""The one loop that one process and many share: seeded, deterministic, resumable."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import Tensor
+
+from morphbits.config import option
+from morphbits.errors import UserError
+from morphbits.models.synthmorph_torch import init_model
+from morphbits.synthesis import sources
+from morphbits.synthesis.pair import Pair
+from morphbits.synthesis.prefetch import Key, Prefetch, prefetch
+from morphbits.synthesis.sources import Ranks
+from morphbits.training import checkpoint, estimate
+from morphbits.training.group import Group
+from morphbits.training.log import Log
+from morphbits.training.network import (
+    TERMS,
+    OneDnnConvolution,
+    deterministic,
+    registration_loss,
+)
+from morphbits.training.recipe import TrainConfig
+from morphbits.training.rounding import Rounding
+from morphbits.training.weights import Weights
+
+# Of the last layer's first weights, as in voxelmorph: training starts near no warp.
+FLOW_STD = 1e-5
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How a training is run here: nothing that can change a byte of the model."""
+
+    resume: bool = option(False, "go on from the last checkpoint")
+    keep_every: int = option(
+        0, "keep the model of every so many epochs, as epoch-NNNN.h5 (0: the last only)", minimum=0
+    )
+    save_minutes: int = option(
+        10, "a checkpoint is written after every epoch, and when the last is so old", minimum=0
+    )
+    zero: bool = option(
+        False, "share Adam's moments among the processes (ZeRO-1): less memory, the same bytes"
+    )
+
+
+class Stopped(SystemExit):
+    """A signal ended the training after a step that was saved; its status is 128 + the signal."""
+
+
+def train(
+    config: TrainConfig,
+    folder: Path,
+    run: RunConfig | None = None,
+    ranks: Ranks | None = None,
+) -> Path:
+    """Train into `folder`, or go on from its checkpoint; returns the path of the model's `.h5`.
+
+    Every rank calls it alike; only the first one writes. Raises UserError for a folder or a
+    checkpoint that does not fit, a loss that is not finite, replicas that differ or a lost rank;
+    Stopped after SIGTERM or SIGINT.
+    """
+    run, ranks = run or RunConfig(), ranks or Ranks()
+    config = resolve(config, ranks)
+    if run.zero and config.engine != "ieee":
+        raise UserError("with --zero nothing can be perturbed: its ranks do not compute alike")
+    assert config.threads is not None
+    with ExitStack() as stack:
+        stack.enter_context(deterministic(config.threads))
+        if config.engine == "ieee":
+            stack.enter_context(OneDnnConvolution())
+        _keep_freed_memory()
+        training = _Training(config, folder, run, ranks)
+        source = stack.enter_context(sources.open_source(config, ranks, config.threads))
+        if training.log:
+            print(estimate.describe(config, ranks, source.shape, training.step), flush=True)
+        pairs = stack.enter_context(prefetch(source, training.keys()))
+        stop = stack.enter_context(_signals())
+        return training.run_to_end(pairs, stop)
+
+
+def resolve(config: TrainConfig, ranks: Ranks) -> TrainConfig:
+    """The configuration with every number that was left out."""
+    seed = config.seed
+    return replace(
+        config,
+        threads=config.threads or max(1, len(os.sched_getaffinity(0)) // ranks.host_size),
+        init_seed=seed if config.init_seed is None else config.init_seed,
+        rounding_seed=seed if config.rounding_seed is None else config.rounding_seed,
+    )
+
+
+class _Training:
+    def __init__(self, config: TrainConfig, folder: Path, run: RunConfig, ranks: Ranks) -> None:
+        self.config, self.folder, self.run, self.ranks = config, folder, run, ranks
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.group = Group(ranks, self.device)
+        self.group.from_first(lambda: checkpoint.prepare(folder, run.resume))
+        assert config.init_seed is not None and config.threads is not None
+        self.model = init_model(config.architecture(), config.init_seed, FLOW_STD).to(self.device)
+        shards = ranks.size if run.zero else 1
+        self.weights = Weights(self.model, ranks.size, ranks.rank % shards, shards)
+        self.rounding = Rounding(config, config.threads)
+        self.step = 0
+        if run.resume:
+            state = self.group.from_first(lambda: checkpoint.load(folder, config, ranks.size))
+            self.weights.restore(state.values, state.moments, state.step)
+            self.step = state.step
+        self.log = Log(folder, config, ranks.size, self.step) if self.group.first else None
+
+    def keys(self) -> Iterator[Key]:
+        """Of the pairs of this rank, from the next step to the last."""
+        for step in range(self.step, self.config.total_steps):
+            yield *divmod(step, self.config.steps), self.ranks.rank
+
+    def run_to_end(self, pairs: Prefetch, stop: Callable[[], int]) -> Path:
+        saved = time.perf_counter()
+        try:
+            while self.step < self.config.total_steps:
+                start, waited = time.perf_counter(), pairs.waited
+                pair = _on(self.device, pairs.next())
+                with self.rounding.of_rank(self.step, self.ranks.rank):
+                    terms = registration_loss(self.model, pair, self.config)
+                    terms["loss"].backward()
+                due = start - saved > 60 * self.run.save_minutes
+                signalled, due = self._agree(terms, stop(), due, pairs.waited - waited)
+                self._update()
+                self.step += 1
+                self._log(time.perf_counter() - start)
+                if signalled or due or self.step % self.config.steps == 0:
+                    self._save()
+                    saved = time.perf_counter()
+                if signalled:
+                    self._stop(signalled)
+        finally:
+            if self.log:
+                self.log.close()
+        path = self.folder / "model.h5"
+        self.group.from_first(lambda: self.model.save(path))
+        return path
+
+    def _agree(
+        self, terms: dict[str, Tensor], signalled: int, due: bool, waited: float
+    ) -> tuple[int, bool]:
+        """Exchange what all ranks have to know: the loss, signals, whether to save."""
+        values = [float(terms[name].detach()) for name in TERMS]
+        rows_RN = self.group.gather([*values, signalled, due, waited])
+        self.terms = dict(zip(TERMS, rows_RN[:, : len(TERMS)].mean(0).tolist(), strict=True))
+        signalled_R, due_R, waited_R = rows_RN[:, len(TERMS) :].T
+        self.waited = float(waited_R.max())
+        if not rows_RN[:, 0].isfinite().all():
+            raise UserError(
+                f"the loss is not finite at step {self.step} of the training: "
+                f"lower learning_rate, which is {self.config.learning_rate:g}"
+            )
+        return int(signalled_R.max()), bool(due_R[0])
+
+    def _update(self) -> None:
+        """The mean of all ranks' gradients, then Adam: the same on every rank."""
+        weights, group, size = self.weights, self.group, self.ranks.size
+        weights.collect_gradient()
+        self.rate = self.config.rate(self.step)
+        if self.config.engine == "native" and size > 1:
+            # every rank takes the whole sum itself: all draw the same roundings for it
+            gathered = weights.gradient.new_empty(size * len(weights.gradient))
+            group.collect(weights.gradient, gathered)
+            with self.rounding.of_all(self.step):
+                weights.gradient.copy_(_mean(gathered.view(size, -1)))
+                weights.update(self.rate, self.config.flow_rate)
+            return
+        if size > 1:
+            part = _mean(group.exchange(weights.gradient))
+            if self.run.zero:
+                weights.gradient[weights.own] = part
+            else:
+                group.collect(part, weights.gradient)
+        with self.rounding.of_all(self.step):
+            weights.update(self.rate, self.config.flow_rate)
+        if self.run.zero and size > 1:
+            group.collect(weights.values[weights.own].clone(), weights.values)
+
+    def _log(self, seconds: float) -> None:
+        if self.log:
+            terms = {"learning_rate": self.rate, **self.terms}
+            self.log.add(self.step - 1, terms, seconds, self.waited)
+
+    def _save(self) -> None:
+        """A checkpoint, of replicas that are the same; and the model where it is to be kept."""
+        weights, ranks = self.weights, self.ranks
+        self.group.check_same(weights.digest(), f"after step {self.step}")
+        moments = weights.moments
+        if self.run.zero and ranks.size > 1:
+            whole = [self.weights.values.new_empty(len(weights.values)) for _ in range(2)]
+            for part, row in zip(weights.moments, whole, strict=True):
+                self.group.collect(part, row)
+            moments = torch.stack(whole)
+        if not self.log:
+            return
+        self.log.write()
+        state = checkpoint.State(self.step, weights.values.cpu().clone(), moments.cpu())
+        checkpoint.save(self.folder, self.config, ranks.size, state)
+        epoch, within = divmod(self.step, self.config.steps)
+        if self.run.keep_every and within == 0 and epoch % self.run.keep_every == 0:
+            self.model.save(self.folder / f"epoch-{epoch:04d}.h5")
+
+    def _stop(self, signalled: int) -> None:
+        if self.log:
+            name = signal.Signals(signalled).name
+            print(
+                f"\nstopped by {name} after step {self.step} of {self.config.total_steps}, which "
+                f"is saved in {self.folder}; RESUME=1 (--resume) goes on from there",
+                flush=True,
+            )
+        raise Stopped(128 + signalled)
+
+
+def _mean(parts_RN: Tensor) -> Tensor:
+    """The mean over ranks, summed in their order, (N,)."""
+    total = parts_RN[0].clone()
+    for part in parts_RN[1:]:
+        total += part
+    return total / float(len(parts_RN))
+
+
+def _on(device: torch.device, pair: Pair) -> Pair:
+    """The pair on `device`, channels last, as the convolutions like it."""
+    return Pair(
+        *(
+            x.to(device, memory_format=torch.channels_last_3d)
+            for x in (pair.moving, pair.fixed, pair.moving_tissues, pair.fixed_tissues)
+        )
+    )
+
+
+@contextmanager
+def _signals() -> Iterator[Callable[[], int]]:
+    """The number of the signal that asked the training to end, 0 while none has; a second SIGINT
+    ends it at once."""
+    seen: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: seen[0] if seen else 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what is freed for the next step: asking the system for it again, page by
+    page, costs a fifth of a step."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        trim_threshold, mmap_threshold = -1, -3  # their numbers in malloc.h
+        library.mallopt(trim_threshold, 2**31 - 1)
+        library.mallopt(mmap_threshold, 2**25)

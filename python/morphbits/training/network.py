@@ -1,0 +1,93 @@
+"""Forward and backward: the loss of a batch, on operators that are fast for small batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from morphbits import losses
+from morphbits.models.synthmorph_torch import SynthMorph
+from morphbits.synthesis import deformation
+from morphbits.synthesis.pair import Pair
+from morphbits.training.recipe import TrainConfig
+
+TERMS = ("loss", "mismatch", "roughness")
+# below it (batch × channels × depth × height), and for a batch of one, torch leaves oneDNN
+_SMALL = 20_480
+
+
+class OneDnnConvolution(TorchFunctionMode):
+    """Send every conv3d on the CPU, and its derivatives, to oneDNN.
+
+    torch leaves it wherever batch × channels × depth × height is 20,480 or less, and for the
+    derivatives of a batch of one with as few, for a path up to seven times slower.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.conv3d and args[0].is_cpu and torch.backends.mkldnn.is_available():
+            return _Convolution.apply(*args)  # always 3×3×3 with padding 1: `Convolution.forward`
+        return func(*args, **(kwargs or {}))
+
+
+class _Convolution(torch.autograd.Function):
+    """A 3×3×3 convolution with padding 1 by oneDNN, forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(image, weight)
+        return torch.mkldnn_convolution(image, weight, bias, (1,) * 3, (1,) * 3, (1,) * 3, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        image, weight = ctx.saved_tensors
+        if len(image) == 1 and image.shape[1:4].numel() <= _SMALL:
+            image, gradient = image.to_mkldnn(), gradient.to_mkldnn()
+        results = torch.ops.aten.convolution_backward(
+            gradient, image, weight, [len(weight)], [1] * 3, [1] * 3, [1] * 3, False, [0] * 3, 1,
+            list(ctx.needs_input_grad),
+        )  # fmt: skip
+        return tuple(x.to_dense() if x is not None and x.is_mkldnn else x for x in results)
+
+
+@contextmanager
+def deterministic(threads: int) -> Iterator[None]:
+    """Reproducible operators only, on `threads` threads; what was set before comes back.
+
+    On a GPU, three operators of the loss have no deterministic derivative: torch warns, and the
+    bytes may differ from run to run.
+    """
+    memory: Any = torch.utils.deterministic
+    enabled, cores = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
+    filling = memory.fill_uninitialized_memory
+    # what use_deterministic_algorithms does, without the compiler that it imports for seconds
+    torch._C._set_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    torch.set_num_threads(threads)
+    # it fills what is about to be overwritten, and costs an eighth of a step
+    memory.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch._C._set_deterministic_algorithms(enabled)
+        torch.set_num_threads(cores)
+        memory.fill_uninitialized_memory = filling
+
+
+def registration_loss(model: SynthMorph, pair: Pair, config: TrainConfig) -> dict[str, Tensor]:
+    """The loss of a batch and its TERMS: how far the labels, moved by the full-resolution warp,
+    are from the fixed image's, plus `smoothness` times the warp's roughness."""
+    svf_BVXYZ = model.svf(pair.moving, pair.fixed)
+    warp_BVXYZ = deformation.integrate(svf_BVXYZ, model.architecture.int_steps)
+    warp_BVXYZ = deformation.rescale(warp_BVXYZ, model.architecture.int_resolution)
+    moved_BCXYZ = deformation.transform(pair.moving_tissues, warp_BVXYZ)
+    mismatch = (losses.dice if config.loss == "dice" else losses.tissue_mismatch)(
+        moved_BCXYZ, pair.fixed_tissues
+    )
+    roughness = losses.roughness(warp_BVXYZ)
+    loss = mismatch + config.smoothness * roughness
+    return dict(zip(TERMS, (loss, mismatch, roughness), strict=True))

@@ -1,0 +1,55 @@
+"""Who rounds in a training, and from which random stream.
+
+Replicas must stay identical: what each rank does by itself (forward, backward) draws from a stream
+of its own, and what all ranks do alike (the sum of gradients, the optimizer) from one that all
+share. Each step has its own streams, so that a resumed training draws what an uninterrupted one
+does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from morphbits import engines
+from morphbits.config import Arithmetic
+from morphbits.training.recipe import TrainConfig
+
+
+class Rounding:
+    """The engine of one training; counts what it has perturbed."""
+
+    def __init__(self, config: TrainConfig, threads: int) -> None:
+        self.config, self.threads = config, threads
+        self.engine = engines.get(config.engine)
+        self.operators: Counter[str] = Counter()
+
+    @contextmanager
+    def of_rank(self, step: int, rank: int) -> Iterator[None]:
+        """What only this rank computes at `step`."""
+        with self._stream(f"step {step} rank {rank}"):
+            yield
+
+    @contextmanager
+    def of_all(self, step: int) -> Iterator[None]:
+        """What every rank computes alike at `step`."""
+        with self._stream(f"step {step} all ranks"):
+            yield
+
+    @contextmanager
+    def _stream(self, name: str) -> Iterator[None]:
+        config = self.config
+        seed = config.seed if config.rounding_seed is None else config.rounding_seed
+        digest = hashlib.sha256(f"training {seed} {name}".encode()).digest()
+        arithmetic = Arithmetic(
+            engine=config.engine,
+            mode=config.mode,
+            accumulation=config.accumulation,
+            subnormals=config.subnormals,
+            seed=int.from_bytes(digest[:8], "big"),
+        )
+        with self.engine.region(arithmetic, self.threads) as counts:
+            yield
+        self.operators.update(counts.operators)

@@ -1,0 +1,165 @@
+"""Trainings of 16³ voxels for tests: the real loop and real processes, on made-up images.
+
+As a program it is one rank that torchrun starts:
+
+    python -m torch.distributed.run … tests/toy_training.py FOLDER [--resume] [--die RANK STEP]
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+import morphbits
+from morphbits.errors import UserError, run_cli
+from morphbits.synthesis import sources
+from morphbits.synthesis.pair import Pair
+from morphbits.synthesis.sources import Ranks, SourceConfig
+from morphbits.training import RunConfig, TrainConfig, loop
+from morphbits.training.group import processes
+
+TOY = TrainConfig(
+    enc="2 3", dec="3 2", epochs=3, steps=4, learning_rate=1e-2, smoothness=0.1, threads=1
+)
+FILES = ("model.h5", "log.csv")
+
+
+class ToySource:
+    """Two blobs somewhere, in images of random brightness."""
+
+    shape = (16, 16, 16)
+
+    def __init__(self, config: SourceConfig, ranks: Ranks) -> None:
+        self.config, self.ranks = config, ranks
+
+    def pair(self, epoch: int, step: int, rank: int) -> Pair:
+        batch = self.config.batch
+        places = range(rank * batch, (rank + 1) * batch)  # in the batch of all ranks
+        pairs = [self._draw(f"{self.config.seed} {epoch} {step} {place}") for place in places]
+        return Pair(*(torch.cat(parts) for parts in zip(*pairs, strict=True)))
+
+    def _draw(self, key: str) -> tuple[torch.Tensor, ...]:
+        digest = hashlib.sha256(key.encode()).digest()
+        random = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        mesh = torch.stack(torch.meshgrid(*[torch.arange(16.0)] * 3, indexing="ij"))
+        images, maps = [], []
+        for _ in range(2):
+            centres = 5 + 6 * torch.rand(2, 3, generator=random)
+            distance = (mesh[None] - centres[..., None, None, None]).square().sum(1)
+            labels = (distance < 16).float()[None]
+            gains = torch.rand(2, generator=random).view(1, 2, 1, 1, 1)
+            images.append((labels * gains).amax(1, keepdim=True))
+            maps.append(labels)
+        return (*images, *maps)
+
+
+@contextmanager
+def toy_source(config: SourceConfig, ranks: Ranks, threads: int) -> Iterator[ToySource]:
+    yield ToySource(config, ranks)
+
+
+def train_toy(
+    folder: Path,
+    config: TrainConfig = TOY,
+    run: RunConfig | None = None,
+    ranks: Ranks | None = None,
+    die: tuple[int, int] | None = None,
+    differ: tuple[int, int] | None = None,
+) -> Path:
+    """Train in this process; as a rank, `die` (rank, step) by SIGKILL, or `differ` in a bit."""
+    sources.open_source, real = toy_source, sources.open_source
+    agree = loop._Training._agree
+    ranks = ranks or Ranks()
+
+    def agree_or_not(training: loop._Training, *arguments: object) -> tuple[int, bool]:
+        if die == (training.ranks.rank, training.step):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if differ == (training.ranks.rank, training.step):
+            values = training.weights.values
+            values[0] = torch.nextafter(values[0], torch.tensor(2.0))
+        return agree(training, *arguments)  # type: ignore[arg-type]
+
+    loop._Training._agree = agree_or_not  # type: ignore[assignment, method-assign]
+    try:
+        return loop.train(config, folder, run, ranks)
+    finally:
+        loop._Training._agree = agree  # type: ignore[method-assign]
+        sources.open_source = real
+
+
+def outputs(folder: Path) -> list[bytes]:
+    return [(folder / name).read_bytes() for name in FILES]
+
+
+# ------------------------------------------------------------ ranks forked from one server
+
+
+def train_ranks(size: int, folder: Path, *arguments: object, **options: object) -> list[str]:
+    """Train in `size` processes without torchrun; what each says at its end, "" where all went
+    well."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["toy_training"])
+    # the server looks for it before it hears of this process' path
+    paths = [str(Path(module.__file__).parent) for module in (sys.modules[__name__], morphbits)]
+    os.environ["PYTHONPATH"] = os.pathsep.join([paths[0], str(Path(paths[1]).parent)])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    answers = context.SimpleQueue()
+    workers = [
+        context.Process(
+            target=_rank, args=(rank, size, port, answers, folder, arguments, options), daemon=True
+        )
+        for rank in range(size)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode is not None, "a rank hangs"
+    said = dict(answers.get() for worker in workers if worker.exitcode == 0)
+    return [
+        said.get(rank, f"exit status {worker.exitcode}") for rank, worker in enumerate(workers)
+    ]
+
+
+def _rank(rank, size, port, answers, folder, arguments, options) -> None:  # type: ignore[no-untyped-def]
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(size),
+        LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size),
+    )  # fmt: skip
+    message = ""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    try:
+        with processes() as ranks:
+            train_toy(folder, *arguments, ranks=ranks, **options)
+    except UserError as error:
+        message = str(error)
+    answers.put((rank, message))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--die", type=int, nargs=2)
+    parser.add_argument("--steps", type=int, default=TOY.steps)
+    arguments = parser.parse_args()
+    die = tuple(arguments.die) if arguments.die else None
+    config = loop.replace(TOY, steps=arguments.steps)
+    with processes() as ranks:
+        train_toy(arguments.folder, config, RunConfig(resume=arguments.resume), ranks, die)
+
+
+if __name__ == "__main__":
+    run_cli(main)

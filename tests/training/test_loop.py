@@ -1,0 +1,286 @@
+"""The training loop in one process: same configuration, same bytes, interrupted or not."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from toy_training import TOY, ToySource, outputs, train_toy
+
+from morphbits import config
+from morphbits.errors import UserError
+from morphbits.models.synthmorph_torch import SynthMorph, init_model
+from morphbits.synthesis.prefetch import prefetch
+from morphbits.synthesis.sources import Ranks
+from morphbits.training import RunConfig, TrainConfig, estimate, loop, network
+from morphbits.training.log import COLUMNS
+from morphbits.training.weights import Weights
+
+STEPS = TOY.total_steps
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    train_toy(folder)
+    return folder
+
+
+def test_same_configuration_gives_the_same_bytes(trained: Path, tmp_path: Path) -> None:
+    torch.manual_seed(99)
+    train_toy(tmp_path, run=RunConfig(save_minutes=0, keep_every=2))
+    assert outputs(tmp_path) == outputs(trained)
+    kept = sorted(path.name for path in tmp_path.glob("epoch-*.h5"))
+    assert kept == ["epoch-0002.h5"]
+
+
+@pytest.mark.parametrize("change", ["seed", "init_seed"])
+def test_another_seed_gives_another_model(change: str, trained: Path, tmp_path: Path) -> None:
+    train_toy(tmp_path, replace(TOY, **{change: 2}))
+    assert outputs(tmp_path)[0] != outputs(trained)[0]
+
+
+KILLED = "import sys; from pathlib import Path; import toy_training as t; \
+t.train_toy(Path(sys.argv[1]), run=t.RunConfig(save_minutes=int(sys.argv[3])), \
+die=(0, int(sys.argv[2])))"
+
+
+def test_killed_at_any_step_and_resumed_equals_uninterrupted(
+    trained: Path, tmp_path: Path
+) -> None:
+    step = int.from_bytes(os.urandom(4), "big") % STEPS
+    paths = [str(Path(__file__).parents[1]), str(Path(loop.__file__).parents[2])]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path), str(step), "10"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    resume = step >= TOY.steps  # before the end of the first epoch there is nothing to resume
+    assert (tmp_path / "checkpoint.pt").exists() == resume, step
+    train_toy(tmp_path, run=RunConfig(resume=resume))
+    assert outputs(tmp_path) == outputs(trained), step
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_step_and_ends_with_its_status(
+    number: signal.Signals,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    draw = ToySource.pair
+
+    def signalled(source: ToySource, epoch: int, step: int, rank: int) -> object:
+        if (epoch, step) == (1, 2):
+            os.kill(os.getpid(), number)
+        return draw(source, epoch, step, rank)
+
+    monkeypatch.setattr(ToySource, "pair", signalled)
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stopped:
+        train_toy(tmp_path)
+    assert stopped.value.code == 128 + number
+    assert f"stopped by {number.name} after step" in capsys.readouterr().out
+    assert signal.getsignal(number) == before
+    assert not (tmp_path / "model.h5").exists()
+    monkeypatch.undo()
+    train_toy(tmp_path, run=RunConfig(resume=True))
+    assert outputs(tmp_path) == outputs(trained)
+
+
+def test_more_epochs_go_on_where_fewer_ended(trained: Path, tmp_path: Path) -> None:
+    train_toy(tmp_path, replace(TOY, epochs=1))
+    train_toy(tmp_path, TOY, RunConfig(resume=True))
+    assert outputs(tmp_path) == outputs(trained)
+
+
+def test_the_toy_is_learned(trained: Path) -> None:
+    start = init_model(TOY.architecture(), TOY.seed, loop.FLOW_STD).get_weights()
+    weights = SynthMorph.load(trained / "model.h5").get_weights()
+    assert all((weights[name] != start[name]).any() for name in weights)
+
+
+def test_log_has_one_row_per_step(trained: Path) -> None:
+    with (trained / "log.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS
+    assert [int(row["step"]) for row in rows] == list(range(STEPS))
+    assert [int(row["epoch"]) for row in rows] == [step // TOY.steps for step in range(STEPS)]
+    assert len((trained / "times.csv").read_text().splitlines()) == STEPS + 1
+
+
+def test_tensorboard_reads_the_events_and_tensorflow_stays_out(trained: Path) -> None:
+    script = (
+        "import sys, types; sys.modules['tensorboard.compat.notf'] = types.ModuleType('notf'); "
+        "from tensorboard.backend.event_processing.event_file_loader import "
+        "EventFileLoader as L; "
+        "events = [e for e in L(sys.argv[1]).Load() if e.HasField('summary')]; "
+        "print(len(events), events[-1].step, sorted(v.tag for v in events[-1].summary.value))"
+    )
+    (events,) = (trained / "tensorboard").iterdir()
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(events)], check=True, text=True, capture_output=True
+    )
+    tags = ["learning_rate", "loss", "mismatch", "pairs per second", "roughness"]
+    assert done.stdout.strip() == f"{STEPS} {STEPS - 1} {tags}"
+    assert "tensorflow" not in sys.modules or not hasattr(sys.modules["tensorflow"], "constant")
+
+
+def test_a_finished_folder_is_not_overwritten(trained: Path) -> None:
+    with pytest.raises(UserError, match="holds a training already"):
+        train_toy(trained)
+
+
+def test_resume_refuses_another_configuration(trained: Path) -> None:
+    with pytest.raises(UserError, match=r"started with smoothness 0\.1"):
+        train_toy(trained, replace(TOY, smoothness=0.5), RunConfig(resume=True))
+    with pytest.raises(UserError, match="at step 12 already"):
+        train_toy(trained, replace(TOY, epochs=2), RunConfig(resume=True))
+
+
+def test_resume_needs_a_checkpoint_that_is_whole(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no training to resume"):
+        train_toy(tmp_path / "none", run=RunConfig(resume=True))
+    (tmp_path / "checkpoint.pt").write_bytes(b"half")
+    with pytest.raises(UserError, match="cannot be read"):
+        train_toy(tmp_path, run=RunConfig(resume=True))
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="lower learning_rate"):
+        train_toy(tmp_path, replace(TOY, learning_rate=1e30))
+
+
+def test_a_source_that_fails_ends_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_pair(*key: object) -> None:
+        raise UserError("no label maps")
+
+    monkeypatch.setattr(ToySource, "pair", no_pair)
+    with pytest.raises(UserError, match="no label maps"):
+        train_toy(tmp_path)
+
+
+def test_prefetched_pairs_come_in_order_and_no_more_than_asked_for_are_drawn() -> None:
+    asked: list[tuple[int, int, int]] = []
+
+    class Counting(ToySource):
+        def pair(self, epoch: int, step: int, rank: int):  # type: ignore[no-untyped-def]
+            asked.append((epoch, step, rank))
+            return super().pair(epoch, step, rank)
+
+    source = Counting(TOY, Ranks())
+    keys = [(0, step, 0) for step in range(20)]
+    with prefetch(source, keys, depth=2) as pairs:
+        for key in keys[:3]:
+            assert torch.equal(pairs.next().moving, ToySource(TOY, Ranks()).pair(*key).moving)
+    assert asked == keys[: len(asked)] and len(asked) <= 3 + 2 + 1
+
+
+def test_settings_of_torch_come_back() -> None:
+    memory = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    before = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
+    with pytest.raises(RuntimeError), network.deterministic(before[1] + 1):
+        raise RuntimeError
+    assert before == (torch.are_deterministic_algorithms_enabled(), torch.get_num_threads())
+    assert torch.utils.deterministic.fill_uninitialized_memory == memory  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_one_dnn_convolutions_are_torchs_within_rounding(batch: int) -> None:
+    """Values and derivatives, where torch itself would leave oneDNN and where not."""
+    random = torch.Generator().manual_seed(1)
+    image = torch.rand(batch, 4, 16, 16, 16, generator=random).requires_grad_()
+    weight = torch.randn(8, 4, 3, 3, 3, generator=random).requires_grad_()
+    bias = torch.randn(8, generator=random).requires_grad_()
+    gradient = torch.randn(batch, 8, 16, 16, 16, generator=random)
+
+    def derived() -> list[torch.Tensor]:
+        out = torch.nn.functional.conv3d(image, weight, bias, padding=1)
+        return [out, *torch.autograd.grad(out, (image, weight, bias), gradient)]
+
+    with network.OneDnnConvolution():
+        fast = derived()
+    # sums of at most this many products, of absolute values below these, in another order
+    terms = (27 * 4, 27 * 8, batch * 16**3, batch * 16**3)
+    largest = (5.0, 25.0, 5.0, 5.0)
+    for ours, torchs, n, size in zip(fast, derived(), terms, largest, strict=True):
+        assert (ours - torchs).abs().max() <= n * 2**-24 * size * n**0.5
+
+
+def test_weights_in_one_vector_are_the_networks() -> None:
+    """Through the vector and back, and Adam on it is Adam on each layer, in whatever shards."""
+    architecture = TOY.architecture()
+    images = torch.rand(2, 1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(1))
+
+    def updated(shards: int) -> torch.Tensor:
+        model = init_model(architecture, 1)
+        parts = [Weights(model, shards, shard, shards) for shard in range(shards)]
+        for _ in range(3):
+            model.svf(*images).square().mean().backward()
+            parts[-1].collect_gradient()
+            # all shards are views of the last one's model; each has buffers of its own
+            for part in parts:
+                part.gradient.copy_(parts[-1].gradient)
+                part.update(1e-2, 0.1)
+                parts[-1].values[part.own] = part.values[part.own]
+        return parts[-1].values[: architecture.parameters()].clone()
+
+    model = init_model(architecture, 1)
+    *body, flow = model.layers.values()
+    groups = [
+        {"params": [p for layer in body for p in layer.parameters()], "lr": 1e-2},
+        {"params": list(flow.parameters()), "lr": 1e-2 * 0.1},
+    ]
+    adam = torch.optim.Adam(groups)
+    for _ in range(3):
+        adam.zero_grad()
+        model.svf(*images).square().mean().backward()
+        adam.step()
+    expected = Weights(model, 1).values
+    assert torch.equal(updated(1), expected)
+    assert torch.equal(updated(3), expected)
+
+
+def test_estimates_are_of_the_right_size() -> None:
+    """The published network at its size: 1.1 TFLOP forward, counted layer by layer."""
+    cost = estimate.network(TrainConfig().architecture(), (160, 192, 224))
+    full = 160 * 192 * 224
+    flops = 2 * 27 * 2 * 64 * full  # the first convolution
+    flops += 2 * 27 * 64 * 64 * full * (1 / 8 + 1 / 64 + 1 / 512)  # the encoder's others
+    flops += 2 * 27 * 64 * 64 * full / 4096  # the decoder: at the lowest level,
+    flops += 2 * 27 * 128 * 64 * full * (1 / 512 + 1 / 64 + 1 / 8)  # with skip connections,
+    flops += 2 * 27 * 64 * (64 + 64 + 3) * full / 8  # and three at half resolution
+    assert cost.operations == pytest.approx(flops, rel=1e-12)
+    text = estimate.describe(replace(TOY, threads=1), Ranks(host_size=99), (16, 16, 16), 0)
+    assert "warning: 99 processes of 1 threads share" in text
+
+
+def test_a_recipe_and_the_command_line_take_numbers(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("learning_rate = 1e-3\nsmoothness = 1\n")
+    assert config.from_toml(TrainConfig, recipe) == TrainConfig(learning_rate=1e-3, smoothness=1.0)
+    parser = argparse.ArgumentParser()
+    config.add_arguments(parser, TrainConfig)
+    arguments = parser.parse_args(["--learning-rate", "1e-3"])
+    assert config.from_arguments(TrainConfig, arguments).learning_rate == 1e-3
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--smoothness", "much"])
+
+
+def test_defaults_are_those_of_the_published_training() -> None:
+    assert TrainConfig().rate(0) == TrainConfig().rate(149_999) == 1e-4
+    assert TrainConfig().total_steps == 150_000
+    falling = TrainConfig(schedule="cosine", warm_up=10, learning_rate=1e-3)
+    assert falling.rate(0) == 1e-4 and falling.rate(149_999) < 1e-10

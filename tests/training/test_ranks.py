@@ -1,0 +1,193 @@
+"""Training in several processes: the sums, the replicas, and what happens when one is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from toy_training import TOY, ToySource, outputs, train_ranks
+
+from morphbits.models.synthmorph_torch import init_model
+from morphbits.synthesis.sources import Ranks
+from morphbits.training import RunConfig, loop, network
+from morphbits.training.weights import Weights
+
+ROOT = Path(__file__).resolve().parents[2]
+PATHS = os.pathsep.join(str(ROOT / name) for name in ("tests", "python"))
+TOY_PROGRAM = str(ROOT / "tests" / "toy_training.py")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training of two ranks."""
+    folder = tmp_path_factory.mktemp("two")
+    assert train_ranks(2, folder) == ["", ""]
+    return folder
+
+
+def gradient(model, weights: Weights, source: ToySource, step: int, rank: int) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    pair = loop._on(torch.device("cpu"), source.pair(*divmod(step, TOY.steps), rank))
+    network.registration_loss(model, pair, TOY)["loss"].backward()
+    weights.collect_gradient()
+    return weights.gradient.clone()
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_are_one_process_that_averages_their_gradients_in_order(
+    size: int, two: Path, tmp_path: Path
+) -> None:
+    """Byte for byte: what several processes train is what one does by taking turns."""
+    folder = two
+    if size != 2:
+        folder = tmp_path
+        assert train_ranks(size, folder) == [""] * size
+    source = ToySource(TOY, Ranks(size=size))
+    with network.deterministic(1), network.OneDnnConvolution():
+        model = init_model(TOY.architecture(), TOY.seed, loop.FLOW_STD)
+        weights = Weights(model, size)
+        for step in range(TOY.total_steps):
+            total = gradient(model, weights, source, step, 0)
+            for rank in range(1, size):
+                total += gradient(model, weights, source, step, rank)
+            weights.gradient.copy_(total / float(size))
+            weights.update(TOY.rate(step), TOY.flow_rate)
+    model.save(tmp_path / "alone.h5")
+    assert (tmp_path / "alone.h5").read_bytes() == outputs(folder)[0]
+
+
+@pytest.mark.parametrize("kind", ["dice", "tissues"])
+def test_the_mean_of_gradients_is_the_gradient_of_the_whole_batch(kind: str) -> None:
+    """In float64, where nothing but the order of sums can differ.
+
+    A derivative is a sum over n = 2·16³ places, of products that went through layers of sums of 81
+    terms, eight in all. Roundings of 2^-53 add up to about √n of them; allowed are n, the worst
+    case of one chain, which leaves a factor of √n = 94 for terms that cancel.
+    """
+    config = replace(TOY, loss=kind)
+
+    def of(batch: int, rank: int) -> list[torch.Tensor]:
+        pair = ToySource(replace(config, batch=batch), Ranks()).pair(0, 0, rank)
+        double = type(pair)(*(x.double() for x in vars(pair).values()))
+        model = init_model(config.architecture(), 1).double()
+        network.registration_loss(model, double, config)["loss"].backward()
+        return [p.grad for p in model.parameters() if p.grad is not None]
+
+    whole, first, second = of(2, 0), of(1, 0), of(1, 1)
+    assert len(whole) == 10
+    for w, a, b in zip(whole, first, second, strict=True):
+        assert ((a + b) / 2 - w).abs().max() <= 2**-53 * (2 * 16**3 + 8 * 81) * w.abs().max()
+
+
+def test_shared_moments_change_no_byte(two: Path, tmp_path: Path) -> None:
+    """ZeRO-1, interrupted after an epoch and resumed without."""
+    assert train_ranks(2, tmp_path, replace(TOY, epochs=2), RunConfig(zero=True)) == ["", ""]
+    assert train_ranks(2, tmp_path, TOY, RunConfig(resume=True, zero=True)) == ["", ""]
+    assert outputs(tmp_path) == outputs(two)
+    content = [torch.load(folder / "checkpoint.pt") for folder in (tmp_path, two)]
+    assert torch.equal(content[0]["moments"], content[1]["moments"])
+
+
+def test_resumed_ranks_equal_uninterrupted_ones(two: Path, tmp_path: Path) -> None:
+    assert train_ranks(2, tmp_path, replace(TOY, epochs=1)) == ["", ""]
+    assert train_ranks(2, tmp_path, TOY, RunConfig(resume=True)) == ["", ""]
+    assert outputs(tmp_path) == outputs(two)
+
+
+def test_resume_refuses_another_number_of_processes(two: Path) -> None:
+    said = train_ranks(3, two, TOY, RunConfig(resume=True))
+    assert all("was started with processes 2" in message for message in said), said
+
+
+def test_replicas_that_differ_in_one_bit_end_the_training(tmp_path: Path) -> None:
+    said = train_ranks(2, tmp_path, differ=(1, 5))
+    assert all("the weights of rank 1 differ from those of rank 0" in m for m in said), said
+    content = torch.load(tmp_path / "checkpoint.pt")
+    assert content["step"] == 4  # the last one before
+
+
+def test_every_rank_hears_of_a_loss_that_is_not_finite(tmp_path: Path) -> None:
+    said = train_ranks(2, tmp_path, replace(TOY, learning_rate=1e30))
+    assert all("the loss is not finite" in message for message in said), said
+
+
+def test_ranks_hear_that_another_has_died(two: Path, tmp_path: Path) -> None:
+    start = time.monotonic()
+    said = train_ranks(3, tmp_path, die=(1, 6))
+    assert said[1] == f"exit status {-signal.SIGKILL}"
+    assert all("another process of the training has ended" in said[r] for r in (0, 2)), said
+    assert time.monotonic() - start < 30
+    assert torch.load(tmp_path / "checkpoint.pt")["step"] == 4
+
+
+# ------------------------------------------------------------ as users start them
+
+
+def torchrun(folder: Path, *words: str, meeting: tuple[str, ...] = ("--standalone",), n: int = 2):  # type: ignore[no-untyped-def]
+    command = [sys.executable, "-m", "torch.distributed.run", *meeting, "--nproc-per-node", str(n)]
+    environment = {**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*command, TOY_PROGRAM, str(folder), *words], env=environment)
+
+
+def test_a_dead_rank_ends_the_job_and_resume_goes_on(two: Path, tmp_path: Path) -> None:
+    step = 4 + int.from_bytes(os.urandom(4), "big") % 8
+    job = torchrun(tmp_path, "--die", "1", str(step))
+    assert job.wait(60) != 0
+    assert train_ranks(2, tmp_path, TOY, RunConfig(resume=True)) == ["", ""]
+    assert outputs(tmp_path) == outputs(two), step
+
+
+@pytest.mark.slow
+def test_two_machines_give_the_bytes_of_one(two: Path, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    meeting = (
+        "--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}",
+        "--rdzv-id", "test", "--local-addr", "127.0.0.1",
+    )  # fmt: skip
+    hosts = [torchrun(tmp_path, meeting=meeting, n=1) for _ in range(2)]
+    assert [host.wait(120) for host in hosts] == [0, 0]
+    assert outputs(tmp_path) == outputs(two)
+
+
+def script(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """scripts/train_ddp.sh on small phantoms."""
+    small = ["--enc=2 2", "--dec=2 2", "--threads=1", f"--model-dir={folder}"]
+    return subprocess.Popen(
+        [str(ROOT / "scripts" / "train_ddp.sh"), *small, *words],
+        env={**os.environ, "NPROC": "2"}, text=True, stdout=subprocess.PIPE,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_script_saves_at_sigterm_and_resumes(tmp_path: Path) -> None:
+    sizes = ("--epochs=3", "--steps=10")
+    whole = script(tmp_path / "whole", *sizes)
+    said = whole.communicate(timeout=300)[0]
+    assert whole.returncode == 0
+    assert said.startswith("train-demo: ")
+    assert "registers with it" in said
+    assert (tmp_path / "whole" / "loss.png").stat().st_size > 10_000
+
+    cut = script(tmp_path / "cut", *sizes)
+    assert cut.stdout is not None
+    for line in cut.stdout:
+        if line.startswith("epoch 1/3"):
+            cut.send_signal(signal.SIGTERM)
+            break
+    said = cut.communicate(timeout=120)[0]
+    assert cut.returncode == 143
+    assert "stopped by SIGTERM after step" in said
+    assert not (tmp_path / "cut" / "model.h5").exists()
+    on = script(tmp_path / "cut", *sizes, "--resume")
+    on.communicate(timeout=300)
+    assert on.returncode == 0
+    assert outputs(tmp_path / "cut") == outputs(tmp_path / "whole")
