@@ -27,6 +27,7 @@ from morphbits.synthesis.pair import Pair
 from morphbits.synthesis.sources import Ranks, SourceConfig
 from morphbits.training import RunConfig, TrainConfig, loop
 from morphbits.training.group import processes
+from morphbits.training.rounding import Rounding
 
 TOY = TrainConfig(
     enc="2 3", dec="3 2", epochs=3, steps=4, learning_rate=1e-2, smoothness=0.1, threads=1
@@ -75,8 +76,10 @@ def train_toy(
     ranks: Ranks | None = None,
     die: tuple[int, int] | None = None,
     differ: tuple[int, int] | None = None,
+    streams_of_their_own: bool = False,
 ) -> Path:
-    """Train in this process; as a rank, `die` (rank, step) by SIGKILL, or `differ` in a bit."""
+    """Train in this process; as a rank, `die` (rank, step) by SIGKILL, or `differ` in a bit, or
+    update the weights with roundings of its own."""
     sources.open_source, real = toy_source, sources.open_source
     agree = loop._Training._agree
     ranks = ranks or Ranks()
@@ -90,10 +93,15 @@ def train_toy(
         return agree(training, *arguments)  # type: ignore[arg-type]
 
     loop._Training._agree = agree_or_not  # type: ignore[assignment, method-assign]
+    of_all = Rounding.of_all
+    if streams_of_their_own:
+        rank = ranks.rank
+        Rounding.of_all = lambda self, step: self.of_rank(step, rank)  # type: ignore[method-assign]
     try:
         return loop.train(config, folder, run, ranks)
     finally:
         loop._Training._agree = agree  # type: ignore[method-assign]
+        Rounding.of_all = of_all  # type: ignore[method-assign]
         sources.open_source = real
 
 

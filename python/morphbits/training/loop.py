@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -117,6 +118,7 @@ class _Training:
             state = self.group.from_first(lambda: checkpoint.load(folder, config, ranks.size))
             self.weights.restore(state.values, state.moments, state.step)
             self.step = state.step
+        self.updated = self.step < config.total_steps
         self.log = Log(folder, config, ranks.size, self.step) if self.group.first else None
 
     def keys(self) -> Iterator[Key]:
@@ -146,9 +148,26 @@ class _Training:
         finally:
             if self.log:
                 self.log.close()
+        self._sum_up()
         path = self.folder / "model.h5"
         self.group.from_first(lambda: self.model.save(path))
         return path
+
+    def _sum_up(self) -> None:
+        """Say what the training took, and that what should be perturbed was."""
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        rows_RN = self.group.gather([memory, self.rounding.operations])
+        memory_R, operations_R = rows_RN.T
+        if self.config.engine != "ieee" and self.updated and not operations_R.all():
+            raise UserError(f"engine {self.config.engine} perturbed nothing: no result is written")
+        if self.log:
+            perturbed = f"; {operations_R.sum():,.0f} operations perturbed"
+            print(
+                f"trained; peak memory {memory_R.max() / 1e9:.2f} GB in a process, "
+                f"{memory_R.sum() / 1e9:.1f} GB in all"
+                + (perturbed if self.config.engine != "ieee" else ""),
+                flush=True,
+            )
 
     def _agree(
         self, terms: dict[str, Tensor], signalled: int, due: bool, waited: float

@@ -9,7 +9,6 @@ does.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,12 +18,12 @@ from morphbits.training.recipe import TrainConfig
 
 
 class Rounding:
-    """The engine of one training; counts what it has perturbed."""
+    """The engine of one training; `operations` is what it has perturbed."""
 
     def __init__(self, config: TrainConfig, threads: int) -> None:
         self.config, self.threads = config, threads
         self.engine = engines.get(config.engine)
-        self.operators: Counter[str] = Counter()
+        self.operations = 0
 
     @contextmanager
     def of_rank(self, step: int, rank: int) -> Iterator[None]:
@@ -52,4 +51,4 @@ class Rounding:
         )
         with self.engine.region(arithmetic, self.threads) as counts:
             yield
-        self.operators.update(counts.operators)
+        self.operations += counts.operations

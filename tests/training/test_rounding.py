@@ -1,0 +1,93 @@
+"""Training under the native engine: perturbed everywhere, replicas identical, resumable."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy_training import TOY, outputs, train_ranks, train_toy
+
+from morphbits.errors import UserError
+from morphbits.models.synthmorph_torch import SynthMorph
+from morphbits.training import RunConfig
+from morphbits.training.rounding import Rounding
+
+NATIVE = replace(TOY, engine="native", epochs=2, steps=3)
+
+
+def weights(folder: Path) -> np.ndarray:
+    values = SynthMorph.load(folder / "model.h5").get_weights().values()
+    return np.concatenate([value.ravel() for value in values])
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A perturbed training of two ranks; their weights were hashed after each epoch."""
+    folder = tmp_path_factory.mktemp("perturbed")
+    assert train_ranks(2, folder, NATIVE) == ["", ""]
+    return folder
+
+
+def test_perturbed_replicas_stay_identical_and_resume_to_the_same_bytes(
+    two: Path, tmp_path: Path
+) -> None:
+    assert train_ranks(2, tmp_path, replace(NATIVE, epochs=1)) == ["", ""]
+    assert train_ranks(2, tmp_path, NATIVE, RunConfig(resume=True)) == ["", ""]
+    assert outputs(tmp_path) == outputs(two)
+
+
+def test_with_a_stream_per_rank_in_the_optimizer_replicas_would_drift(tmp_path: Path) -> None:
+    """What the common stream is for, and that the comparison of hashes sees it."""
+    said = train_ranks(2, tmp_path, NATIVE, streams_of_their_own=True)
+    assert all("the weights of rank 1 differ" in message for message in said), said
+
+
+def test_another_rounding_seed_changes_the_last_bits_of_every_layer(
+    two: Path, tmp_path: Path
+) -> None:
+    assert train_ranks(2, tmp_path, replace(NATIVE, rounding_seed=2)) == ["", ""]
+    first, second = (SynthMorph.load(f / "model.h5").get_weights() for f in (two, tmp_path))
+    for name in first:
+        assert (first[name] != second[name]).any(), name
+    assert np.abs(weights(two) - weights(tmp_path)).max() < 0.1  # six steps of 0.01, each way
+
+
+def test_nearest_is_the_unperturbed_training_within_rounding(tmp_path: Path) -> None:
+    """Only the order of sums differs: a few ulps of each derivative. Adam turns a derivative into
+    a step of the learning rate whatever its size, so those near 0 may come out anywhere."""
+    one_step = replace(TOY, epochs=1, steps=1)
+    train_toy(tmp_path / "ieee", one_step)
+    train_toy(tmp_path / "nearest", replace(one_step, engine="native", mode="nearest"))
+    difference = np.abs(weights(tmp_path / "ieee") - weights(tmp_path / "nearest"))
+    assert np.median(difference) <= 2**-20 * TOY.learning_rate
+
+
+def test_streams_differ_by_step_and_rank_and_forward_backward_and_update_are_perturbed() -> None:
+    rounding = Rounding(NATIVE, 1)
+    x = torch.rand(1000, generator=torch.Generator().manual_seed(1))
+    results = []
+    for step, rank in ((0, 0), (0, 1), (1, 0), (0, 0)):
+        with rounding.of_rank(step, rank):
+            results.append((x / 3).numpy().tobytes())
+    with rounding.of_all(0):
+        results.append((x / 3).numpy().tobytes())
+    assert results[0] == results[3]
+    assert len(set(results)) == 4
+    assert rounding.operations == 5000
+
+
+def test_sharded_moments_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing can be perturbed"):
+        train_toy(tmp_path, NATIVE, RunConfig(zero=True))
+
+
+def test_a_training_in_which_nothing_was_perturbed_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    none = property(lambda self: 0, lambda self, number: None)
+    monkeypatch.setattr(Rounding, "operations", none, raising=False)
+    with pytest.raises(UserError, match="perturbed nothing"):
+        train_toy(tmp_path, NATIVE)
