@@ -59,7 +59,8 @@ localize: $(stamp) ## which part of the network loses the bits, by Verrou's delt
 	$(venv) python/localize.py $(call options,BY)
 
 ##@ Train
-training = $(call options,EXPERIMENT EPOCHS STEPS BATCH SEED THREADS ENGINE MODE ACCUMULATION MODEL_DIR RESULTS) \
+training = $(call options,EXPERIMENT EPOCHS STEPS BATCH SEED THREADS ENGINE MODE ACCUMULATION MODEL_DIR RESULTS \
+	LABELS TARGETS SYNTH_PROCS DATA) $(if $(LABELS),--source synthmorph) \
 	$(call flag,RESUME)
 
 .PHONY: train-single
@@ -204,6 +205,9 @@ ROUTE ?=         ## how CoRR is preprocessed: open, or freesurfer (needs its lic
 EPOCHS ?=        ## training epochs
 STEPS ?=         ## training steps of an epoch
 BATCH ?=         ## pairs per step and process
+LABELS ?=        ## train on SynthMorph's images from label maps: shapes, phantom, corr or a folder
+TARGETS ?=       ## labels whose overlap to optimize: fs, all, numbers (default: fs for corr, else all)
+SYNTH_PROCS ?=   ## processes that make these images, on each machine (default: 1)
 MODEL_DIR ?=     ## folder of the training (default: results/EXPERIMENT)
 RESUME ?=        ## 1 goes on from the last checkpoint
 NPROC ?=         ## processes on this machine (default: 2)

@@ -1,7 +1,8 @@
-"""The TensorFlow reference, loaded at its first use.
+"""The modules that import TensorFlow, loaded at their first use.
 
-Tests that use it are marked ``tensorflow`` and run last (`conftest.py`): the native engine and
-TensorFlow do not share a process, and a test module is imported long before its tests run.
+Tests that use them are marked ``tensorflow`` and wait for their turn (`conftest.py`): the native
+engine and TensorFlow do not share a process, and a test module is imported long before its tests
+run.
 """
 
 from __future__ import annotations
@@ -10,13 +11,17 @@ import importlib
 from typing import Any
 
 
-class _Reference:
-    """`morphbits.models.synthmorph_tf`, which pytest does not load by looking at this name."""
+class _Module:
+    """What `name` has, imported when somebody asks."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
+        if name.startswith("__"):  # whoever looks at all modules asks for these
             raise AttributeError(name)
-        return getattr(importlib.import_module("morphbits.models.synthmorph_tf"), name)
+        return getattr(importlib.import_module(self._name), name)
 
 
-reference = _Reference()
+reference = _Module("morphbits.models.synthmorph_tf")
+generator_tf = _Module("morphbits.synthesis.generator_tf")

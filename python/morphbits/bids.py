@@ -20,6 +20,7 @@ one glob.
             tpl-MNI152/tpl-MNI152_{T1w,dseg}.nii.gz                fixed image and its tissues
     data/corr-freesurfer/                      CoRR by the study's route, laid out alike
         sub-X/ses-N/anat/sub-X_ses-N_desc-norm_T1w.nii.gz    conformed axes, not moved to MNI305
+        recon-all/sub-X_ses-N/mri/{norm,aseg,seg}.mgz        FreeSurfer's own; seg is SAMSEG's
     results/<experiment>/sample-NN/sub-X/      one sample; the unit is renamed into place whole
         sample.json
         [ses-N/]anat/sub-X[_ses-N]_space-MNI152_desc-moved_T1w.nii.gz
@@ -241,6 +242,21 @@ def corr_raw_images(data: Path) -> Iterator[Path]:
     """The raw T1-weighted images of CoRR whose content is there."""
     found = corr_raw(data).glob("RawDataBIDS/*/sub-*/ses-*/anat/*_T1w.nii.gz")
     return (path for path in found if path.is_file())  # an image not fetched is a dangling link
+
+
+def recon_all_folder(data: Path) -> Path:
+    """Where recon-all works on CoRR: `sub-X_ses-N/mri/…` lies below."""
+    return corr_dataset(data, "freesurfer").root / "recon-all"
+
+
+def corr_segmentations(data: Path) -> list[Path]:
+    """Label maps of CoRR's subjects, all by one tool: SAMSEG's where there are any, else
+    recon-all's."""
+    for name in ("seg.mgz", "aseg.mgz"):
+        found = sorted(recon_all_folder(data).glob(f"*/mri/{name}"))
+        if found:
+            return found
+    return []
 
 
 def folder_dataset(root: Path) -> Dataset:

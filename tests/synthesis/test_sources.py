@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import fields
 
+import pytest
 import torch
 
+from morphbits.errors import UserError
 from morphbits.synthesis.pair import Pair
 from morphbits.synthesis.sources import Ranks, SourceConfig, open_source
 
@@ -45,3 +47,11 @@ def test_coarse_epochs_come_first() -> None:
     with open_source(config, Ranks(), 1) as source:
         assert source.pair(0, 99, 0).moving.shape[2:] == (48, 48, 48)
         assert source.pair(1, 0, 0).moving.shape[2:] == (80, 96, 80)
+
+
+def test_label_maps_belong_to_synthmorph() -> None:
+    with (
+        pytest.raises(UserError, match=r"labels \(shapes\) are for the source synthmorph"),
+        open_source(SourceConfig(labels="shapes"), Ranks(), 1),
+    ):
+        pass

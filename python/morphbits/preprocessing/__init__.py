@@ -109,7 +109,7 @@ def _one(
             quality, excluded = brain.quality, judge(brain.quality)
             images.save(bids.labels_in(dataset.truth, scan.subject), brain.labels, affine)
         else:
-            norm = tool.norm(raw, scan.subject.entities, dataset.root / "recon-all")
+            norm = tool.norm(raw, scan.subject.entities, bids.recon_all_folder(data))
             cropped = freesurfer.cropped_and_normalized(norm)
             image, affine, excluded = cropped.data, cropped.affine, ""
     except UserError as error:

@@ -18,27 +18,29 @@ import torch
 
 from morphbits.config import option
 from morphbits.datasets.phantom import SIZES
+from morphbits.errors import UserError
 from morphbits.images import NetworkGrid
 from morphbits.synthesis import phantom_pairs
+from morphbits.synthesis.generator import GeneratorConfig
 from morphbits.synthesis.pair import Pair, collate
 
-SOURCES = ("phantom-pairs",)
+SOURCES = ("phantom-pairs", "synthmorph")
 
 
 @dataclass(frozen=True)
-class SourceConfig:
+class SourceConfig(GeneratorConfig):
     """What decides the training pairs, byte for byte."""
 
     source: str = option(
         "phantom-pairs",
         "of the training pairs: phantom-pairs (a new T1-like phantom at every step, and the "
-        "template)",
+        "template) or synthmorph (images of random contrast from label maps, by TensorFlow)",
         choices=SOURCES,
     )
     seed: int = option(1, "of everything random in the training", minimum=0)
     batch: int = option(1, "pairs per step and process", minimum=1)
     steps: int = option(100, "training steps per epoch", minimum=1)
-    size: str = option("2mm", "phantom-pairs: voxels of the phantoms", choices=tuple(SIZES))
+    size: str = option("2mm", "voxels of phantoms and shapes", choices=tuple(SIZES))
     coarse_epochs: int = option(
         0, "phantom-pairs: the first epochs, on phantoms of 4 mm whatever the size", minimum=0
     )
@@ -66,9 +68,26 @@ class Source(Protocol):
 
 
 @contextmanager
-def open_source(config: SourceConfig, ranks: Ranks, threads: int) -> Iterator[Source]:
-    """The source that `config` names, for one process; `threads` are for what computes in it."""
-    yield _PhantomPairs(config, ranks, threads)
+def open_source(
+    config: SourceConfig, ranks: Ranks, threads: int, synth_procs: int = 1
+) -> Iterator[Source]:
+    """The source that `config` names, for one process; `threads` are for what computes in it.
+
+    synthmorph computes in `synth_procs` processes of its own, of one thread each, which serve all
+    ranks of a host.
+    """
+    if config.source == "synthmorph":
+        from morphbits.synthesis import stream  # here, because it imports this module
+
+        with stream.open_stream(config, ranks, synth_procs) as pairs:
+            yield pairs
+    elif config.labels:
+        raise UserError(
+            f"labels ({config.labels}) are for the source synthmorph; {config.source} draws its "
+            "own phantoms: add --source synthmorph, or leave --labels out"
+        )
+    else:
+        yield _PhantomPairs(config, ranks, threads)
 
 
 class _PhantomPairs:

@@ -54,6 +54,9 @@ class RunConfig:
     zero: bool = option(
         False, "share Adam's moments among the processes (ZeRO-1): less memory, the same bytes"
     )
+    synth_procs: int = option(
+        1, "synthmorph: synthesis processes on each machine, of one thread each", minimum=1
+    )
 
 
 class Stopped(SystemExit):
@@ -83,7 +86,9 @@ def train(
             stack.enter_context(OneDnnConvolution())
         _keep_freed_memory()
         training = _Training(config, folder, run, ranks)
-        source = stack.enter_context(sources.open_source(config, ranks, config.threads))
+        source = stack.enter_context(
+            sources.open_source(config, ranks, config.threads, run.synth_procs)
+        )
         if training.log:
             print(estimate.describe(config, ranks, source.shape, training.step), flush=True)
         pairs = stack.enter_context(prefetch(source, training.keys()))
