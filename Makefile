@@ -140,6 +140,10 @@ notebook: $(stamp) ## run the notebooks in notes/ and keep what they show
 bench: $(stamp) ## time native against plain torch (FULL=1: full size as well), into notes/benchmarks/
 	$(venv) python/bench.py $(call options,THREADS) $(call flag,FULL)
 
+.PHONY: bench-synthesis
+bench-synthesis: $(stamp) ## time and memory of SynthMorph's image synthesis, into notes/benchmarks/
+	$(venv) python/bench_synthesis.py
+
 .PHONY: parity
 parity: $(stamp) ## how far the torch port is from TensorFlow, layer by layer (notes/decisions/0002)
 	mkdir -p .cache

@@ -1,0 +1,216 @@
+"""Time and memory of SynthMorph's image synthesis, alone and beside a trainer.
+
+    python python/bench_synthesis.py
+
+First one image: neurite's model as it comes, run eagerly (as a loop that seeds before each call
+must), and the compiled function of `generator_tf`. Then pairs from the synthesis process to a
+trainer that computes nothing. Then trainings, with the share of the time for which they wait.
+Each measurement is a process of its own. Prints Markdown and writes it to notes/benchmarks/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from bench import NOTES, processor
+from morphbits.errors import UserError, run_cli
+from morphbits.synthesis.sources import Ranks, SourceConfig, open_source
+
+MAPS = 3  # drawn in the first steps, which are not counted
+WARM_UP = 4
+TRAININGS = [  # name, widths, voxels, processes, steps
+    ("demo (16 32 32 32)", ("16 32 32 32", "32 32 32 32 16 16"), "4mm", 1, 24),
+    ("demo (16 32 32 32)", ("16 32 32 32", "32 32 32 32 16 16"), "4mm", 2, 24),
+    ("demo (16 32 32 32)", ("16 32 32 32", "32 32 32 32 16 16"), "2mm", 1, 8),
+    ("published (64)", ("64 64 64 64", "64 64 64 64 64 64"), "2mm", 1, 4),
+]
+
+
+def images(kind: str, shape: list[int]) -> dict[str, float]:
+    """Seconds per image, one thread; seconds until the first."""
+    import numpy as np
+
+    from morphbits.synthesis import generator_tf
+    from morphbits.synthesis.generator import GeneratorConfig
+    from morphbits.synthesis.labels import SHAPES, LabelMaps, draw_shapes
+
+    generator_tf.set_threads(1)
+    labels = draw_shapes(1, 0, tuple(shape), 2.0)
+    values = tuple(range(SHAPES))
+    maps = LabelMaps("bench", 1, tuple(shape), values, values, lambda number: labels)
+    maps[0]
+    start = time.perf_counter()
+    if kind == "neurite, eager":
+        tf = generator_tf.tf
+        model = generator_tf.ne.models.labels_to_image(shape, range(SHAPES))
+        volume = tf.constant(labels[None, ..., None].astype(np.float32))
+
+        def draw(number: int) -> object:
+            tf.random.set_seed(number)
+            return [np.asarray(output) for output in model(volume)]
+    else:
+        generator = generator_tf.Generator(GeneratorConfig(), maps)
+
+        def draw(number: int) -> object:
+            return generator.image(0, (), (number, 0))
+
+    draw(0)
+    first = time.perf_counter() - start
+    seconds = []
+    for number in range(1, 8):
+        start = time.perf_counter()
+        draw(number)
+        seconds.append(time.perf_counter() - start)
+    return {"first": first, "seconds": statistics.median(seconds)}
+
+
+def pairs(size: str) -> dict[str, float]:
+    """Seconds per pair, and for which a trainer waits that computes longer than that; memory."""
+    config = SourceConfig(source="synthmorph", size=size, maps=MAPS)
+    with open_source(config, Ranks(), 1) as source:
+        for step in range(2 * MAPS):
+            source.pair(0, step, 0)
+        start = time.perf_counter()
+        for step in range(10, 20):
+            source.pair(0, step, 0)
+        seconds = (time.perf_counter() - start) / 10
+        waits = []
+        for step in range(20, 25):
+            time.sleep(3 * seconds)
+            start = time.perf_counter()
+            source.pair(0, step, 0)
+            waits.append(time.perf_counter() - start)
+        status = Path(f"/proc/{source._processes[0]._process.pid}/status").read_text()  # type: ignore[attr-defined]
+        peak = re.search(r"VmHWM:\s+(\d+) kB", status)
+        assert peak is not None
+        shared = source.layout.size * len(source._slots)  # type: ignore[attr-defined]
+    return {
+        "seconds": seconds,
+        "waited": statistics.median(waits),
+        "memory": int(peak[1]) * 1024,
+        "shared": shared,
+    }
+
+
+def training(widths: list[str], size: str, processes: int, steps: int) -> dict[str, float]:
+    """Seconds per step of a training on shapes, and for how many of them it waits."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable, "-m", "torch.distributed.run", "--standalone",
+            f"--nproc-per-node={processes}", __file__,
+            "--measure", json.dumps(["_trainer", widths, size, steps, folder]),
+        ]  # fmt: skip
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"the training failed: {done.stderr.strip()[-300:]}")
+        with Path(folder, "times.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))[-steps:]
+    seconds, waited = (sum(float(row[name]) for row in rows) for name in ("seconds", "waited"))
+    return {"seconds": seconds / steps, "waited": waited / steps}
+
+
+def _trainer(widths: list[str], size: str, steps: int, folder: str) -> None:
+    from morphbits.training import TrainConfig, train
+    from morphbits.training.group import processes
+
+    enc, dec = widths
+    config = TrainConfig(
+        source="synthmorph", enc=enc, dec=dec, size=size, maps=MAPS, epochs=1,
+        steps=steps + WARM_UP, threads=1,
+    )  # fmt: skip
+    with processes() as ranks:
+        train(config, Path(folder), ranks=ranks)
+
+
+MEASURES: tuple[Any, ...] = (images, pairs, training, _trainer)
+
+
+def measured(name: str, *arguments: object) -> dict[str, float]:
+    """What that function returns, in a process of its own."""
+    command = [sys.executable, __file__, "--measure", json.dumps([name, *arguments])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"{name} {arguments} failed: {done.stderr.strip()[-300:]}")
+    return json.loads(done.stdout)
+
+
+def report(lines: list[str], *cells: object) -> None:
+    """Add a row to a table, and show it."""
+    lines.append(f"| {' | '.join(map(str, cells))} |")
+    print(lines[-1], flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, help="Markdown file (default: notes/benchmarks/…)")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        name, *values = json.loads(arguments.measure)
+        found = {one.__name__: one for one in MEASURES}[name](*values)
+        if found is not None:
+            print(json.dumps(found))
+        return
+    today, cpu = datetime.date.today().isoformat(), processor()
+    lines = [
+        f"# SynthMorph's synthesis, {cpu}, {today}",
+        "",
+        f"`make bench-synthesis` on {cpu}, {len(os.sched_getaffinity(0))} cores. Shapes of 26 "
+        "labels; synthesis and each trainer on one thread. Seconds: medians of images, means of "
+        "pairs and steps.",
+        "",
+        "| grid | one image by | seconds | until the first |",
+        "|---|---|---|---|",
+    ]
+    print("\n".join(lines))
+    for shape in ((64, 64, 64), (80, 96, 80)):
+        for kind in ("neurite, eager", "compiled, keyed (here)"):
+            found = measured("images", kind, shape)
+            cells = ("×".join(map(str, shape)), kind, f"{found['seconds']:.2f}")
+            report(lines, *cells, f"{found['first']:.1f}")
+    lines += [
+        "",
+        "| voxels | seconds per pair | trainer waits for one that lies ready, s | "
+        "memory of the synthesis process, GB | shared memory per trainer, GB |",
+        "|---|---|---|---|---|",
+    ]
+    print("\n".join(lines[-3:]))
+    for size in ("4mm", "2mm"):
+        found = measured("pairs", size)
+        cells = (size, f"{found['seconds']:.2f}", f"{found['waited']:.3f}")
+        report(lines, *cells, f"{found['memory'] / 1e9:.2f}", f"{found['shared'] / 1e9:.3f}")
+    lines += [
+        "",
+        "| training on shapes | voxels | processes | seconds per step | waits, s | share |",
+        "|---|---|---|---|---|---|",
+    ]
+    print("\n".join(lines[-3:]))
+    for name, widths, size, processes, steps in TRAININGS:
+        found = measured("training", widths, size, processes, steps)
+        share = f"{100 * found['waited'] / found['seconds']:.1f} %"
+        step, wait = f"{found['seconds']:.2f}", f"{found['waited']:.3f}"
+        report(lines, name, size, processes, step, wait, share)
+    name = "-".join("".join(c if c.isalnum() else " " for c in cpu.lower()).split())
+    output = arguments.output or NOTES / f"synthesis_{name}_{today}.md"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"\nwritten to {output}")
+
+
+if __name__ == "__main__":
+    run_cli(main)
