@@ -14,18 +14,20 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from morphbits import stages
 from morphbits.engines.native import accumulation as orders
 from morphbits.engines.native import operators  # noqa: F401  (fills the table)
 from morphbits.engines.native import precision as formats
+from morphbits.engines.native.arithmetic import HALVES, Hand
 from morphbits.engines.native.library import MODES, Rounding, elementwise, rounded
-from morphbits.engines.native.rules import RULES, passes
+from morphbits.engines.native.rules import ONE_TYPE, RULES, Rule, passes
 from morphbits.engines.native.selftest import self_test
 from morphbits.errors import UserError
 
@@ -34,9 +36,11 @@ SUBNORMALS = ("keep", "flush")
 
 @dataclass
 class Statistics:
-    """What was done so far: elementary operations in all and by operator."""
+    """What was done so far: elementary operations in all and by operator; calls of operators that
+    `allow` let pass, by operator."""
 
     operators: dict[str, int] = field(default_factory=Counter)
+    unperturbed: dict[str, int] = field(default_factory=Counter)
 
     @property
     def operations(self) -> int:
@@ -53,6 +57,7 @@ def random_rounding(
     threads: int | None = None,
     precision: str | int = 24,
     perturb: str = "all",
+    allow: Sequence[str] = (),
 ) -> Iterator[Statistics]:
     """Round every floating-point operation of the torch operators inside by `mode`.
 
@@ -66,10 +71,15 @@ def random_rounding(
     `accumulation`); subnormals: keep, or flush operands and results to zero; threads: torch's
     number if None; precision: bits of each result, or a format's name (see `precision`);
     perturb: all, or only:NAME or except:NAME of the stages that the model announces
-    (`morphbits.stages`): outside them each rounding is float32's to nearest.
+    (`morphbits.stages`): outside them each rounding is float32's to nearest; allow: names of
+    operators without a rule, as the error says them, that may run as torch runs them; how often
+    they did is in `stats.unperturbed`.
 
-    Holds for the calling thread's float32 and float64 tensors on the CPU. Raises UserError for an
-    option that is not known and, inside, for an operator that the engine does not perturb.
+    Holds for the calling thread's floating-point tensors on the CPU; float16 and bfloat16 are
+    computed in float32, as torch does, and each result is then rounded to its format by the mode.
+    Inside, torch's fused paths for attention, transformer layers and oneDNN are off: their plain
+    forms are perturbed. Raises UserError for an option that is not known and, inside, for an
+    operator that the engine does not perturb and for a compiled graph.
     """
     if mode not in MODES:
         raise UserError(f"rounding mode '{mode}' is not known; use one of {', '.join(MODES)}")
@@ -86,9 +96,38 @@ def random_rounding(
     _self_test_once()
     rounding = RandomRounding(mode, seed, accumulation, subnormals == "flush", threads, fewer)
     rounding.selection = stages.select(perturb)
-    with rounding:
+    rounding.allowed = _names(allow)
+    with _plain_paths(), rounding:
         yield rounding.statistics
     rounding.check_stages()
+
+
+def _names(allow: Sequence[str]) -> frozenset[str]:
+    """The operators' names; UserError if one of them is none, or has a rule."""
+    if isinstance(allow, str):
+        raise UserError(f"allow is a list of operators' names: use allow=['{allow}']")
+    for name in allow:
+        if not hasattr(torch.ops.aten, name):
+            raise UserError(f"allow: torch has no operator '{name}'")
+        if name in RULES:
+            raise UserError(f"allow: '{name}' has a rule; it is always perturbed")
+    return frozenset(allow)
+
+
+@contextmanager
+def _plain_paths() -> Iterator[None]:
+    """Fused attention, fused transformer layers and oneDNN's own operators switched off."""
+    flash, onednn = torch._C._get_flash_sdp_enabled(), torch._C._get_mkldnn_enabled()
+    layers = torch.backends.mha.get_fastpath_enabled()
+    torch._C._set_sdp_use_flash(False)
+    torch._C._set_mkldnn_enabled(False)
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_sdp_use_flash(flash)
+        torch._C._set_mkldnn_enabled(onednn)
+        torch.backends.mha.set_fastpath_enabled(layers)
 
 
 _tested: list[bool] = []
@@ -118,6 +157,7 @@ class RandomRounding(TorchDispatchMode):
         self.threads = threads or torch.get_num_threads()
         self._precision, self.selection = precision, stages.ALL
         self._stages: set[str] = set()
+        self.allowed: frozenset[str] = frozenset()
         self.statistics = Statistics()
         self._operators = 0
 
@@ -184,10 +224,20 @@ class RandomRounding(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        rule = RULES.get(func.overloadpacket.__name__)
-        if rule is not None and "out" not in kwargs:
+        name = func.overloadpacket.__name__
+        rule = RULES.get(name)
+        if rule is not None:
+            if "out" in kwargs:
+                return self._into(func, args, kwargs)
+            if not rule.halves and any(_is_half(x) for x in tree_leaves((args, kwargs))):
+                return self._in_single(rule, func, args, kwargs)
             return rule.handler(self, func, *args, **kwargs)
+        if name in ONE_TYPE and any(_is_half(x) for x in tree_leaves((args, kwargs))):
+            args, kwargs = self._to_one_type(name, args, kwargs)
         if passes(func, args, kwargs):
+            return func(*args, **kwargs)
+        if name in self.allowed:
+            self.statistics.unperturbed[name] += 1
             return func(*args, **kwargs)
         with self:  # a composite operator: its parts come back here
             result = func.decompose(*args, **kwargs)
@@ -200,8 +250,55 @@ class RandomRounding(TorchDispatchMode):
         raise UserError(
             f"the native engine has no rule for the operator {func} on floating-point data of "
             "these types; write the model with operators it knows (notes/native-engine.md lists "
-            "them) and operands of one type, or run it under Verrou"
+            f"them) and operands of one type, let it pass unperturbed by allow=['{name}'], or run "
+            "the model under Verrou"
         )
+
+    def _into(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """An operator that writes into `out`: what it returns without, brought to its type."""
+        to = kwargs.pop("out")
+        result = self.apply(func.overloadpacket, *args, **kwargs)
+        if not isinstance(to, torch.Tensor) or not isinstance(result, torch.Tensor):
+            raise UserError(f"the native engine has no rule for {func}; call it without out")
+        if to.shape != result.shape:
+            to.resize_(result.shape)
+        return to.copy_(Hand(self, func.overloadpacket.__name__).to(result, to.dtype))
+
+    def _to_one_type(self, name: str, args: Any, kwargs: Any) -> Any:
+        """The arguments with their floating-point tensors in the type that torch gives the result;
+        a single number gives way to tensors, as in torch."""
+        floating = [x for x in tree_leaves((args, kwargs)) if _is_floating(x)]
+        most = [x for x in floating if x.dim()] or floating
+        dtype = reduce(torch.promote_types, (x.dtype for x in most))
+        hand = Hand(self, name)
+        return tree_map(lambda x: hand.to(x, dtype) if _is_floating(x) else x, (args, kwargs))
+
+    def _in_single(
+        self, rule: Rule, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """An operator on float16 or bfloat16: in float32, and its results rounded to the types
+        that torch gives them."""
+        hand = Hand(self, func.overloadpacket.__name__)
+        wide = tree_map(lambda x: x.to(torch.float32) if _is_half(x) else x, (args, kwargs))
+        result = rule.handler(self, func, *wide[0], **wide[1])
+        # what the operator changed in place
+        for name, before, after in zip(
+            (a.name for a in func._schema.arguments), args, wide[0], strict=False
+        ):
+            changes = name.startswith("running_") or (hand.name.endswith("_") and name == "self")
+            if changes and _is_half(before) and not torch.equal(before.to(torch.float32), after):
+                before.copy_(hand.to(after, before.dtype))
+        if hand.name.endswith("_"):
+            return args[0]
+        types = [
+            x.dtype if _is_floating(x) else None for x in tree_leaves(_on_meta(func, args, kwargs))
+        ]
+        leaves, structure = tree_flatten(result)
+        narrowed = [
+            hand.to(x, dtype) if isinstance(x, torch.Tensor) and dtype is not None else x
+            for x, dtype in zip(leaves, types, strict=True)
+        ]
+        return tree_unflatten(narrowed, structure)
 
     def apply(self, operator: Any, *args: Any, **kwargs: Any) -> Any:
         """An operator under this mode, called from a rule."""
@@ -216,6 +313,18 @@ def _mix64(x: int) -> int:
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & mask
     x = (x ^ x >> 27) * 0x94D049BB133111EB & mask
     return x ^ x >> 31
+
+
+def _on_meta(func: Any, args: Any, kwargs: Any) -> Any:
+    """What torch returns, in shape and type only."""
+    on_meta = tree_map(
+        lambda x: x.to("meta") if isinstance(x, torch.Tensor) else x, (args, kwargs)
+    )
+    return func(*on_meta[0], **on_meta[1])
+
+
+def _is_half(x: Any) -> bool:
+    return isinstance(x, torch.Tensor) and x.dtype in HALVES
 
 
 def _is_floating(x: Any) -> bool:

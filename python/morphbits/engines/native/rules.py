@@ -50,27 +50,43 @@ def rule(names: str, order: str, halves: bool = False) -> Callable[[Callable], C
 # random numbers are the program's input, not its arithmetic).
 PASS = frozenset(
     """
-    _assert_async _local_scalar_dense _record_function_enter_new _record_function_exit
-    _reshape_alias _unsafe_view abs abs_ alias all amax amin any arange argmax argmin as_strided
-    bernoulli bernoulli_ bitwise_and bitwise_not bitwise_or broadcast_tensors cat ceil ceil_ chunk
-    clamp clamp_ clamp_max clamp_max_ clamp_min clamp_min_ clone constant_pad_nd contiguous detach
-    detach_ diagonal embedding empty empty_like empty_strided eq expand fill fill_ flip floor
-    floor_ full full_like gather ge gt index index_select is_same_size isfinite isinf isnan le
-    lift_fresh logical_and logical_not logical_or lt masked_fill masked_fill_ max
-    max_pool2d_with_indices max_pool3d_with_indices maximum min minimum narrow ne neg neg_
-    new_empty new_empty_strided new_full new_ones new_zeros normal_ ones ones_like permute rand
-    rand_like randint randn randn_like random_ randperm relu relu_ repeat reshape roll round round_
-    scalar_tensor select select_backward sign slice slice_backward sort split split_with_sizes
-    squeeze stack t take topk transpose trunc unbind unfold uniform_ unsqueeze upsample_nearest1d
-    upsample_nearest2d upsample_nearest3d view view_as_real where zero_ zeros zeros_like
+    _assert_async _local_scalar_dense _pin_memory _record_function_enter_new _record_function_exit
+    _reshape_alias _unique2 _unsafe_index _unsafe_view _upsample_nearest_exact1d
+    _upsample_nearest_exact2d _upsample_nearest_exact3d abs abs_ absolute adaptive_max_pool2d
+    adaptive_max_pool3d alias all amax amin aminmax any arange argmax argmin argsort as_strided
+    as_strided_ as_strided_scatter bernoulli bernoulli_ bincount bitwise_and bitwise_left_shift
+    bitwise_not bitwise_or bitwise_right_shift bitwise_xor broadcast_tensors bucketize cat ceil
+    ceil_ channel_shuffle chunk clamp clamp_ clamp_max clamp_max_ clamp_min clamp_min_ clone
+    constant_pad_nd contiguous copysign count_nonzero cummax cummin detach detach_ diag diag_embed
+    diagonal diagonal_backward diagonal_scatter embedding empty empty_like empty_strided eq eq_
+    equal expand expand_copy exponential_ eye fill fill_ flip floor floor_ fmax fmin full full_like
+    gather ge ge_ geometric_ gt gt_ hardshrink hardtanh hardtanh_ hardtanh_backward heaviside index
+    index_copy index_copy_ index_fill index_fill_ index_select is_nonzero is_pinned is_same_size
+    isfinite isin isinf isnan kthvalue le le_ lift lift_fresh logical_and logical_and_ logical_not
+    logical_not_ logical_or logical_or_ logical_xor logical_xor_ lt lt_ masked_fill masked_fill_
+    masked_scatter masked_scatter_ masked_select max max_pool2d_with_indices
+    max_pool3d_with_indices max_unpool2d max_unpool3d maximum min minimum mode msort nan_to_num
+    nan_to_num_ narrow ne ne_ neg neg_ new_empty new_empty_strided new_full new_ones new_zeros
+    nonzero normal_ ones ones_like permute pixel_shuffle pixel_unshuffle rand rand_like randint
+    randn randn_like random_ randperm reflection_pad1d reflection_pad2d reflection_pad3d relu relu_
+    repeat repeat_interleave replication_pad1d replication_pad2d replication_pad3d reshape resize_
+    roll rot90 round round_ scalar_tensor scatter scatter_ searchsorted select select_backward
+    select_scatter sgn sign sign_ signbit slice slice_backward slice_scatter sort split
+    split_with_sizes squeeze squeeze_ stack t t_ take threshold threshold_ topk transpose
+    transpose_ tril tril_ triu triu_ trunc trunc_ unbind unfold unfold_copy uniform_
+    unique_consecutive unique_dim unsafe_chunk unsafe_split unsqueeze unsqueeze_ upsample_nearest1d
+    upsample_nearest2d upsample_nearest3d view view_as_real view_copy where zero_ zeros zeros_like
     """.split()
 )
 
 # Of these, the ones that bring operands of several types to one: this would round unperturbed.
 ONE_TYPE = frozenset(
     """
-    cat clamp clamp_ clamp_max clamp_max_ clamp_min clamp_min_ eq fill_ ge gt le lt masked_fill
-    masked_fill_ max maximum min minimum ne stack where
+    as_strided_scatter bucketize cat clamp clamp_ clamp_max clamp_max_ clamp_min clamp_min_
+    copysign diagonal_scatter eq eq_ equal fill_ fmax fmin ge ge_ gt gt_ hardtanh hardtanh_
+    heaviside index_copy index_copy_ index_fill index_fill_ isin le le_ lt lt_ masked_fill
+    masked_fill_ masked_scatter masked_scatter_ max maximum min minimum nan_to_num nan_to_num_ ne
+    ne_ scatter scatter_ searchsorted select_scatter slice_scatter stack threshold threshold_ where
     """.split()
 )
 
@@ -78,7 +94,7 @@ ONE_TYPE = frozenset(
 def passes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether an operator with just these arguments rounds nothing."""
     name = func.overloadpacket.__name__
-    if name not in PASS:
+    if name not in PASS or "reduce" in func._overloadname:  # scatter(reduce="add")
         return False
     if name in ("round", "round_"):  # to decimals: multiplied, rounded, divided
         return bool(func._overloadname != "decimals")
@@ -86,6 +102,8 @@ def passes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         return True
     leaves = tree_leaves((args, kwargs))
     types = {x.dtype for x in leaves if isinstance(x, torch.Tensor) and x.dtype != torch.bool}
+    if name.startswith(("index_", "scatter")):  # which have an index, too
+        types.discard(torch.int64)
     if name == "arange":  # start + i·step
         return not any(isinstance(x, float) and x % 1 for x in leaves)
     if name not in ONE_TYPE:

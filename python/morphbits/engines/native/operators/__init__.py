@@ -1,8 +1,13 @@
 """The rules, one module for a kind of operator; importing this fills `rules.RULES`."""
 
 from morphbits.engines.native.operators import (
+    activations,
     convolution,
+    decomposed,
     elementwise,
+    losses,
+    matrices,
+    normalization,
     optimizers,
     pooling,
     reductions,
@@ -12,8 +17,13 @@ from morphbits.engines.native.operators import (
 )
 
 __all__ = [
+    "activations",
     "convolution",
+    "decomposed",
     "elementwise",
+    "losses",
+    "matrices",
+    "normalization",
     "optimizers",
     "pooling",
     "reductions",

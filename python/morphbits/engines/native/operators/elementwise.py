@@ -36,8 +36,7 @@ def _binary(operation: str) -> Callable[..., Any]:
             dtype = torch.get_default_dtype()
         if not dtype.is_floating_point and not dtype.is_complex:
             return func(a, b, **({"alpha": alpha} if alpha != 1 else {}), **options)
-        if options:
-            raise UserError(f"the native engine has no rule for {func} with {', '.join(options)}")
+        rounding_mode = options.get("rounding_mode")
         in_place = name.endswith("_")
         try:
             shape = np.broadcast_shapes(*(v.shape for v in (a, b) if hasattr(v, "shape")))
@@ -50,6 +49,9 @@ def _binary(operation: str) -> Callable[..., Any]:
         if name == "rsub":
             x, y = y, x
         check(func, x, y)
+        if rounding_mode is not None:
+            whole = _whole_quotient(hand, x, y, rounding_mode)
+            return write(mode, name, a, whole) if in_place else whole
         if alpha != 1:
             scale = torch.tensor(alpha, dtype=dtype)
             y = elementwise(mode.next_rounding(name, y.numel()), "mul", y, scale)
@@ -62,10 +64,26 @@ def _binary(operation: str) -> Callable[..., Any]:
     return handler
 
 
+def _whole_quotient(h: Hand, a: torch.Tensor, b: torch.Tensor, rounding: str) -> torch.Tensor:
+    """a / b as a whole number, toward zero or downward, in the operations of torch."""
+    if rounding == "trunc":
+        return h.div(a, b).trunc()
+    rest = torch.fmod(a, b)  # exact
+    quotient = h.div(h.sub(a, rest), b)
+    other_side = (rest != 0) & ((b < 0) != (rest < 0))
+    quotient = torch.where(other_side, h.sub(quotient, 1), quotient)
+    below = quotient.floor()
+    whole = torch.where(h.sub(quotient, below) > 0.5, h.add(below, 1), below)
+    signed = torch.where(a.signbit() == b.signbit(), 0.0, -0.0).to(whole.dtype)
+    whole = torch.where(quotient == 0, signed, whole)
+    none = b == 0  # where the quotient is infinite or NaN
+    return torch.where(none, torch.where(none, a, 0.0) / torch.where(none, b, 1.0), whole)
+
+
 rule("add add_", f"{_ONE}; a factor alpha is one more")(_binary("add"))
 rule("sub sub_ rsub", f"{_ONE}; a factor alpha is one more")(_binary("sub"))
 rule("mul mul_", _ONE)(_binary("mul"))
-rule("div div_", _ONE)(_binary("div"))
+rule("div div_", f"{_ONE}; a whole quotient as torch finds it")(_binary("div"))
 
 
 @rule("sqrt sqrt_", _ONE)
@@ -225,6 +243,15 @@ for _name in FUNCTIONS:
             return h.function(_name, a)
 
         rule(f"{_name} {_name}_", _LIBRARY)(_unary)
+
+
+@rule("remainder remainder_", "exact, but for one addition where the signs differ")
+@functional
+def _remainder(h: Hand, a: Any, b: Any) -> torch.Tensor:
+    x, y = h.tensors(a, b)
+    rest = h.function("fmod", x, y)
+    return torch.where((rest != 0) & ((y < 0) != (rest < 0)), h.add(rest, y), rest)
+
 
 for _name in ("atan2", "hypot", "fmod"):
 

@@ -30,7 +30,7 @@ def _max_pool_backward(
 ) -> torch.Tensor:
     name = func.overloadpacket.__name__
     check(func, gradient, x)
-    dims = 2 if "pool2d" in name else 3
+    dims = 2 if "2d" in name else 3
     indices = settings[-1]
     if indices.shape != gradient.shape:
         refused(func, gradient, x, *settings)
@@ -161,7 +161,9 @@ def _avg_pool_backward(
 
 
 @rule(
-    "upsample_nearest1d_backward upsample_nearest2d_backward upsample_nearest3d_backward",
+    "upsample_nearest1d_backward upsample_nearest2d_backward upsample_nearest3d_backward "
+    "_upsample_nearest_exact1d_backward _upsample_nearest_exact2d_backward "
+    "_upsample_nearest_exact3d_backward",
     "one addition an element of the output, in row-major order",
 )
 def _upsample_nearest_backward(
@@ -183,3 +185,115 @@ def _upsample_nearest_backward(
     planes = _planes(gradient, dims)
     zeros = torch.zeros(planes.shape[0], prod(sizes), dtype=gradient.dtype)
     return Hand(mode, name).scatter_add(zeros, index, planes).view(list(input_size))
+
+
+class _Adaptive(_Windows):
+    """The windows of an adaptive average pooling: from ⌊i·n/o⌋ to ⌈(i + 1)·n/o⌉."""
+
+    def __init__(self, size: Sequence[int], out: Sequence[int]) -> None:
+        self.size, self.out, self.axes, self.kernel = list(size), list(out), [], []
+        for n, o in zip(size, out, strict=True):
+            i = torch.arange(o)
+            begin, end = i * n // o, -(-(i + 1) * n // o)
+            self.axes.append((begin, end, end - begin))
+            self.kernel.append(int((end - begin).max()))
+
+    def share(self, hand: Hand, x: torch.Tensor) -> torch.Tensor:
+        """(planes, voxels) divided by the windows' lengths, axis by axis, as torch does."""
+        x = x.view(-1, *self.out)
+        for d, (_, _, length) in enumerate(self.axes):
+            shape = [-1 if e == d + 1 else 1 for e in range(x.dim())]
+            x = hand.div(x, length.view(shape))
+        return x.view(x.shape[0], -1)
+
+
+@rule("_adaptive_avg_pool2d _adaptive_avg_pool3d", "a chain over the window; a division an axis")
+def _adaptive_avg_pool(
+    mode: RandomRounding, func: Any, x: torch.Tensor, output_size: Sequence[int]
+) -> torch.Tensor:
+    name = func.overloadpacket.__name__
+    check(func, x)
+    dims = len(output_size)
+    windows = _Adaptive(x.shape[x.dim() - dims :], output_size)
+    index, valid = windows.places()
+    hand = Hand(mode, name)
+    values = _planes(x, dims)[:, index]
+    values = torch.where(valid, values, torch.zeros((), dtype=x.dtype))
+    inside = int((valid.sum(0) - 1).clamp(min=0).sum()) * values.shape[0]
+    total = hand.chain("add", values.movedim(1, 0), operations=inside)
+    return windows.share(hand, total).view(*x.shape[: x.dim() - dims], *output_size)
+
+
+@rule(
+    "_adaptive_avg_pool2d_backward _adaptive_avg_pool3d_backward",
+    "a division an axis, then one addition for each element of the window, in row-major order",
+)
+def _adaptive_avg_pool_backward(
+    mode: RandomRounding, func: Any, gradient: torch.Tensor, x: torch.Tensor
+) -> torch.Tensor:
+    name = func.overloadpacket.__name__
+    check(func, gradient, x)
+    dims = 2 if "2d" in name else 3
+    windows = _Adaptive(x.shape[x.dim() - dims :], gradient.shape[x.dim() - dims :])
+    index, valid = windows.places()
+    hand = Hand(mode, name)
+    share = windows.share(hand, _planes(gradient, dims))
+    where = valid.t().reshape(-1)
+    source = share[:, :, None].expand(-1, -1, index.shape[0]).reshape(share.shape[0], -1)
+    zeros = torch.zeros(share.shape[0], prod(x.shape[x.dim() - dims :]), dtype=x.dtype)
+    result = hand.scatter_add(zeros, index.t().reshape(-1)[where], source[:, where])
+    return result.view(x.shape)
+
+
+@rule(
+    "adaptive_max_pool2d_backward adaptive_max_pool3d_backward",
+    "one addition an element of the output, in row-major order",
+)
+def _adaptive_max_pool_backward(
+    mode: RandomRounding,
+    func: Any,
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    indices: torch.Tensor,
+) -> torch.Tensor:
+    return _max_pool_backward(mode, func, gradient, x, indices)
+
+
+@rule(
+    "reflection_pad1d_backward reflection_pad2d_backward reflection_pad3d_backward "
+    "replication_pad1d_backward replication_pad2d_backward replication_pad3d_backward",
+    "one addition an element of the output, in row-major order",
+)
+def _pad_backward(
+    mode: RandomRounding,
+    func: Any,
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    padding: Sequence[int],
+) -> torch.Tensor:
+    name = func.overloadpacket.__name__
+    check(func, gradient, x)
+    dims = len(padding) // 2
+    sizes = x.shape[x.dim() - dims :]
+    numbers = torch.arange(prod(sizes), dtype=torch.float64).view(1, 1, *sizes)
+    index = getattr(torch.ops.aten, name.removesuffix("_backward"))(numbers, list(padding))
+    planes = _planes(gradient, dims)
+    zeros = torch.zeros(planes.shape[0], prod(sizes), dtype=x.dtype)
+    added = Hand(mode, name).scatter_add(zeros, index.long().view(-1), planes)
+    return added.view(x.shape)
+
+
+@rule("col2im", "one addition an element of the columns, in row-major order")
+def _col2im(
+    mode: RandomRounding, func: Any, columns: torch.Tensor, size: Sequence[int], *window: Any
+) -> torch.Tensor:
+    check(func, columns)
+    batched = columns if columns.dim() == 3 else columns[None]
+    numbers = torch.arange(1, prod(size) + 1, dtype=torch.float64).view(1, 1, *size)
+    index = torch.ops.aten.im2col.default(numbers, *window).long().reshape(-1) - 1
+    inside = index >= 0
+    planes = batched.reshape(-1, index.shape[0])[:, inside]
+    zeros = torch.zeros(planes.shape[0], prod(size), dtype=columns.dtype)
+    added = Hand(mode, "col2im").scatter_add(zeros, index[inside], planes)
+    added = added.view(batched.shape[0], -1, *size)
+    return added if columns.dim() == 3 else added[0]

@@ -51,3 +51,136 @@ def _mean(
     x = hand.to(x, dtype or x.dtype)
     check(func, x)
     return hand.mean(x, as_dims(dim), keepdim)
+
+
+def _centered(
+    hand: Hand, x: torch.Tensor, dim: Any, correction: Any, keepdim: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Variance and mean: the sum of squared distances from the mean over n − correction."""
+    dims = as_dims(dim) or list(range(x.dim()))
+    mean = hand.mean(x, dims, keepdim=True)
+    distance = hand.sub(x, mean)
+    n = x.numel() // max(mean.numel(), 1)
+    squares = hand.sum(hand.mul(distance, distance), dims, keepdim)
+    variance = hand.div(squares, max(n - (1 if correction is None else correction), 0))
+    return variance, mean.view(variance.shape)
+
+
+@rule(
+    "var std var_mean std_mean",
+    "mean, then the sum of squared distances over n − 1 (torch: Welford's recurrence); the root",
+)
+def _variance(
+    mode: RandomRounding,
+    func: Any,
+    x: torch.Tensor,
+    dim: Any = None,
+    *unbiased: Any,
+    correction: Any = None,
+    keepdim: bool = False,
+) -> Any:
+    name = func.overloadpacket.__name__
+    check(func, x)
+    if isinstance(dim, bool):  # var(x, unbiased)
+        dim, unbiased = None, (dim, *unbiased)
+    if unbiased:
+        correction = int(unbiased[0])
+        keepdim = bool(unbiased[1]) if len(unbiased) > 1 else keepdim
+    hand = Hand(mode, name)
+    variance, mean = _centered(hand, x, dim, correction, keepdim)
+    spread = hand.sqrt(variance) if name.startswith("std") else variance
+    return (spread, mean) if name.endswith("_mean") else spread
+
+
+@rule("linalg_vector_norm norm", f"2: root of the sum of squares; 1: sum; other powers; {CASCADE}")
+def _norm(
+    mode: RandomRounding,
+    func: Any,
+    x: torch.Tensor,
+    ord: Any = 2,
+    dim: Any = None,
+    keepdim: bool = False,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    hand = Hand(mode, func.overloadpacket.__name__)
+    x = hand.to(x, dtype or x.dtype)
+    check(func, x)
+    dims, order = as_dims(dim), 2.0 if ord is None else float(ord)
+    axes = dims if dims else list(range(x.dim()))
+    if order == 2:
+        return hand.sqrt(hand.sum(hand.mul(x, x), dims, keepdim))
+    if order == 1:
+        return hand.sum(x.abs(), dims, keepdim)
+    if order == 0:
+        return (x != 0).to(x.dtype).sum(axes, keepdim)  # counts
+    if order in (float("inf"), float("-inf")):
+        return x.abs().amax(axes, keepdim) if order > 0 else x.abs().amin(axes, keepdim)
+    total = hand.sum(hand.function("pow", x.abs(), order), dims, keepdim)
+    return hand.function("pow", total, 1 / order)
+
+
+@rule("dist", "a − b, then as linalg_vector_norm")
+def _dist(
+    mode: RandomRounding, func: Any, x: torch.Tensor, y: torch.Tensor, p: float = 2
+) -> torch.Tensor:
+    check(func, x, y)
+    return _norm(mode, func, Hand(mode, "dist").sub(x, y), p)
+
+
+def _scan(operation: str) -> Any:
+    def handler(
+        mode: RandomRounding,
+        func: Any,
+        x: torch.Tensor,
+        dim: int,
+        dtype: torch.dtype | None = None,
+    ) -> torch.Tensor:
+        name = func.overloadpacket.__name__
+        if not (dtype or x.dtype).is_floating_point:
+            return func(x, dim, dtype=dtype)
+        hand = Hand(mode, name)
+        source = hand.to(x, dtype or x.dtype)
+        check(func, source)
+        if x.dim() == 0 or x.numel() == 0:
+            out = source.clone()
+        else:
+            out = hand.chain(operation, source.movedim(dim, 0), scan=True).movedim(0, dim)
+        return x.copy_(hand.to(out, x.dtype)) if name.endswith("_") else out.contiguous()
+
+    return handler
+
+
+rule("cumsum cumsum_", "one chain; every partial sum")(_scan("add"))
+rule("cumprod cumprod_", "one chain; every partial product")(_scan("mul"))
+
+
+@rule("prod", "one chain of multiplications in row-major order")
+def _prod(
+    mode: RandomRounding,
+    func: Any,
+    x: torch.Tensor,
+    dim: int | None = None,
+    keepdim: bool = False,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    if not (dtype or x.dtype).is_floating_point:
+        return func(x, dim, keepdim, dtype=dtype) if dim is not None else func(x, dtype=dtype)
+    hand = Hand(mode, "prod")
+    x = hand.to(x, dtype or x.dtype)
+    check(func, x)
+    if dim is None:
+        return hand.chain("mul", x.reshape(-1))
+    out = hand.chain("mul", x.movedim(dim, 0)) if x.dim() else x.clone()
+    return out.unsqueeze(dim) if keepdim and x.dim() else out
+
+
+@rule("logsumexp", "max + log(sum(exp(x − max)))")
+def _logsumexp(
+    mode: RandomRounding, func: Any, x: torch.Tensor, dim: Any, keepdim: bool = False
+) -> torch.Tensor:
+    check(func, x)
+    hand, dims = Hand(mode, "logsumexp"), as_dims(dim) or list(range(x.dim()))
+    top = x.amax(dims, keepdim=True)
+    top = torch.where(top.isinf(), torch.zeros((), dtype=x.dtype), top)
+    total = hand.sum(hand.function("exp", hand.sub(x, top)), dims, keepdim)
+    return hand.add(hand.function("log", total), top.view(total.shape))

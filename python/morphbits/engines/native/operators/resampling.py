@@ -138,6 +138,7 @@ def _linear_backward(
 
 # ---- grid_sample
 
+T = torch.Tensor
 _PADDINGS = ("zeros", "border", "reflection")
 
 
@@ -337,3 +338,73 @@ def _grid_gradient(
         chain = hand.chain("add", torch.stack(terms, 1).flatten(0, 1))  # channels, corners
         components.append(hand.mul(chain, corners.slope[d]))
     return torch.stack(components[::-1], 1)
+
+
+# ---- interpolate(mode="bicubic"), the gradient
+
+
+def _cubic_weights(h: Hand, t: T) -> list[T]:
+    """Keys' four weights with a = −¾, by Horner's rule (UpSample.h)."""
+    a = -0.75
+
+    def inner(x: T) -> T:  # |x| ≤ 1
+        return h.add(h.mul(h.mul(h.sub(h.mul(a + 2, x), a + 3), x), x), 1)
+
+    def outer(x: T) -> T:  # 1 < |x| < 2
+        first = h.sub(h.mul(a, x), 5 * a)
+        return h.sub(h.mul(h.add(h.mul(first, x), 8 * a), x), 4 * a)
+
+    rest = h.sub(1, t)
+    return [outer(h.add(t, 1)), inner(t), inner(rest), outer(h.add(rest, 1))]
+
+
+def _cubic_axis(
+    h: Hand, size: int, out: int, align: bool, scale: float | None, dtype: torch.dtype
+) -> tuple[list[T], list[T]]:
+    """Four indices and four weights of each output position."""
+    position = torch.arange(out, dtype=dtype)
+    if align:
+        real = h.mul(h.div(torch.tensor(size - 1, dtype=dtype), max(out - 1, 1)), position)
+    else:
+        if scale is not None and scale > 0:
+            step = torch.tensor(1 / scale, dtype=dtype)
+        else:
+            step = h.div(torch.tensor(size, dtype=dtype), out)
+        real = h.sub(h.mul(step, h.add(position, 0.5)), 0.5)
+    low = real.floor()
+    weights = _cubic_weights(h, h.sub(real, low))
+    return [(low.long() + i).clamp(0, size - 1) for i in (-1, 0, 1, 2)], weights
+
+
+@rule(
+    "upsample_bicubic2d_backward",
+    "gradient·(weight_y·weight_x), added to sixteen places, outputs in row-major order",
+)
+def _bicubic_backward(
+    mode: RandomRounding,
+    func: Any,
+    gradient: torch.Tensor,
+    output_size: Sequence[int],
+    input_size: Sequence[int],
+    align: bool,
+    *scales: float | None,
+) -> torch.Tensor:
+    check(func, gradient)
+    h = Hand(mode, "upsample_bicubic2d_backward")
+    factors = [*scales, None, None][:2]
+    axes = [
+        _cubic_axis(h, input_size[2 + d], output_size[d], align, factors[d], gradient.dtype)
+        for d in range(2)
+    ]
+    planes = gradient.reshape(-1, prod(output_size))
+    index, source = [], []
+    for i, j in product(range(4), repeat=2):
+        (rows, row_weights), (columns, column_weights) = axes
+        at = rows[i][:, None] * input_size[3] + columns[j]
+        weight = h.mul(row_weights[i][:, None], column_weights[j])
+        index.append(at.reshape(-1))
+        source.append(h.mul(planes, weight.reshape(-1)))
+    zeros = torch.zeros(planes.shape[0], prod(input_size[2:]), dtype=gradient.dtype)
+    order = torch.stack(index, 1).reshape(-1)
+    sources = torch.stack(source, 2).reshape(planes.shape[0], -1)
+    return h.scatter_add(zeros, order, sources).view(list(input_size))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from morphbits.engines.native.arithmetic import Hand
+from morphbits.engines.native.arithmetic import HALVES, Hand
 from morphbits.engines.native.rules import rule
 from morphbits.errors import UserError
 
@@ -26,9 +26,11 @@ def _linspace(
     **options: Any,
 ) -> torch.Tensor:
     dtype = dtype or torch.get_default_dtype()
+    h = Hand(mode, "linspace")
+    if dtype in HALVES:
+        return h.to(_linspace(mode, func, start, end, steps, dtype=torch.float32), dtype)
     if dtype not in (torch.float32, torch.float64):
         raise UserError(f"the native engine has no rule for {func} of {dtype}")
-    h = Hand(mode, "linspace")
     first, last = h.to(start, dtype), h.to(end, dtype)
     if steps < 2:
         return first.expand(steps).clone()

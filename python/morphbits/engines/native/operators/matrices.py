@@ -1,0 +1,132 @@
+"""Products of matrices and vectors; `linear`, `matmul`, `einsum` and the like are made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from morphbits.engines.native import accumulation as orders
+from morphbits.engines.native import sums
+from morphbits.engines.native.arithmetic import Hand
+from morphbits.engines.native.operators.elementwise import write
+from morphbits.engines.native.rules import check, refused, rule
+
+if TYPE_CHECKING:
+    from morphbits.engines.native.mode import RandomRounding
+
+_ORDER = (
+    "a chain of fused multiply-adds over the inner axis; blocked:K cuts it, the sums are added"
+)
+
+
+def product(mode: RandomRounding, name: str, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """(B, M, K) times (B, K, N), in the order of the option `accumulation`.
+
+    One chain from zero over K in the orders `sequential` and `direct` (which speaks of channels of
+    convolutions); with `blocked:K` a chain for every K terms, whose sums are added in order.
+    """
+    kind, length = orders.parse(mode.accumulation)
+    depth = a.shape[2]
+    ends = sums.segments(depth, length if kind == "blocked" else None)
+    count = a.shape[0] * a.shape[1] * b.shape[2] * (depth + len(ends) - 1 if depth else 0)
+    rounding = mode.next_rounding(name, count, accumulates=True)
+    return mode.store(name, sums.matrix_product(rounding, mode.factor(a), mode.factor(b), ends))
+
+
+def _fits(func: Any, given: tuple[Any, ...], a: torch.Tensor, b: torch.Tensor, dims: int) -> None:
+    check(func, a, b)
+    inner = a.dim() == b.dim() == dims and a.shape[-1] == b.shape[-2] and a.dtype == b.dtype
+    if not inner or (dims == 3 and a.shape[0] != b.shape[0]):
+        refused(func, *given)
+
+
+@rule("mm bmm", _ORDER)
+def _product(mode: RandomRounding, func: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    name = func.overloadpacket.__name__
+    if not a.is_floating_point():
+        return func(a, b)
+    _fits(func, (a, b), a, b, 3 if name == "bmm" else 2)
+    if name == "bmm":
+        return product(mode, name, a, b)
+    return product(mode, name, a[None], b[None])[0]
+
+
+@rule("mv dot vdot", _ORDER)
+def _vectors(mode: RandomRounding, func: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    name = func.overloadpacket.__name__
+    if not a.is_floating_point():
+        return func(a, b)
+    check(func, a, b)
+    rows = a if name == "mv" else a[None]
+    if rows.dim() != 2 or b.dim() != 1 or rows.shape[1] != b.shape[0] or a.dtype != b.dtype:
+        refused(func, a, b)
+    out = product(mode, name, rows[None], b[None, :, None])[0, :, 0]
+    return out if name == "mv" else out[0]
+
+
+@rule(
+    "addmm addmm_ addmv addmv_ baddbmm baddbmm_ addbmm addbmm_ addr",
+    f"{_ORDER}; then alpha·product and beta·addend (where not 1) and the addition",
+)
+def _add_product(
+    mode: RandomRounding,
+    func: Any,
+    to: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    *,
+    beta: float = 1,
+    alpha: float = 1,
+) -> torch.Tensor:
+    name = func.overloadpacket.__name__
+    if not a.is_floating_point():
+        return func(to, a, b, beta=beta, alpha=alpha)
+    check(func, to)
+    kind = name.removesuffix("_")
+    given = (to, a, b)
+    if kind == "addr":
+        x, y, dims = a[:, None], b[None, :], 2
+    elif kind == "addmv":
+        x, y, dims = a, b[:, None], 2
+    else:
+        x, y, dims = a, b, 2 if kind == "addmm" else 3
+    _fits(func, given, x, y, dims)
+    h = Hand(mode, name)
+    three = (x, y) if dims == 3 else (x[None], y[None])
+    out = product(mode, name, *three)
+    out = out if dims == 3 else out[0]
+    if kind == "addmv":
+        out = out[:, 0]
+    if kind == "addbmm":
+        out = h.chain("add", out)
+    if to.dtype != out.dtype or torch.broadcast_shapes(to.shape, out.shape) != out.shape:
+        refused(func, *given)
+    out = h.mul(alpha, out)
+    out = h.add(h.mul(to, beta), out) if beta != 0 else out
+    return write(mode, name, to, out) if name.endswith("_") else out
+
+
+@rule("_trilinear", "(a·b)·c, then as sum (torch: products of matrices)")
+def _trilinear(
+    mode: RandomRounding,
+    func: Any,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    expand_a: Sequence[int],
+    expand_b: Sequence[int],
+    expand_c: Sequence[int],
+    summed: Sequence[int],
+    unroll: int = 1,
+) -> torch.Tensor:
+    check(func, a, b, c)
+    h = Hand(mode, "_trilinear")
+    factors = []
+    for x, places in ((a, expand_a), (b, expand_b), (c, expand_c)):
+        for d in places:
+            x = x.unsqueeze(d)
+        factors.append(x)
+    out = h.mul(h.mul(factors[0], factors[1]), factors[2])
+    return h.sum(out, list(summed)) if len(summed) else out
