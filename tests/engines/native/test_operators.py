@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import pytest
 import torch
@@ -52,16 +53,21 @@ def test_the_seed_moves_a_result_threads_do_not_and_nothing_escapes(case: Case) 
     def same(a: list[Tensor], b: list[Tensor]) -> bool:
         return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
-    one, witness = run(1, 1), Witness()
-    with witness:
-        assert same(one, run(1, 3))
+    witness = Witness()
+
+    @contextmanager
+    def watched() -> Iterator[None]:
+        with witness, random_rounding(seed=1, threads=1):
+            yield
+
+    one = compute(case, torch.float32, watched())
+    assert same(one, run(1, 3))
     assert witness.rounded == []  # no operator that reached torch changed an exact result
     assert all(same(one, run(seed, 1)) for seed in (2, 3, 4)) == (case.name in EXACT)
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_sixteen_bits_are_rounded_in_their_own_format(case: Case, dtype: torch.dtype) -> None:
     """Types and shapes are torch's, values near them, or torch does not compute it at all."""

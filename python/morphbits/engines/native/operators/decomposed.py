@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch._decomp import get_decompositions
-
 from morphbits.engines.native.rules import rule
 
 if TYPE_CHECKING:
@@ -33,6 +31,8 @@ _TAKEN = {
 
 
 def _taken(mode: RandomRounding, func: Any, *args: Any, **kwargs: Any) -> Any:
+    from torch._decomp import get_decompositions  # half a second of a process that needs none
+
     table = get_decompositions([func])
     return mode.apply(table[func], *args, **kwargs)
 
