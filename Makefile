@@ -71,6 +71,10 @@ train-single: $(stamp) ## train a model in one process (EXPERIMENT=train-demo: m
 train-ddp: $(stamp) ## train in NPROC processes; on several machines with NNODES and RDZV
 	NPROC='$(NPROC)' NNODES='$(NNODES)' RDZV='$(RDZV)' RUN_ID='$(RUN_ID)' scripts/train_ddp.sh $(training)
 
+.PHONY: training-stability
+training-stability: $(stamp) ## train RUNS times each with nothing, seeds, data or roundings varied; a report
+	$(venv) python/training_stability.py $(call options,EXPERIMENT RUNS EPOCHS STEPS BATCH SEED THREADS JOBS RESULTS)
+
 ##@ Image with Verrou
 CONTAINER ?=     ## docker or podman (default: docker)
 VERROU ?=        ## current or study: which Verrou the image holds (default: current)
@@ -111,7 +115,7 @@ models: $(stamp) ## download the two published SynthMorph models and the study's
 
 ##@ Develop
 .PHONY: setup
-setup: ## install .venv from the lock files and compile the kernels (every verb does it when needed)
+setup: ## install .venv from the lock files, compile the kernels (every verb does it when needed)
 	@$(setup)
 
 $(stamp): $(locks) $(kernels) scripts/setup.sh
@@ -144,6 +148,10 @@ bench: $(stamp) ## time native against plain torch (FULL=1: full size as well), 
 bench-synthesis: $(stamp) ## time and memory of SynthMorph's image synthesis, into notes/benchmarks/
 	$(venv) python/bench_synthesis.py
 
+.PHONY: bench-train
+bench-train: $(stamp) ## time training steps of torch against TensorFlow's, into notes/benchmarks/
+	$(venv) python/bench_train.py
+
 .PHONY: parity
 parity: $(stamp) ## how far the torch port is from TensorFlow, layer by layer (notes/decisions/0002)
 	mkdir -p .cache
@@ -168,7 +176,7 @@ clean: ## remove what make can make again; results/ and data/ stay
 help: ## this list
 	@awk '/^##@/ { printf "\n%s\n", substr($$0, 5) } \
 	  match($$0, /^[a-z-]+:.*## /) || match($$0, /^[A-Z_]+ [?]=.*## /) { \
-	    split($$0, word, /[ :]/); printf "  %-16s%s\n", word[1], substr($$0, RLENGTH + 1) }' Makefile
+	    split($$0, word, /[ :]/); printf "  %-19s%s\n", word[1], substr($$0, RLENGTH + 1) }' Makefile
 
 ##@ Variables of inference, phantom, significance and report
 SUBJECTS ?=      ## how many subjects

@@ -65,7 +65,7 @@ class ToySource:
 
 
 @contextmanager
-def toy_source(config: SourceConfig, ranks: Ranks, threads: int) -> Iterator[ToySource]:
+def toy_source(config: SourceConfig, ranks: Ranks, *threads: int) -> Iterator[ToySource]:
     yield ToySource(config, ranks)
 
 

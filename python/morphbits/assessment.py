@@ -58,9 +58,22 @@ def register(model: SynthMorph, moving: Image, fixed: Image) -> np.ndarray:
 
 def assess_phantom(model: SynthMorph, seed: int, index: int, size: str) -> Outcome:
     """Register phantom `index` of the dataset with `seed` to the template."""
+    return register_phantom(model, seed, index, size)[0]
+
+
+def register_phantom(
+    model: SynthMorph, seed: int, index: int, size: str
+) -> tuple[Outcome, np.ndarray]:
+    """The same, and the warp (X, Y, Z, V) beside it."""
     base, subject = phantom.template(size), phantom.make_phantom(seed, index, size)
     fixed, moving = Image(base.image, base.affine), Image(subject.image, subject.affine)
     warp = register(model, moving, fixed)
+    return judge(subject, warp, size), warp
+
+
+def judge(subject: phantom.Phantom, warp: np.ndarray, size: str) -> Outcome:
+    """How well `warp` (X, Y, Z, V) registers a phantom to the template."""
+    base = phantom.template(size)
     moved = accuracy.moved_labels(Image(subject.labels, subject.affine), Image(warp, base.affine))
     before, after = (
         accuracy.dice(labels, base.labels, TISSUES) for labels in (subject.labels, moved)

@@ -79,6 +79,14 @@ def test_streams_differ_by_step_and_rank_and_forward_backward_and_update_are_per
     assert rounding.operations == 5000
 
 
+def test_the_number_of_threads_changes_no_byte_of_a_perturbed_training(tmp_path: Path) -> None:
+    models = []
+    for threads in (1, 2):
+        path = train_toy(tmp_path / str(threads), replace(NATIVE, threads=threads))
+        models.append(path.read_bytes())
+    assert models[0] == models[1]
+
+
 def test_sharded_moments_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing can be perturbed"):
         train_toy(tmp_path, NATIVE, RunConfig(zero=True))

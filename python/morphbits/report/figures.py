@@ -62,13 +62,13 @@ class Figure:
         return f"data:image/{kind};base64,{base64.b64encode(self.content).decode()}"
 
 
-def _svg(canvas: Canvas, alt: str) -> Figure:
+def svg(canvas: Canvas, alt: str) -> Figure:
     text = io.StringIO()
     canvas.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
     # the reader's own interface font is narrower than the one measured with
-    svg = text.getvalue().replace("'DejaVu Sans'", "system-ui, sans-serif")
+    drawn = text.getvalue().replace("'DejaVu Sans'", "system-ui, sans-serif")
     width = round(canvas.get_size_inches()[0] * 96)
-    return Figure(svg.encode(), ".svg", alt, width)
+    return Figure(drawn.encode(), ".svg", alt, width)
 
 
 def _names(subjects: Sequence[str]) -> list[str]:
@@ -129,7 +129,7 @@ def box_plots(experiment: Experiment) -> Figure:
             f"{len(subjects)} subjects"
             for quantity in ("image", "warp")
         )
-        return _svg(canvas, alt)
+        return svg(canvas, alt)
 
 
 def by_tissue(experiment: Experiment) -> Figure:
@@ -171,7 +171,7 @@ def by_tissue(experiment: Experiment) -> Figure:
             ax.margins(y=0.2)
             ax.set_title(quantity, loc="left", fontsize=11)
         axes[0].set_ylabel("mean significant bits")
-        return _svg(canvas, "Mean significant bits by tissue: " + ", ".join(words))
+        return svg(canvas, "Mean significant bits by tissue: " + ", ".join(words))
 
 
 def beside_the_study(experiment: Experiment) -> Figure:
@@ -211,7 +211,7 @@ def beside_the_study(experiment: Experiment) -> Figure:
         alt = "Mean significant bits per subject: " + ", ".join(
             f"{name} {np.mean(values):.2f}" for name, values, _ in lines
         )
-        return _svg(canvas, alt)
+        return svg(canvas, alt)
 
 
 def accuracy(experiment: Experiment) -> Figure | None:
@@ -253,7 +253,7 @@ def accuracy(experiment: Experiment) -> Figure | None:
             ax.margins(y=0.15)
             ax.set_title(title, loc="left", fontsize=10.5)
             words.append(f"{title} from {middle[0]:.3f} to {middle[1]:.3f}")
-        return _svg(canvas, "Accuracy before and after registration: " + ", ".join(words))
+        return svg(canvas, "Accuracy before and after registration: " + ", ".join(words))
 
 
 # ----------------------------------------------------------------------------- maps
@@ -365,4 +365,4 @@ def map_colours(scale: tuple[int, int]) -> Figure:
         bar.outline.set_visible(False)  # type: ignore[operator]
         bar.set_label("significant bits")
         bar.ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
-        return _svg(canvas, f"Colour scale of the maps: dark blue {low} bits, yellow {high} bits")
+        return svg(canvas, f"Colour scale of the maps: dark blue {low} bits, yellow {high} bits")

@@ -15,9 +15,9 @@ from morphbits.synthesis.sources import Ranks
 from morphbits.training.log import duration
 from morphbits.training.recipe import TrainConfig
 
-RATE = 50e9  # floating-point operations of the convolutions per second and core
-VOXEL_SECONDS = 5e-7  # of one core per voxel, for all else: warps, losses, synthesis
-PROCESS_BYTES = 0.4e9  # Python, torch, the template
+RATE = 90e9  # floating-point operations of the convolutions per second and core
+VOXEL_SECONDS = 4.5e-7  # of one core per voxel, for all else: warps, losses, synthesis
+PROCESS_BYTES = 0.7e9  # Python, torch, the template
 FEATURE_COPIES = 3.0  # of every feature map: before and after its activation, and its derivative
 VOXEL_BYTES = 300  # per voxel, for all else
 
