@@ -133,7 +133,7 @@ def train_ranks(size: int, folder: Path, *arguments: object, **options: object) 
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(300)
         assert worker.exitcode is not None, "a rank hangs"
     said = dict(answers.get() for worker in workers if worker.exitcode == 0)
     return [

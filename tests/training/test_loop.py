@@ -264,7 +264,7 @@ def test_estimates_are_of_the_right_size() -> None:
     flops += 2 * 27 * 64 * (64 + 64 + 3) * full / 8  # and three at half resolution
     assert cost.operations == pytest.approx(flops, rel=1e-12)
     text = estimate.describe(replace(TOY, threads=1), Ranks(host_size=99), (16, 16, 16), 0)
-    assert "warning: 99 processes of 1 threads share" in text
+    assert "warning: 99 processes of 1 thread(s) share" in text
 
 
 def test_a_recipe_and_the_command_line_take_numbers(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_ranks_hear_that_another_has_died(two: Path, tmp_path: Path) -> None:
     said = train_ranks(3, tmp_path, die=(1, 6))
     assert said[1] == f"exit status {-signal.SIGKILL}"
     assert all("another process of the training has ended" in said[r] for r in (0, 2)), said
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 120  # and not the ten minutes of a rank that is silent
     assert torch.load(tmp_path / "checkpoint.pt")["step"] == 4
 
 
@@ -139,7 +139,7 @@ def torchrun(folder: Path, *words: str, meeting: tuple[str, ...] = ("--standalon
 def test_a_dead_rank_ends_the_job_and_resume_goes_on(two: Path, tmp_path: Path) -> None:
     step = 4 + int.from_bytes(os.urandom(4), "big") % 8
     job = torchrun(tmp_path, "--die", "1", str(step))
-    assert job.wait(60) != 0
+    assert job.wait(300) != 0
     assert train_ranks(2, tmp_path, TOY, RunConfig(resume=True)) == ["", ""]
     assert outputs(tmp_path) == outputs(two), step
 
@@ -154,7 +154,7 @@ def test_two_machines_give_the_bytes_of_one(two: Path, tmp_path: Path) -> None:
         "--rdzv-id", "test", "--local-addr", "127.0.0.1",
     )  # fmt: skip
     hosts = [torchrun(tmp_path, meeting=meeting, n=1) for _ in range(2)]
-    assert [host.wait(120) for host in hosts] == [0, 0]
+    assert [host.wait(300) for host in hosts] == [0, 0]
     assert outputs(tmp_path) == outputs(two)
 
 
@@ -183,7 +183,7 @@ def test_the_script_saves_at_sigterm_and_resumes(tmp_path: Path) -> None:
         if line.startswith("epoch 1/3"):
             cut.send_signal(signal.SIGTERM)
             break
-    said = cut.communicate(timeout=120)[0]
+    said = cut.communicate(timeout=300)[0]
     assert cut.returncode == 143
     assert "stopped by SIGTERM after step" in said
     assert not (tmp_path / "cut" / "model.h5").exists()

@@ -74,7 +74,7 @@ def describe(config: TrainConfig, ranks: Ranks, shape: tuple[int, ...], done: in
     assert config.threads is not None
     if config.threads * ranks.host_size > cores:
         lines.append(
-            f"warning: {ranks.host_size} processes of {config.threads} threads share {cores} "
+            f"warning: {ranks.host_size} processes of {config.threads} thread(s) share {cores} "
             "cores: no step is faster for it, the global batch is larger"
         )
     return "\n".join(lines)
@@ -83,9 +83,10 @@ def describe(config: TrainConfig, ranks: Ranks, shape: tuple[int, ...], done: in
 def headline(experiment: str, config: TrainConfig, ranks: Ranks) -> str:
     """Which training this is, in a line."""
     threads = f"{config.threads} thread{'s' if config.threads != 1 else ''}"
+    where = f"each of {ranks.size} processes" if ranks.size > 1 else "one process"
     return (
         f"{experiment}: {config.architecture().parameters():,} weights, {config.epochs} epochs x "
         f"{config.steps} steps, {config.batch} pair{'s' if config.batch > 1 else ''} per step in "
-        f"each of {ranks.size} process{'es' if ranks.size > 1 else ''} of {threads}; pairs from "
-        f"{config.source}, loss {config.loss}, engine {config.engine}"
+        f"{where} of {threads}; pairs from {config.source}, loss {config.loss}, engine "
+        f"{config.engine}"
     )
