@@ -3,6 +3,7 @@
 # Trains in NPROC processes on this machine, by torchrun. On several machines run the same command on each, with their
 # number (NNODES), a port of one of them that all can reach (RDZV) and a name for this run (RUN_ID):
 #   NNODES=2 NPROC=8 RDZV=node1:29400 RUN_ID=first scripts/train_ddp.sh --experiment train-demo
+# With --engine verrou each process runs under Verrou (scripts/with_verrou.sh).
 # SIGTERM or Ctrl-C: the step under way is finished and saved; the exit status is 143 or 130.
 set -euo pipefail
 fail() { echo "error: $1" >&2; exit 2; }
@@ -21,9 +22,16 @@ fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # each process sets its own number; this keeps torchrun from warning
 python=$here/.venv/bin/python
 [ -x "$python" ] || python=python3
+program=("$here/python/train_ddp.py" "$@")
+words=" ${*//=/ } "
+if [[ $words == *" --engine verrou "* ]]; then
+  mode=random
+  [[ $words =~ " --mode "([a-z_]+) ]] && mode=${BASH_REMATCH[1]}
+  program=(--no-python "$here/scripts/with_verrou.sh" --mode "$mode" -- "$python" "${program[@]}")
+fi
 status=0 stopped=''
 "$python" -m torch.distributed.run "${meeting[@]}" --nproc-per-node "$processes" --shutdown-timeout 120 \
-  "$here/python/train_ddp.py" "$@" &
+  "${program[@]}" &
 child=$!
 trap 'stopped=143; kill -TERM $child' TERM
 trap 'stopped=130; kill -INT $child' INT

@@ -15,12 +15,14 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
 import morphbits
+from morphbits import engines
 from morphbits.errors import UserError, run_cli
 from morphbits.synthesis import sources
 from morphbits.synthesis.pair import Pair
@@ -28,6 +30,7 @@ from morphbits.synthesis.sources import Ranks, SourceConfig
 from morphbits.training import RunConfig, TrainConfig, loop
 from morphbits.training.group import processes
 from morphbits.training.rounding import Rounding
+from morphbits.training.weights import Weights
 
 TOY = TrainConfig(
     enc="2 3", dec="3 2", epochs=3, steps=4, learning_rate=1e-2, smoothness=0.1, threads=1
@@ -77,9 +80,10 @@ def train_toy(
     die: tuple[int, int] | None = None,
     differ: tuple[int, int] | None = None,
     streams_of_their_own: bool = False,
+    updates_of_their_own: bool = False,
 ) -> Path:
     """Train in this process; as a rank, `die` (rank, step) by SIGKILL, or `differ` in a bit, or
-    update the weights with roundings of its own."""
+    update the weights with roundings of its own: the native engine's, or a bit as Verrou might."""
     sources.open_source, real = toy_source, sources.open_source
     agree = loop._Training._agree
     ranks = ranks or Ranks()
@@ -97,9 +101,21 @@ def train_toy(
     if streams_of_their_own:
         rank = ranks.rank
         Rounding.of_all = lambda self, step: self.of_rank(step, rank)  # type: ignore[method-assign]
+    update, get = Weights.update, engines.get
+    if updates_of_their_own:
+        here = ranks.rank
+
+        def own_update(weights: Weights, *rates: float) -> None:
+            update(weights, *rates)
+            weights.values[here] = torch.nextafter(weights.values[here], torch.tensor(2.0))
+
+        Weights.update = own_update  # type: ignore[method-assign]
+        counted = SimpleNamespace(region=lambda *_: nullcontext(engines.Counts(operations=1)))
+        engines.get = lambda name: counted if name == "verrou" else get(name)  # type: ignore[assignment, return-value]
     try:
         return loop.train(config, folder, run, ranks)
     finally:
+        Weights.update, engines.get = update, get  # type: ignore[method-assign]
         loop._Training._agree = agree  # type: ignore[method-assign]
         Rounding.of_all = of_all  # type: ignore[method-assign]
         sources.open_source = real

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,3 +102,39 @@ def test_a_training_in_which_nothing_was_perturbed_is_an_error(
     monkeypatch.setattr(Rounding, "operations", none, raising=False)
     with pytest.raises(UserError, match="perturbed nothing"):
         train_toy(tmp_path, NATIVE)
+
+
+# ------------------------------------------------------------ Verrou, what needs none
+
+
+def test_under_verrou_replicas_take_the_first_ones_weights_after_each_step(
+    tmp_path: Path,
+) -> None:
+    """Ranks whose updates round differently, as they do under Verrou: broadcast, they stay one."""
+    verrou = replace(NATIVE, engine="verrou")
+    assert train_ranks(2, tmp_path, verrou, updates_of_their_own=True) == ["", ""]
+    said = train_ranks(
+        2, tmp_path / "drift", replace(verrou, engine="ieee"), updates_of_their_own=True
+    )
+    assert all("the weights of rank 1 differ" in message for message in said), said
+
+
+def test_engine_verrou_outside_verrou_says_how_to_start(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"with_verrou\.sh --mode random"):
+        train_toy(tmp_path, replace(NATIVE, engine="verrou"))
+
+
+def test_the_script_starts_each_rank_under_verrou(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "morphbits-markers.so").touch()
+    shutil.copy(root / "tests" / "engines" / "verrou_stand_in.sh", tmp_path / "bin" / "valgrind")
+    done = subprocess.run(
+        [root / "scripts" / "train_ddp.sh", "--engine=verrou", "--mode", "nearness"],
+        env={**os.environ, "VERROU_PREFIX": str(tmp_path), "TMPDIR": str(tmp_path), "NPROC": "2"},
+        text=True, capture_output=True, check=True,
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    assert lines.count("--tool=verrou") == lines.count("--rounding-mode=nearness") == 2
+    assert sum(line.endswith("python/train_ddp.py") for line in lines) == 2

@@ -31,9 +31,25 @@ class Prefetch:
         return pair
 
 
+class _OnDemand(Prefetch):
+    def __init__(self, source: Source, keys: Iterator[Key]) -> None:
+        self._source, self._keys = source, keys
+        self.waited = 0.0
+
+    def next(self) -> Pair:
+        start = time.perf_counter()
+        pair = self._source.pair(*next(self._keys))
+        self.waited += time.perf_counter() - start
+        return pair
+
+
 @contextmanager
 def prefetch(source: Source, keys: Iterable[Key], depth: int = 2) -> Iterator[Prefetch]:
-    """At most `depth` pairs lie ready, and one more is in the making."""
+    """At most `depth` pairs lie ready, and one more is in the making; with depth 0 each is drawn
+    by the caller's own thread when it is asked for."""
+    if depth == 0:
+        yield _OnDemand(source, iter(keys))
+        return
     waiting: queue.Queue[Pair | BaseException] = queue.Queue(depth)
     ended = threading.Event()
 

@@ -82,7 +82,7 @@ def train(
     assert config.threads is not None
     with ExitStack() as stack:
         stack.enter_context(deterministic(config.threads))
-        if config.engine == "ieee":
+        if config.engine != "native":
             stack.enter_context(OneDnnConvolution())
         _keep_freed_memory()
         training = _Training(config, folder, run, ranks)
@@ -91,7 +91,9 @@ def train(
         )
         if training.log:
             print(estimate.describe(config, ranks, source.shape, training.step), flush=True)
-        pairs = stack.enter_context(prefetch(source, training.keys()))
+        # Verrou perturbs a process, all its threads: pairs are drawn between its regions
+        ahead = 0 if config.engine == "verrou" else 2
+        pairs = stack.enter_context(prefetch(source, training.keys(), ahead))
         stop = stack.enter_context(_signals())
         return training.run_to_end(pairs, stop)
 
@@ -204,7 +206,9 @@ class _Training:
                 weights.update(self.rate, self.config.flow_rate)
             return
         if size > 1:
-            part = _mean(group.exchange(weights.gradient))
+            parts_RN = group.exchange(weights.gradient)
+            with self.rounding.of_all(self.step, "sum"):
+                part = _mean(parts_RN)
             if self.run.zero:
                 weights.gradient[weights.own] = part
             else:
@@ -213,6 +217,8 @@ class _Training:
             weights.update(self.rate, self.config.flow_rate)
         if self.run.zero and size > 1:
             group.collect(weights.values[weights.own].clone(), weights.values)
+        if self.config.engine == "verrou":  # whose processes cannot share a stream
+            group.broadcast(weights.values)
 
     def _log(self, seconds: float) -> None:
         if self.log:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from morphbits.config import MODES, SUBNORMALS, option
+from morphbits.config import ENGINES, MODES, SUBNORMALS, option
 from morphbits.errors import UserError
 from morphbits.models.weights import Architecture
 from morphbits.synthesis.sources import SourceConfig
@@ -45,10 +45,11 @@ class TrainConfig(SourceConfig):
     init_seed: int | None = option(None, "of the first weights; left out: seed", minimum=0)
     engine: str = option(
         "ieee",
-        "who rounds: ieee (nothing is perturbed), native (compiled random rounding of torch)",
-        choices=("ieee", "native"),
+        "who rounds: ieee (nothing is perturbed), native (compiled random rounding of torch), "
+        "verrou (Valgrind's tool, a process per rank)",
+        choices=ENGINES,
     )
-    mode: str = option("random", "rounding of the native engine, Verrou's names", choices=MODES)
+    mode: str = option("random", "rounding of the engine, Verrou's names", choices=MODES)
     accumulation: str = option(
         "sequential",
         "native: order in which a convolution adds its products: sequential, direct or blocked:K",

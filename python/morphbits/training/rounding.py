@@ -32,9 +32,9 @@ class Rounding:
             yield
 
     @contextmanager
-    def of_all(self, step: int) -> Iterator[None]:
+    def of_all(self, step: int, what: str = "update") -> Iterator[None]:
         """What every rank computes alike at `step`."""
-        with self._stream(f"step {step} all ranks"):
+        with self._stream(f"step {step} all ranks {what}"):
             yield
 
     @contextmanager
