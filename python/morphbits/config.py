@@ -66,8 +66,9 @@ class Arithmetic:
     accumulation: str = option(
         "sequential",
         "native: order in which a convolution adds its products: sequential (TensorFlow's), "
-        "direct (torch's on AVX-512) or blocked:K (a gemm cut into K terms)",
-        pattern=r"sequential|direct|blocked:[1-9]\d*",
+        "direct (torch's on AVX-512), blocked:K (a gemm cut into K terms) or probe (torch's own "
+        "here, read off each layer's kernel)",
+        pattern=r"sequential|direct|probe|blocked:[1-9]\d*",
     )
     subnormals: str = option(
         "keep",

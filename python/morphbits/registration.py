@@ -59,6 +59,7 @@ def register(
         "operations": counts.operations,
         "operators": counts.operators,
         "order": engine.order(config),
+        **({"orders": counts.orders} if counts.orders else {}),
         "steps": list(prepared.steps),
         "alignment": prepared.alignment.tolist(),  # world of fixed to world of moving, mm
     }

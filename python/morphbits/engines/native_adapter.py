@@ -12,6 +12,7 @@ from morphbits.engines import Counts
 _ORDERS = {
     "sequential": "TensorFlow's with oneDNN (one chain over taps and input channels)",
     "direct": "torch's own on AVX-512 (blocks of 16 input channels)",
+    "probe": "torch's own here, read off its kernel for each layer",
     "blocked:192": "TensorFlow's without oneDNN, as under Valgrind (a gemm cut into 192 terms)",
 }
 
@@ -34,6 +35,7 @@ def region(config: Arithmetic, threads: int) -> Iterator[Counts]:
         yield counts
     counts.operations = int(stats.operations)
     counts.operators = dict(stats.operators)
+    counts.orders = dict(stats.orders)
 
 
 def command(

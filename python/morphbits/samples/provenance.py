@@ -91,6 +91,8 @@ def configuration(config: RegisterConfig, inputs: Mapping[str, str]) -> dict[str
         }
         of_engine = {"native": ("accumulation", "subnormals"), "verrou": ("libm",)}
         chosen |= {name: getattr(config, name) for name in of_engine[config.engine]}
+        if config.engine == "native" and config.accumulation == "probe":
+            chosen |= {"threads": config.threads, "cpu": cpu(), "instructions": _instructions()}
         if config.precision != "24":
             chosen["precision"] = config.precision
         if config.perturb != "all":
@@ -153,6 +155,13 @@ def cpu() -> dict[str, Any]:
     flags = (table.get("flags") or table.get("Features", "")).split()
     name = table.get("model name") or platform.machine()
     return {"name": name, "features": [feature for feature in wanted if feature in flags]}
+
+
+def _instructions() -> dict[str, str]:
+    """What is set of the variables by which torch's libraries choose a kernel."""
+    names = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_CBWR")
+    chosen = {name: os.environ.get(name) for name in (*names, "MKL_ENABLE_INSTRUCTIONS")}
+    return {name: value for name, value in chosen.items() if value}
 
 
 @functools.cache

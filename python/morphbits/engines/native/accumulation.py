@@ -7,6 +7,8 @@
 - `blocked:K`: the sequence of `sequential` cut into chains of K products whose sums are added up;
   the bias last. A matrix multiplication blocked by K, as TensorFlow without oneDNN does (K = 192
   under Valgrind).
+- `probe`: that of the framework's own kernel for each layer, read off it at run time (`probe`);
+  a gradient, a transposed or a grouped convolution is not probed and is one chain.
 """
 
 from __future__ import annotations
@@ -27,25 +29,28 @@ class Terms:
     """The terms of one output of a convolution, in the order of accumulation.
 
     tap, channel: (terms,) int64, position in the kernel (row-major) and input channel of each
-    term; segment_end: (segments,) int64, the term after the last one of each chain.
+    term; segment_end: (segments,) int64, the term after the last one of each chain. bias_starts:
+    the first chain starts from the bias; bias_first: the bias is added to the first chain's sum;
+    neither: the bias is added last.
     """
 
     tap: np.ndarray
     channel: np.ndarray
     segment_end: np.ndarray
     bias_first: bool = False
+    bias_starts: bool = False
 
 
 def parse(accumulation: str) -> tuple[str, int]:
-    """Split the option into (kind, block length); UserError if it is none of the three kinds."""
-    if accumulation in ("sequential", "direct"):
+    """Split the option into (kind, block length); UserError if it is none of the four kinds."""
+    if accumulation in ("sequential", "direct", "probe"):
         return accumulation, 0
     match = re.fullmatch(r"blocked:([1-9]\d{0,8})", accumulation)
     if match:
         return "blocked", int(match[1])
     raise UserError(
         f"accumulation '{accumulation}' is not known; "
-        "use sequential, direct or blocked:K (such as blocked:192)"
+        "use sequential, direct, blocked:K (such as blocked:192) or probe"
     )
 
 
@@ -62,6 +67,6 @@ def terms(accumulation: str, taps: int, channels: int) -> Terms:
         ends = np.cumsum([taps * len(b) for b in blocks])
     else:
         tap, channel = np.divmod(np.arange(n), channels)
-        ends = np.array([n] if kind == "sequential" else [*range(length, n, length), n])
+        ends = np.array([*range(length, n, length), n] if kind == "blocked" else [n])
     tap, channel, ends = (np.ascontiguousarray(v, dtype=np.int64) for v in (tap, channel, ends))
     return Terms(tap, channel, ends, bias_first=kind == "direct")

@@ -213,7 +213,7 @@ def convolution(
         return out
     arguments = _Convolution(
         type=TYPES[x.dtype],
-        bias_first=terms.bias_first and b is not None,
+        bias_first=0 if b is None else 2 if terms.bias_starts else terms.bias_first,
         batch=x.shape[0],
         channels_in=x.shape[1],
         channels_out=w.shape[0],
@@ -233,7 +233,9 @@ def convolution(
         bias=None if b is None else b.data_ptr(),
         output=out.data_ptr(),
     )
-    if not bool(torch.isfinite(w).all()):  # outside the image the fast kernels multiply by zero
+    by_naive = terms.bias_starts and x.dtype == torch.float64  # no fast kernel starts from it
+    # outside the image the fast kernels multiply by zero
+    if by_naive or not bool(torch.isfinite(w).all()):
         rounding = replace(rounding, threads=1, variant="naive")
     fits = rounding.format.least == FLOAT32.least
     call(load().morphbits_convolution, rounding, arguments, fits)

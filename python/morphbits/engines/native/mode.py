@@ -37,10 +37,11 @@ SUBNORMALS = ("keep", "flush")
 @dataclass
 class Statistics:
     """What was done so far: elementary operations in all and by operator; calls of operators that
-    `allow` let pass, by operator."""
+    `allow` let pass, by operator; orders of sums that were read off the framework."""
 
     operators: dict[str, int] = field(default_factory=Counter)
     unperturbed: dict[str, int] = field(default_factory=Counter)
+    orders: dict[str, str] = field(default_factory=dict)  # accumulation probe: found, by layer
 
     @property
     def operations(self) -> int:
@@ -190,6 +191,12 @@ class RandomRounding(TorchDispatchMode):
             raise UserError(
                 f"no stage {', '.join(sorted(missing))} was run; this model's stages are: {ran}"
             )
+
+    def order(self, name: str, taps: int, channels: int) -> orders.Terms:
+        """The order in which an operator that is not probed adds its products."""
+        if self.accumulation == "probe":
+            self.statistics.orders[name] = "not probed: one chain"
+        return orders.terms(self.accumulation, taps, channels)
 
     def factor(self, x: torch.Tensor) -> torch.Tensor:
         """`x` as an operator that accumulates multiplies it."""

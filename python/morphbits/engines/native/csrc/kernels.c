@@ -94,7 +94,7 @@ typedef uint64_t bits_f64;
 
 int FN(convolution)(const rounding *r, const convolution_call *c) {
     if (c->type == FLOAT64) return convolve_f64(r, c);
-    return reduced(r) ? convolve_reduced(r, c) : convolve_f32(r, c);
+    return reduced(r) || c->bias_first == START ? convolve_reduced(r, c) : convolve_f32(r, c);
 }
 
 int FN(reduction)(const rounding *r, const reduction_call *c) {

@@ -40,10 +40,13 @@ typedef struct {
     void *out;     /* contiguous */
 } elementwise_call;
 
+enum bias { LAST, FIRST, START };
+
 /* A convolution is data: the list of its terms in the order in which they are accumulated.
  * Term t multiplies the weight at (tap[t], channel[t]); terms up to segment_end[0] form the first chain of fused
  * multiply-adds from zero, terms up to segment_end[1] the second, and so on; chains are added in that order, to the
- * bias if bias_first, else to nothing, and the bias is then added last. A term outside the image multiplies +0 by a
+ * bias if bias_first is FIRST, else to nothing, and then the bias is added if it is LAST; if it is START the first chain
+ * starts from the bias and not from zero. A term outside the image multiplies +0 by a
  * finite weight, or is left out: it rounds nothing, and no more than a -0 left by an underflow becomes +0. */
 typedef struct {
     int32_t type;

@@ -186,7 +186,7 @@ int convolution_naive(const rounding *r, const convolution_call *c) {
                 number total = none;
                 int64_t t = 0;
                 for (int64_t s = 0; s < c->segments; ++s) {
-                    number chain = none;
+                    number chain = s == 0 && c->bias_first == START ? bias : none;
                     for (; t < c->segment_end[s]; ++t) {
                         const int64_t tap[3] = {c->tap[t] / (c->kernel[2] * c->kernel[1]),
                                                 c->tap[t] / c->kernel[2] % c->kernel[1], c->tap[t] % c->kernel[2]};
@@ -202,7 +202,7 @@ int convolution_naive(const rounding *r, const convolution_call *c) {
                         if (inside || (c->type == FLOAT32 ? isfinite(w.f32) : isfinite(w.f64)))
                             chain = perturbed(r, saved, FMA, c->type, t, (uint32_t)e, x, w, chain);
                     }
-                    if (s == 0 && !c->bias_first) total = chain;
+                    if (s == 0 && c->bias_first != FIRST) total = chain;
                     else total = perturbed(r, saved, ADD, c->type, c->terms + s, (uint32_t)e, s ? total : bias, chain, none);
                 }
                 if (c->bias && !c->bias_first)

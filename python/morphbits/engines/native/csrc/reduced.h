@@ -1,6 +1,6 @@
-/* Convolution with every elementary result in fewer than 24 bits, float32's exponents (precision.h). Included by kernels.c
- * after convolution.h; one simple kernel for all modes, since nothing but a study of precision runs it: the input in
- * zero-padded planes, output channels in the lanes, TILE voxels of a row at a time. Operations, their numbers and their
+/* Convolution with every elementary result in fewer than 24 bits, float32's exponents (precision.h), or whose first chain
+ * starts from the bias. Included by kernels.c after convolution.h; one simple kernel for all modes: the input in zero-padded
+ * planes, output channels in the lanes, TILE voxels of a row at a time. Operations, their numbers and their
  * random words are those of convolution.h. */
 
 #define REDUCED_LANES (VECTOR_BYTES / 4)
@@ -33,7 +33,8 @@ static inline __attribute__((always_inline)) RV reduced_fma(const reduced_plan *
             out[l] = fit_stochastic(p->r, (double)a[l] * (double)b[l] + (double)c[l], word[l]);
         return out;
     }
-    const RV up = fma_vector_f32(a, b, c); /* the register is set upward, but for TOWARD_ZERO */
+    const RV up = fma_vector_f32(a, b, c); /* the register is set upward, but where the hardware rounds by itself */
+    if (mode == NEAREST && p->mask == 0) return up;
     if (mode == TOWARD_ZERO) return reduced_select((RI)(up == up), (RV)((RI)up & ~mask), up);
     if (mode == NEAREST) {
         const RV down = (RV)((RI)fma_vector_f32((RV)((RI)a ^ sign), b, (RV)((RI)c ^ sign)) ^ sign);
@@ -71,7 +72,7 @@ static inline __attribute__((always_inline)) void reduced_tile(const reduced_pla
     if (p->bias) bias = *(const RV *)(p->bias + channel);
 #define REDUCED_ADD(a, b, index) reduced_fma(p, mode, a, one, b, reduced_draw(p, mode, index, element[i]), index)
     for (int64_t t = 0, s = 0; s < c->segments; ++s) {
-        for (int i = 0; i < tile; ++i) chain[i] = (RV){0};
+        for (int i = 0; i < tile; ++i) chain[i] = s == 0 && c->bias_first == START ? bias : (RV){0};
         for (const int64_t start = t, end = c->segment_end[s]; t < end; ++t) {
             const RV w = *(const RV *)(weight + t * REDUCED_LANES);
             const float *x = input + p->offset[t];
@@ -82,7 +83,7 @@ static inline __attribute__((always_inline)) void reduced_tile(const reduced_pla
         }
         for (int i = 0; i < tile; ++i)
             if (s > 0) total[i] = REDUCED_ADD(total[i], chain[i], c->terms + s);
-            else total[i] = c->bias_first ? REDUCED_ADD(bias, chain[i], c->terms) : chain[i];
+            else total[i] = c->bias_first == FIRST ? REDUCED_ADD(bias, chain[i], c->terms) : chain[i];
     }
     for (int i = 0; i < tile; ++i) {
         if (p->bias && !c->bias_first) total[i] = REDUCED_ADD(total[i], bias, c->terms + c->segments);
@@ -152,11 +153,12 @@ static int convolve_reduced(const rounding *r, const convolution_call *c) {
         }
         const reduced_plan p = {r, c, block, offset, weight, c->bias ? bias : NULL, c->stride[2], voxels,
                                 (1u << (24 - r->precision)) - 1};
-        const int direction = r->mode == TOWARD_ZERO ? TOWARD_ZERO : r->mode == NEARNESS ? NEAREST : UPWARD;
+        const int by_hardware = r->mode == TOWARD_ZERO || r->mode == NEARNESS || (r->mode == NEAREST && p.mask == 0);
+        const int direction = by_hardware ? r->mode : UPWARD;
 #pragma omp parallel num_threads(r->threads)
         {
             const control saved = control_get();
-            control_set(control_with(saved, direction, 0));
+            control_set(control_with(saved, direction, r->flush));
 #pragma omp for schedule(dynamic, 2)
             for (int64_t item = 0; item < c->batch * c->size_out[0] * c->size_out[1]; ++item) {
                 const int64_t y = item % c->size_out[1], z = item / c->size_out[1] % c->size_out[0];

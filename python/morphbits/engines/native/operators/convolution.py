@@ -8,7 +8,8 @@ product of matrices, which gives the gradient of the weight.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import gcd, prod
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from morphbits.engines.native import accumulation as orders
-from morphbits.engines.native import sums
+from morphbits.engines.native import probe, sums
 from morphbits.engines.native.arithmetic import Hand
 from morphbits.engines.native.library import convolution, convolution_size, rounded
 from morphbits.engines.native.rules import check, refused, rule
@@ -76,7 +77,7 @@ def operations(
     for d in range(3):
         axis = (shape_in[2 + d], size[d], shape_weight[2 + d])
         products *= _inside(*axis, g.stride[d], g.padding[d], g.dilation[d])
-    additions = len(terms.segment_end) - 1 + bias
+    additions = len(terms.segment_end) - 1 + (bias and not terms.bias_starts)
     return products + additions * shape_in[0] * shape_weight[0] * prod(size)
 
 
@@ -87,15 +88,17 @@ def _forward(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     geometry: _Geometry,
+    terms: orders.Terms | None = None,
 ) -> torch.Tensor:
-    """The convolution of (B, C, X, Y, Z); each group is an operator of its own."""
+    """The convolution of (B, C, X, Y, Z), added in the order `terms` or else in that of the mode;
+    each group is an operator of its own."""
     g = geometry
     if g.groups > 1:
         one = replace(g, groups=1)
         biases = [None] * g.groups if bias is None else bias.chunk(g.groups)
         parts = zip(x.chunk(g.groups, 1), weight.chunk(g.groups), biases, strict=True)
         return torch.cat([_forward(mode, name, *part, one) for part in parts], 1)
-    terms = orders.terms(mode.accumulation, prod(weight.shape[2:]), weight.shape[1])
+    terms = terms or mode.order(name, prod(weight.shape[2:]), weight.shape[1])
     count = operations(x.shape, weight.shape, g, terms, bias is not None)
     rounding = mode.next_rounding(name, count, accumulates=True)
     if bias is not None:
@@ -140,7 +143,7 @@ def _input_gradient(
             part = F.pad(part, (0, 0) * (2 - d) + (0, axis.extra))
             kernel = kernel.index_select(2 + d, torch.tensor(axis.taps))
             products *= axis.products
-        terms = orders.terms(mode.accumulation, prod(kernel.shape[2:]), kernel.shape[1])
+        terms = mode.order(name, prod(kernel.shape[2:]), kernel.shape[1])
         count = prod(axis.count for axis in found) * out.shape[0] * out.shape[1]
         rounding = mode.next_rounding(name, products + (len(terms.segment_end) - 1) * count)
         steps, pads, spreads = (1, 1, 1), [a.padding for a in found], [a.spread for a in found]
@@ -286,8 +289,8 @@ def _check(
 
 @rule(
     "convolution",
-    "`accumulation`: sequential, direct or blocked:K, bias last (direct: first); transposed: as "
-    "the gradient of the input",
+    "`accumulation`: sequential, direct, blocked:K, bias last (direct: first), or probe: torch's "
+    "own, read off it; transposed: as the gradient of the input",
 )
 def _convolution(
     mode: RandomRounding,
@@ -301,7 +304,10 @@ def _convolution(
     transposed: bool,
     output_padding: Sequence[int],
     groups: int,
+    own: Callable[..., torch.Tensor] | None = None,
 ) -> torch.Tensor:
+    """`own`: the framework's kernel, a function of image, weight and bias, if it is not `func`'s
+    with these settings."""
     dims = weight.dim() - 2
     g = _three(dims, stride, padding, dilation, groups)
     given = (x, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
@@ -309,7 +315,14 @@ def _convolution(
     name = func.overloadpacket.__name__
     x3, w3 = _widen(x), _widen(weight)
     if not transposed:
-        out = _forward(mode, name, x3, w3, bias, g)
+        terms = None
+        if mode.accumulation == "probe" and groups == 1:
+            kernel = own or (lambda *tensors: func(*tensors, *given[3:]))
+            steps = probe.Steps(*(v[3 - dims :] for v in (g.stride, g.padding, g.dilation)))
+            found = probe.order(kernel, x, weight, bias, steps, mode.threads)
+            mode.statistics.orders[f"{name} {found.layer}"] = found.words
+            terms = found.terms
+        out = _forward(mode, name, x3, w3, bias, g, terms)
     else:
         more = _three(dims, stride, output_padding, dilation, 1).padding
         size = [
@@ -346,9 +359,14 @@ def _mkldnn_convolution(
     groups: int,
 ) -> torch.Tensor:
     plain = torch.ops.aten.convolution.default
-    return _convolution(
-        mode, plain, x, weight, bias, stride, padding, dilation, False, (0,), groups
-    )
+    given = (stride, padding, dilation, False, (0,), groups)
+    own = functools.partial(_call_mkldnn, func, padding, stride, dilation, groups)
+    return _convolution(mode, plain, x, weight, bias, *given, own)
+
+
+def _call_mkldnn(func: Any, *given: Any) -> torch.Tensor:
+    settings, tensors = given[:4], given[4:]
+    return func(*tensors, *settings)
 
 
 @rule(

@@ -1,0 +1,183 @@
+"""Orders of sums read off a kernel: known ones are recovered, torch's own are proven by bytes."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from exact_replay import same_bytes
+
+from morphbits.engines.native import library, probe, random_rounding
+from morphbits.engines.native.accumulation import Terms, terms
+from morphbits.engines.native.library import MODES, Rounding, available_variants
+from morphbits.models.synthmorph_torch import init_model
+from morphbits.models.weights import Architecture
+
+STEPS = probe.Steps((1,) * 3, (1,) * 3, (1,) * 3)
+
+
+def kernel(order: Terms, steps: probe.Steps = STEPS) -> probe.Convolve:
+    """A convolution that adds in a known order: the engine's own, to nearest."""
+
+    def convolve(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
+        lifted = [probe._widen(v) for v in (x, w)]
+        out = library.convolution(Rounding("nearest"), *lifted, b, *steps.widened(), order)
+        return out.reshape(*out.shape[:2], *out.shape[5 - len(steps.stride) :])
+
+    return convolve
+
+
+def layer(
+    channels: int, out: int, size: tuple[int, ...], taps: int = 3
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(channels)
+    weight = torch.randn(out, channels, *(taps,) * len(size))
+    return torch.randn(1, channels, *size), weight, torch.randn(out)
+
+
+@pytest.fixture(autouse=True)
+def forget() -> None:
+    probe._found.clear()
+
+
+@pytest.mark.parametrize("name", ["sequential", "direct", "blocked:7", "blocked:192", "start"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("size", [(9, 9, 9), (3, 3, 4)])  # many places for pairs, and one
+def test_a_known_order_is_recovered(name: str, bias: bool, size: tuple[int, ...]) -> None:
+    x, w, b = layer(19, 5, size)
+    known = terms("sequential" if name == "start" else name, 27, 19)
+    if name == "start":
+        known = Terms(known.tap, known.channel, known.segment_end, bias_starts=True)
+    found = probe.order(kernel(known), x, w, b if bias else None, STEPS, threads=2)
+    assert found.proven
+    assert "the same bytes" in found.words
+    for part in ("tap", "channel", "segment_end"):
+        assert np.array_equal(getattr(found.terms, part), getattr(known, part)), part
+    if bias and name in ("direct", "start"):
+        assert (found.terms.bias_first, found.terms.bias_starts) == (
+            known.bias_first,
+            known.bias_starts,
+        )
+
+
+def test_any_order_of_the_terms_is_recovered() -> None:
+    """Terms in no order at all, in chains of no one length."""
+    generator = np.random.default_rng(5)
+    for ends in ([81], [30, 33, 81], [41, 80, 81]):
+        channel, tap = np.divmod(generator.permutation(27 * 3), 27)
+        tap, channel = np.ascontiguousarray(tap), np.ascontiguousarray(channel)
+        known = Terms(tap, channel, np.array(ends))
+        x, w, b = layer(3, 4, (6, 5, 7))
+        found = probe.order(kernel(known), x, w, b, STEPS, threads=1)
+        assert found.proven, found.words
+        probe._found.clear()
+
+
+@pytest.mark.parametrize(
+    "size, taps, steps",
+    [
+        ((12,), 3, probe.Steps((2,), (1,), (1,))),
+        ((9, 8), 2, probe.Steps((1, 2), (0, 1), (2, 1))),
+        ((7, 7, 7), 1, probe.Steps((1,) * 3, (0,) * 3, (1,) * 3)),
+        ((7, 8, 9), 3, probe.Steps((2, 1, 1), (1, 1, 2), (1, 1, 2))),
+    ],
+)
+def test_every_geometry(size: tuple[int, ...], taps: int, steps: probe.Steps) -> None:
+    x, w, b = layer(4, 3, size, taps)
+    known = terms("blocked:5", taps ** len(size), 4)
+    found = probe.order(kernel(known, steps), x, w, b, steps, threads=1)
+    assert found.proven and np.array_equal(found.terms.segment_end, known.segment_end)
+
+
+def test_what_cannot_be_read_is_said() -> None:
+    x, w, b = layer(2, 3, (5, 5, 5))
+
+    def pairwise(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
+        """Sums of four chains, added in pairs."""
+        quarters = torch.zeros(4, 27)
+        for k in range(27):
+            quarters[k % 4, k] = 1
+        parts = []
+        for one in quarters.view(4, 1, 1, 3, 3, 3):
+            order = terms("sequential", 27, 2)
+            parts.append(kernel(order)(x, w * one, None))
+        return (parts[0] + parts[1]) + (parts[2] + parts[3]) + b.view(-1, 1, 1, 1)
+
+    found = probe.order(pairwise, x, w, b, STEPS, threads=1)
+    assert not found.proven and "not read (its tree of sums is none of chains" in found.words
+    in_double = probe.order(
+        lambda x, w, b: torch.conv3d(x.double(), w.double(), b.double(), padding=1).float(),
+        *(torch.randn(1, 2, 5, 5, 6), w, b, STEPS),
+        threads=1,
+    )  # the masks swallow in float64 too; its products are not rounded to float32
+    assert not in_double.proven and "of values the same" in in_double.words
+    tiny = probe.order(kernel(terms("direct", 27, 2)), x[..., :2], w, b, STEPS, threads=1)
+    assert not tiny.proven and "all its products inside" in tiny.words
+
+
+def test_a_chain_that_starts_from_the_bias(dtype: torch.dtype) -> None:
+    """Every variant has the bytes of the naive kernel; to nearest, those of a loop of fused
+    multiply-adds, which float64 holds for float32 but for one last rounding."""
+    x, w, b = (v.to(dtype) for v in layer(17, 18, (3, 4, 9)))
+    known = terms("blocked:100", 27, 17)
+    start = Terms(known.tap, known.channel, known.segment_end, bias_starts=True)
+    for mode, flush in product(MODES, (False, True)):
+        found = [
+            library.convolution(
+                Rounding(mode, flush, key=4, variant=variant), x, w, b, *STEPS.widened(), start
+            )
+            for variant in ("naive", *available_variants())
+        ]
+        assert all(same_bytes(one, found[0]) for one in found), (mode, flush)
+        without = library.convolution(
+            Rounding(mode, flush, key=4), x, w, None, *STEPS.widened(), start
+        )
+        plain = library.convolution(
+            Rounding(mode, flush, key=4), x, w, None, *STEPS.widened(), known
+        )
+        assert same_bytes(without, plain)
+    one = torch.tensor([1.0]).view(1, 1, 1, 1, 1)
+    bias = torch.tensor([2.0**-24])  # swallowed by a chain from zero, not by one it starts
+    order = Terms(np.zeros(1, np.int64), np.zeros(1, np.int64), np.array([1]), bias_starts=True)
+    up = library.convolution(
+        Rounding("upward"), one, one, bias, (1,) * 3, (0,) * 3, (1,) * 3, order
+    )
+    assert up.item() == 1 + 2.0**-23
+
+
+def test_torchs_own_orders_give_torchs_bytes() -> None:
+    """Layer by layer of a network: what differs in a sample is the roundings alone. Few output
+    channels of a small image are added by a kernel that rounds products by themselves."""
+    model = init_model(Architecture((16, 16), (16, 16, 16), 2), seed=1, flow_std=0.5)
+    images = torch.rand(2, 1, 1, 24, 32, 24, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        with random_rounding("nearest", accumulation="probe") as stats:
+            found = model(*images)
+        plain = model(*images)
+        with random_rounding("random", accumulation="probe", seed=1):
+            perturbed = model(*images)
+        proven = {layer for layer, words in stats.orders.items() if "the same bytes" in words}
+        for x, layer in zip(torch.rand(9, 1, 32, 12, 16, 12), (16, 17, 32), strict=False):
+            w = torch.randn(layer, 32, 3, 3, 3)
+            with random_rounding("nearest", accumulation="probe") as one:
+                ours = torch.conv3d(x, w, padding=1)
+            (words,) = one.orders.values()
+            assert same_bytes(ours, torch.conv3d(x, w, padding=1)) == ("same bytes" in words)
+    unread = {words for layer, words in stats.orders.items() if layer not in proven}
+    assert len(stats.orders) == 5
+    if "avx512" in available_variants():
+        assert all("rounds products" in words for words in unread), stats.orders
+        assert len(proven) >= 4
+    for one, other, moved in zip(found, plain, perturbed, strict=True):
+        assert same_bytes(one, other) or unread
+        assert not torch.equal(moved, other)
+
+
+def test_what_is_not_probed_is_said() -> None:
+    x, w, _ = layer(4, 4, (6, 6, 6))
+    with torch.no_grad(), random_rounding("nearest", accumulation="probe") as stats:
+        torch.conv3d(x, w[:, :2], padding=1, groups=2)
+        torch.conv_transpose3d(x, w)
+    assert set(stats.orders.values()) == {"not probed: one chain"}
