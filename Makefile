@@ -75,6 +75,22 @@ train-ddp: $(stamp) ## train in NPROC processes; on several machines with NNODES
 training-stability: $(stamp) ## train RUNS times each with nothing, seeds, data or roundings varied; a report
 	$(venv) python/training_stability.py $(call options,EXPERIMENT RUNS EPOCHS STEPS BATCH SEED THREADS JOBS RESULTS)
 
+.PHONY: layers
+layers: $(stamp) ## which stage of the network costs how many bits, in one SUBJECT (EXPERIMENT, NOTES)
+	$(layers) stages $(layer_options)
+
+.PHONY: precision
+precision: $(stamp) ## at how many bits of each result the registration breaks; float16, bfloat16, tf32
+	$(layers) precision $(layer_options)
+
+.PHONY: orders
+orders: $(stamp) ## what the order of the sums in convolutions moves, against perturbation
+	$(layers) orders $(layer_options)
+
+layers = PYTHONPATH=python $(venv) python/layers.py
+layer_options = $(call options,SUBJECT RUNS MODE DATASET SIZE MODEL EXPERIMENT SEED THREADS ACCUMULATION SUBNORMALS ALIGN \
+	DATA RESULTS) $(call flag,NOTES)
+
 ##@ Image with Verrou
 CONTAINER ?=     ## docker or podman (default: docker)
 VERROU ?=        ## current or study: which Verrou the image holds (default: current)
@@ -190,7 +206,7 @@ EXPERIMENT ?=    ## name of the folder below results/
 SEED ?=          ## first seed
 JOBS ?=          ## samples at a time
 THREADS ?=       ## threads of each sample
-ACCUMULATION ?=  ## order of sums in a convolution: sequential, direct or blocked:K
+ACCUMULATION ?=  ## order of sums in a convolution: sequential, direct, blocked:K or probe
 PRECISION ?=     ## bits of each result, 2 to 24, or float16, bfloat16, tf32
 PERTURB ?=       ## all, only:STAGE or except:STAGE of the network (encoder-1, flow, integration, …)
 SUBNORMALS ?=    ## keep or flush
@@ -208,6 +224,8 @@ TASK_SAMPLES ?=  ## Slurm: samples of one task (default: ten minutes' worth)
 WAIT ?=          ## Slurm: 0 returns when they are submitted; the same command again collects
 DRY_RUN ?=       ## 1 lists what would run
 YES ?=           ## 1 starts even what takes more than two hours
+SUBJECT ?=       ## layers, precision, orders: number of the subject (default: 1)
+NOTES ?=         ## layers, precision, orders: 1 writes the tables to notes/benchmarks/ as well
 AGAIN ?=         ## verify: how many samples to make again (default: 2)
 ##@ Variables of corr, preprocess and paper
 SOURCE ?=        ## where CoRR is cloned from: a mirror or a local copy (default: ///corr/RawDataBIDS)
