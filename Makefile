@@ -27,7 +27,7 @@ pytest := cd python && ../$(venv) -m pytest -q -n 2 --dist loadfile --no-loadsco
 inference: $(stamp) ## register SUBJECTS x RUNS samples, then significance and the report
 	$(venv) python/run_matrix.py $(call options,SUBJECTS RUNS ENGINE MODE DATASET SIZE MODEL EXPERIMENT SEED JOBS THREADS \
 		ACCUMULATION PRECISION PERTURB SUBNORMALS REGION LIBM ONEDNN ALIGN FRAMEWORK DATA RESULTS \
-		EXECUTOR SLURM_OPTIONS SLURM_CONTAINER TASK_SAMPLES) $(call off,WAIT) $(call flag,DRY_RUN) $(call flag,YES)
+		EXECUTOR SLURM_OPTIONS SLURM_CONTAINER TASK_SAMPLES) $(call off,WAIT) $(call flag,CROP) $(call flag,DRY_RUN) $(call flag,YES)
 
 .PHONY: paper
 paper: $(stamp) ## the study: CoRR, preprocessing, 35 x 10 samples, comparison (ENGINE, ROUTE, DRY_RUN)
@@ -214,6 +214,7 @@ REGION ?=        ## what Verrou perturbs: registration, or process
 LIBM ?=          ## Verrou: perturbed, or excluded
 ONEDNN ?=        ## TensorFlow's kernels: on (oneDNN's) or off
 ALIGN ?=         ## how images meet: header, centre or auto
+CROP ?=          ## 1 leaves out the borders where both images are empty
 FRAMEWORK ?=     ## torch or tensorflow
 DATA ?=          ## folder of the datasets
 RESULTS ?=       ## folder of the experiments

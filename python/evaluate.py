@@ -2,10 +2,11 @@
 
     python python/evaluate.py --pairs pairs.csv --measure dice --output dice.csv
 
-pairs.csv has a line for each pair: `a,b` are two label maps on one grid (dice, surface), or a
-warp and the true warp (warp; a third column, `mask`, names the label map whose non-zero voxels
-count). Paths are relative to the list. One line comes out for each pair and label, in mm where
-not Dice. Label maps are brought onto the fixed grid by warp.py --labels.
+pairs.csv has a line for each pair: `a,b` are two label maps on one grid (dice; surface, the mean
+distance; hausdorff95, the 95 % Hausdorff distance), or a warp and the true warp (warp; a third
+column, `mask`, names the label map whose non-zero voxels count). Paths are relative to the list.
+One line comes out for each pair and label, in mm where not Dice. Label maps are brought onto the
+fixed grid by warp.py --labels.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from morphbits import images
 from morphbits.errors import UserError, run_cli
 from morphbits.stats import accuracy
 
-MEASURES = ("dice", "surface", "warp")
+MEASURES = ("dice", "surface", "hausdorff95", "warp")
 
 
 def evaluate(measure: str, pair: dict[str, Path]) -> dict[str, float]:
@@ -35,7 +36,8 @@ def evaluate(measure: str, pair: dict[str, Path]) -> dict[str, float]:
     if measure == "dice":
         values = accuracy.dice(a.data, b.data)
     else:
-        values = accuracy.surface_distance(a.data, b.data, a.voxel_sizes)
+        found = accuracy.surface_distance(a.data, b.data, a.voxel_sizes)
+        values = {k: d.mean if measure == "surface" else d.p95 for k, d in found.items()}
     return {str(label): value for label, value in values.items()}
 
 

@@ -56,6 +56,20 @@ def test_the_network_sees_the_prepared_pair_and_the_result_is_on_the_fixed_grid(
     assert np.abs(result.warp_XYZV).max() > 0.1
 
 
+def test_a_cropped_registration_comes_back_on_the_fixed_grid(
+    model: Path, pair: tuple[Image, Image]
+) -> None:
+    wide = [Image(np.pad(image.data, 24), image.affine) for image in pair]
+    whole, cropped = (
+        registration.register(wide[0], wide[1], model, RegisterConfig(crop=crop))
+        for crop in (False, True)
+    )
+    assert cropped.moved_XYZ.shape == whole.moved_XYZ.shape == wide[0].data.shape
+    assert any("cropped" in step for step in cropped.record["steps"])
+    own = registration.register(*pair, model, RegisterConfig())  # the same window, exactly
+    assert np.array_equal(cropped.moved_XYZ[24:-24, 24:-24, 24:-24], own.moved_XYZ)
+
+
 def test_what_happened_is_recorded(model: Path, pair: tuple[Image, Image]) -> None:
     record = registration.register(*pair, model, RegisterConfig()).record
     assert record["operations"] == 0 and record["operators"] == {}

@@ -16,7 +16,7 @@ one glob.
     data/corr-preprocessed/                    CoRR by the open route, ready to register
         sub-X/ses-N/anat/sub-X_ses-N_space-MNI152_desc-norm_T1w.nii.gz
         derivatives/open/
-            sub-X/ses-N/anat/sub-X_ses-N_{dseg.nii.gz,desc-quality_T1w.json}
+            sub-X/ses-N/anat/sub-X_ses-N_{dseg.nii.gz,desc-quality_T1w.json,desc-quality_T1w.png}
             tpl-MNI152/tpl-MNI152_{T1w,dseg}.nii.gz                fixed image and its tissues
     data/corr-freesurfer/                      CoRR by the study's route, laid out alike
         sub-X/ses-N/anat/sub-X_ses-N_desc-norm_T1w.nii.gz    conformed axes, not moved to MNI305
@@ -231,6 +231,11 @@ def study_fixed_image(data: Path) -> Path:
 def quality_json(truth: Path, subject: Subject) -> Path:
     """What preprocessing measured of a subject, also of one that it excluded."""
     return truth / subject.anat / subject.file("T1w", ".json", desc="quality")
+
+
+def quality_picture(truth: Path, subject: Subject) -> Path:
+    """Slices of a subject on the template, to be looked at."""
+    return truth / subject.anat / subject.file("T1w", ".png", desc="quality")
 
 
 def corr_raw(data: Path) -> Path:

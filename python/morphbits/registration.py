@@ -45,7 +45,7 @@ def register(
     unperturbed. ``prepared`` may hand over what `images.prepare` gave for this very pair.
     """
     engine = engines.get(config.engine)
-    prepared = prepared or prepare(moving, fixed, config.align)
+    prepared = prepared or prepare(moving, fixed, config.align, config.crop)
     check_memory(model, int(prepared.fixed.size), config.engine)
     compute = _tensorflow if config.framework == "tensorflow" else _torch
     moved_XYZ, warp_XYZV, counts, seconds = compute(engine, prepared, model, config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib.image
 import numpy as np
 import pytest
 from corr_standin import LABELS, head, rows, write_table
@@ -91,6 +92,10 @@ def test_failures_are_reported_and_left_out_and_a_second_run_does_nothing(
     table = (dataset.root / "derivatives/open/quality.tsv").read_text().splitlines()
     assert len(table) == 4 and table[1].endswith("n/a")
     fixed = images.load(dataset.fixed())
+    for scan in scans:
+        picture = bids.quality_picture(dataset.root / "derivatives/open", scan.subject)
+        seen = (np.asarray(matplotlib.image.imread(picture))[..., :3] > 0.1).any(axis=-1)
+        assert 0.05 < seen.mean() < 0.9, "also of what is left out"
     for subject in dataset.subjects():
         assert images.same_grid(images.load(dataset.moving(subject)), fixed)
         labels = dataset.moving_labels(subject)

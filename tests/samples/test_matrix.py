@@ -117,6 +117,7 @@ def test_the_hash_is_of_canonical_json() -> None:
         {"perturb": "only:flow"},
         {"seed": 2},
         {"align": "centre"},
+        {"crop": True},
     ],
 )
 def test_what_changes_bytes_changes_the_hash(native: RegisterConfig, change: Any) -> None:
@@ -246,6 +247,7 @@ def test_default_names_of_different_experiments_differ(toy: Toy) -> None:
         {"accumulation": "blocked:192"},
         {"subnormals": "flush"},
         {"align": "centre"},
+        {"crop": True},
         {"seed": 2},
         {"model": Path("other.h5")},
         {"engine": "ieee", "framework": "tensorflow"},
@@ -278,7 +280,7 @@ def test_auto_engine_is_verrou_where_it_is_and_says_why(
 def test_named_experiments_are_valid_and_the_command_line_goes_first() -> None:
     files = experiment.NAMED_EXPERIMENTS.glob("*.toml")
     names = [path.stem for path in files if not path.stem.startswith("train-")]
-    assert {"smoke", "paper", "paper-inference", "paper-native"} <= set(names)
+    assert {"smoke", "paper", "phantom-full-size", "paper-native"} <= set(names)
     for name in names:
         settings, _ = experiment.from_options(argparse.Namespace(experiment=name, seed=77))
         assert settings.seed == 77

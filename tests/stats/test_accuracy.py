@@ -33,14 +33,18 @@ def test_surface_distance_of_known_shapes() -> None:
     shape = (20, 20, 20)
     plane_a, plane_b = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     plane_a[5], plane_b[8] = 1, 1
+    both = accuracy.SurfaceDistance
     # parallel planes: 3 voxels of 2 mm apart everywhere, in both directions
-    assert accuracy.surface_distance(plane_a, plane_b, (2, 1, 1)) == {1: 6.0}
-    assert accuracy.surface_distance(plane_a, plane_a, (2, 1, 1)) == {1: 0.0}
+    assert accuracy.surface_distance(plane_a, plane_b, (2, 1, 1)) == {1: both(6, 6)}
+    assert accuracy.surface_distance(plane_a, plane_a, (2, 1, 1)) == {1: both(0, 0)}
     point_a, point_b = cube(shape, (3, 4, 5), 1), cube(shape, (6, 8, 5), 1)
-    assert accuracy.surface_distance(point_a, point_b, (1, 1, 1)) == {1: 5.0}
+    assert accuracy.surface_distance(point_a, point_b, (1, 1, 1)) == {1: both(5, 5)}
     # asymmetric: one voxel against two, of which one is the same and the other 4 mm away
     two = point_a + cube(shape, (3, 8, 5), 1)
-    assert accuracy.surface_distance(point_a, two, (1, 1, 1)) == {1: pytest.approx(4 / 3)}
+    one_sided = accuracy.surface_distance(point_a, two, (1, 1, 1))[1]
+    assert one_sided.mean == pytest.approx(4 / 3)
+    # from the one voxel 0, from the two 0 and 4: their 95th percentile, interpolated, is 3.8
+    assert one_sided.p95 == pytest.approx(3.8)
     # only the surface counts: a solid cube of 5 and the same cube with a hollow centre voxel
     # differ by the hollow's six neighbours, which become surface, each 1 voxel inside the other's
     solid = cube(shape, (5, 5, 5), 5)
@@ -48,9 +52,9 @@ def test_surface_distance_of_known_shapes() -> None:
     hollow[7, 7, 7] = 0
     surface = 125 - 27
     expected = 6 * 1 / (surface + surface + 6)
-    assert accuracy.surface_distance(solid, hollow, (1, 1, 1))[1] == pytest.approx(expected)
+    assert accuracy.surface_distance(solid, hollow, (1, 1, 1))[1].mean == pytest.approx(expected)
     missing = accuracy.surface_distance(point_a, np.zeros(shape, np.int32), (1, 1, 1))
-    assert math.isnan(missing[1])
+    assert math.isnan(missing[1].mean) and math.isnan(missing[1].p95)
 
 
 def test_warp_error_is_in_millimetres_inside_the_mask() -> None:

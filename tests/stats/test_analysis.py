@@ -128,6 +128,8 @@ def test_accuracy_of_a_known_warp(made: tuple[Path, Dataset]) -> None:
         if row["subject"] == "sub-001"
     }
     assert rows["dice", "WM"]["before"] == 1 > rows["dice", "WM"]["after"] > 0.5
+    for measure in ("surface", "surface_p95"):  # mm, voxels of 2
+        assert rows[measure, "WM"]["before"] == 0 < rows[measure, "WM"]["after"] < 4
     unit = bids.sample_folder(results, NAME, "ieee", SUBJECT)
     warp_XYZV = images.load_warp(bids.warp_path(unit, SUBJECT, dataset.space)).data
     brain = images.load_labels(dataset.fixed_labels()).data > 0  # type: ignore[arg-type]

@@ -53,7 +53,7 @@ def order(config: Arithmetic) -> str:
 
 
 def version() -> str:
-    """Hash of the kernels' sources."""
-    from morphbits.engines.native import kernel_version
+    """Hash of the engine's sources, C and Python."""
+    from morphbits.engines.native import engine_version
 
-    return str(kernel_version())
+    return str(engine_version())

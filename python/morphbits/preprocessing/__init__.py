@@ -23,7 +23,7 @@ from morphbits import bids, images
 from morphbits.bids import Dataset
 from morphbits.datasets.corr_table import Scan
 from morphbits.errors import UserError
-from morphbits.preprocessing import freesurfer, open_route
+from morphbits.preprocessing import freesurfer, open_route, picture
 
 ROUTES = ("open", "freesurfer")
 RECIPE = 1  # raised whenever the bytes of a preprocessed image change
@@ -108,6 +108,9 @@ def _one(
             image, affine = brain.image, open_route.target(size).affine
             quality, excluded = brain.quality, judge(brain.quality)
             images.save(bids.labels_in(dataset.truth, scan.subject), brain.labels, affine)
+            goal = open_route.target(size)
+            shown = picture.png(image, brain.labels, goal.image, goal.brain, affine)
+            images.write_atomically(bids.quality_picture(dataset.truth, scan.subject), shown)
         else:
             norm = tool.norm(raw, scan.subject.entities, bids.recon_all_folder(data))
             cropped = freesurfer.cropped_and_normalized(norm)

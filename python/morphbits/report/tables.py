@@ -235,6 +235,8 @@ def repeatability(experiment: Experiment) -> Table:
 
 _MEASURES = {
     "dice": ("Dice {tissue}", 3),
+    "surface": ("distance of surfaces, mm ({tissue})", 2),
+    "surface_p95": ("distance of surfaces, mm, 95 % ({tissue})", 2),
     "warp_error": ("distance to the true warp, mm ({tissue})", 2),
     "warp_error_p95": ("distance to the true warp, mm, 95 % ({tissue})", 2),
     "folding": ("folding, % of voxels ({tissue})", 3),

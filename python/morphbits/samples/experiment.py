@@ -89,6 +89,7 @@ def default_name(settings: ExperimentConfig, dataset: Dataset) -> str:
         "libm": f"libm-{settings.libm}",
         "onednn": f"onednn-{settings.onednn}",
         "seed": f"seed-{settings.seed}",
+        "crop": "crop",
     }
     words = [
         settings.engine,

@@ -101,6 +101,8 @@ def configuration(config: RegisterConfig, inputs: Mapping[str, str]) -> dict[str
             chosen["seed"] = config.seed
     if config.framework == "tensorflow":
         chosen |= {"plain": config.plain, "onednn": config.onednn}
+    if config.crop:
+        chosen["crop"] = True
     chosen = dict(sorted(chosen.items()))
     return {**chosen, "hash": configuration_hash(chosen)}
 

@@ -64,7 +64,7 @@ def run_unit(unit: Unit) -> dict[str, Any]:
     experiment_folder = unit.folder.parent.parent
     with staging(experiment_folder) as partial:
         moving, fixed = _load(unit.moving), _load(unit.fixed)
-        prepared = _prepare(unit.moving, unit.fixed, unit.config.align)
+        prepared = _prepare(unit.moving, unit.fixed, unit.config.align, unit.config.crop)
         result = register(moving, fixed, unit.model, unit.config, prepared)
         folder = partial / "unit"
         outputs = save_result(result, **unit_outputs(unit, folder))
@@ -91,8 +91,8 @@ def _load(path: Path) -> images.Image:
 
 
 @functools.lru_cache(maxsize=1)
-def _prepare(moving: Path, fixed: Path, align: str) -> images.Prepared:
-    return images.prepare(_load(moving), _load(fixed), align)
+def _prepare(moving: Path, fixed: Path, align: str, crop: bool) -> images.Prepared:
+    return images.prepare(_load(moving), _load(fixed), align, crop)
 
 
 def probe(unit: Unit, voxels: int) -> dict[str, float]:

@@ -6,6 +6,7 @@ in voxels of the fixed grid: moved(x) = moving(x + warp(x)).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -34,18 +35,27 @@ def dice(a: Labels, b: Labels, labels: Iterable[int] | None = None) -> dict[int,
     return result
 
 
+@dataclass(frozen=True)
+class SurfaceDistance:
+    """Between the surfaces of two structures, in mm; NaN where one of them is empty."""
+
+    mean: float
+    p95: float
+
+
 def surface_distance(
     a: Labels,
     b: Labels,
     voxel_sizes: Iterable[float],
     labels: Iterable[int] | None = None,
-) -> dict[int, float]:
-    """Average symmetric surface distance of each label, in mm.
+) -> dict[int, SurfaceDistance]:
+    """Average symmetric surface distance and 95 % Hausdorff distance of each label, in mm.
 
-    The mean, over the surface voxels of both structures, of the distance to the nearest surface
-    voxel of the other (Heimann et al. 2009, doi:10.1109/TMI.2009.2013851, section IV-B2). A
-    surface voxel has at least one of its six neighbours outside the structure. NaN where a map
-    lacks the label.
+    mean: over the surface voxels of both structures, of the distance to the nearest surface voxel
+    of the other (Heimann et al. 2009, doi:10.1109/TMI.2009.2013851, section IV-B2). p95: the 95th
+    percentile of these distances from one surface to the other, the larger of both directions
+    (after Huttenlocher et al. 1993, doi:10.1109/34.232073). A surface voxel has at least one of
+    its six neighbours outside the structure.
     """
     sampling = [float(size) for size in voxel_sizes]
     result = {}
@@ -55,11 +65,12 @@ def surface_distance(
         box = found[0] if found else (slice(0, 0),) * 3
         surfaces = [_surface(labels_in_box == label) for labels_in_box in (a[box], b[box])]
         if not all(surface.any() for surface in surfaces):
-            result[label] = float("nan")
+            result[label] = SurfaceDistance(math.nan, math.nan)
             continue
         to_a, to_b = (ndimage.distance_transform_edt(~s, sampling=sampling) for s in surfaces)
-        distances = np.concatenate([to_b[surfaces[0]], to_a[surfaces[1]]])
-        result[label] = float(distances.mean())
+        both = to_b[surfaces[0]], to_a[surfaces[1]]
+        p95 = max(np.quantile(distances, 0.95) for distances in both)
+        result[label] = SurfaceDistance(float(np.concatenate(both).mean()), float(p95))
     return result
 
 

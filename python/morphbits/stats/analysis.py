@@ -228,8 +228,9 @@ def accuracy_rows(
 ) -> list[Row]:
     """How good a warp is by what the dataset knows, beside a warp of zeros (before).
 
-    measure: dice; warp_error and warp_error_p95, distance to the true warp in mm; folding, % of
-    voxels whose Jacobian determinant is not positive.
+    measure: dice; surface and surface_p95, distance of a tissue's surfaces in mm (not for one
+    that a map lacks); warp_error and warp_error_p95, distance to the true warp in mm; folding, %
+    of voxels whose Jacobian determinant is not positive.
     """
     zeros = replace(warp, data=np.zeros_like(warp.data))
     pair = {"before": zeros, "after": warp}
@@ -245,13 +246,18 @@ def accuracy_rows(
         labels = images.load_labels(moving_labels)
         labels = replace(labels, affine=np.linalg.inv(alignment) @ labels.affine)
         target_XYZ = images.load_labels(fixed_labels).data
-        found = {
-            when: accuracy.dice(accuracy.moved_labels(labels, one), target_XYZ)
-            for when, one in pair.items()
-        }
-        for label in found["after"]:
-            values = {when: dice[label] for when, dice in found.items() if label in dice}
-            add(TISSUES.get(label, f"label {label}"), "dice", values)
+        moved = {when: accuracy.moved_labels(labels, one) for when, one in pair.items()}
+        dice, surfaces = {}, {}
+        for when, moved_XYZ in moved.items():
+            dice[when] = accuracy.dice(moved_XYZ, target_XYZ)
+            surfaces[when] = accuracy.surface_distance(moved_XYZ, target_XYZ, fixed.voxel_sizes)
+        for label in dice["after"]:
+            tissue = TISSUES.get(label, f"label {label}")
+            add(tissue, "dice", {w: found[label] for w, found in dice.items() if label in found})
+            distances = {w: found[label] for w, found in surfaces.items() if label in found}
+            if len(distances) == 2 and all(np.isfinite(one.mean) for one in distances.values()):
+                add(tissue, "surface", {when: one.mean for when, one in distances.items()})
+                add(tissue, "surface_p95", {when: one.p95 for when, one in distances.items()})
     true_path = dataset.true_warp(subject)
     if true_path:
         true = images.load_warp(true_path).data

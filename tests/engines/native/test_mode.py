@@ -4,6 +4,7 @@ leaves behind."""
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -17,7 +18,14 @@ import torch
 import torch.nn.functional as F
 from exact_replay import same_bytes
 
-from morphbits.engines.native import kernel_version, library, mode, random_rounding, selftest
+from morphbits.engines.native import (
+    engine_version,
+    kernel_version,
+    library,
+    mode,
+    random_rounding,
+    selftest,
+)
 from morphbits.engines.native.library import MODES, control_register
 from morphbits.errors import UserError
 
@@ -307,10 +315,10 @@ def test_importing_needs_neither_tensorflow_nor_nibabel() -> None:
     assert _run(code + "; print('nibabel' in sys.modules)").split() == ["False", "False"]
 
 
-def _run(code: str, **environment: str) -> str:
+def _run(code: str, cwd: Path = PYTHON, **environment: str) -> str:
     return subprocess.run(
         [sys.executable, "-c", code],
-        cwd=PYTHON,
+        cwd=cwd,
         env={**os.environ, **environment},
         check=True,
         capture_output=True,
@@ -342,6 +350,19 @@ def test_torchs_compiler_is_not_loaded_and_where_it_is_stays_outside() -> None:
 
 def test_the_kernel_version_is_a_hash() -> None:
     assert len(kernel_version()) == 16 and int(kernel_version(), 16) >= 0
+
+
+def test_the_engines_version_is_of_its_python_too(tmp_path: Path) -> None:
+    package = Path(mode.__file__).parents[2]
+    shutil.copytree(package, tmp_path / "morphbits", ignore=shutil.ignore_patterns("_build"))
+    code = "from morphbits.engines.native import engine_version, kernel_version as k; "
+    code += "print(engine_version(), k())"
+    before = _run(code, PYTHONPATH=str(tmp_path), cwd=tmp_path).split()
+    with (tmp_path / "morphbits/engines/native/accumulation.py").open("a") as file:
+        file.write("_DIRECT_CHANNELS = 8\n")
+    after = _run(code, PYTHONPATH=str(tmp_path), cwd=tmp_path).split()
+    assert before == [engine_version(), kernel_version()]
+    assert after[0] != before[0] and after[1] == before[1]
 
 
 def test_a_key_per_operator_spreads() -> None:

@@ -42,6 +42,16 @@ def kernel_version() -> str:
     return digest.hexdigest()[:16]
 
 
+@cache
+def engine_version() -> str:
+    """A hash of everything that decides the engine's bytes: the kernels, and the Python beside
+    this file that chooses and orders them. The same on every machine."""
+    digest = hashlib.sha256(kernel_version().encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def library_path() -> Path:
     """Where the built library lies: beside this file, or in the user's cache if that is read-
     only."""
