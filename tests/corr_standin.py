@@ -78,13 +78,15 @@ def make_source(root: Path, contents: Mapping[str, images.Image]) -> Path:
 
 class Server(http.server.ThreadingHTTPServer):
     """A folder over HTTP on loopback. While `gate` is closed, requests for annexed content after
-    the first wait; `reached` says that one does."""
+    the first wait; `reached` says that one does. With `lost`, they end half way, as when a
+    network is lost."""
 
     daemon_threads = True
 
     def __init__(self, folder: Path) -> None:
         self.gate, self.reached, self.served = threading.Event(), threading.Event(), 0
         self.gate.set()
+        self.lost = False
         server = self
 
         class Handler(http.server.SimpleHTTPRequestHandler):
@@ -97,7 +99,17 @@ class Server(http.server.ThreadingHTTPServer):
                     if server.served > 1 and not server.gate.is_set():
                         server.reached.set()
                         server.gate.wait(60)
+                    if server.served > 1 and server.lost:
+                        return self.send_half()
                 super().do_GET()
+
+            def send_half(self) -> None:
+                content = Path(self.translate_path(self.path)).read_bytes()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content[: len(content) // 2])
+                self.close_connection = True
 
             def log_message(self, *arguments: object) -> None:
                 pass

@@ -129,6 +129,24 @@ def test_killed_over_http_and_run_again(source: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_network_that_is_lost_on_the_way(source: Path) -> None:
+    with served(source) as server:
+        address = f"{server.address}/RawDataBIDS/.git"
+        server.lost = True
+        done = run(source, "--jobs", "1", source=address)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        lines = [line for line in done.stderr.splitlines() if line.startswith("sub-")]
+        assert [line.split()[0] for line in lines] == ["sub-0027393_ses-1", "sub-0025531_ses-1"]
+        assert "1 of 3 images are in" in done.stdout
+        (kept,) = installed(source)
+        time = kept.stat().st_mtime_ns
+        server.lost = False
+        done = run(source, "--jobs", "1", source=address)
+    assert done.returncode == 0, done.stderr
+    assert len(installed(source)) == 3 and kept.stat().st_mtime_ns == time
+
+
+@pytest.mark.slow
 def test_killed_while_cloning(source: Path) -> None:
     data = source.parent / "data/corr"
     (data / ".RawDataBIDS.part/.git/objects").mkdir(parents=True)

@@ -113,6 +113,19 @@ def test_failures_are_reported_and_left_out_and_a_second_run_does_nothing(
         preprocessing.preprocess(raw_corr, scans, "open", "2mm")
 
 
+def test_images_that_are_no_images_are_left_out(tmp_path: Path) -> None:
+    scans = select(" ".join(LABELS[:2]))
+    spoiled = np.ones((8, 8, 8), np.float32)
+    for scan in scans:
+        images.save(bids.corr_raw(tmp_path) / scan.path, spoiled, np.eye(4))
+        spoiled[2, 2, 2] = np.nan
+    said: list[str] = []
+    outcomes = preprocessing.preprocess(tmp_path, scans, "open", "4mm", 1, said.append)
+    assert ["constant" in said[0], "not finite" in said[1]] == [True, True]
+    assert all(outcome.excluded for outcome in outcomes)
+    assert bids.corr_dataset(tmp_path).subjects() == []
+
+
 def test_what_is_not_installed_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"35 of 35 raw images are not in .*corr.*make corr"):
         preprocessing.preprocess(tmp_path, select("inference"))

@@ -13,7 +13,9 @@ import resource
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -126,13 +128,25 @@ def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str
     return keys
 
 
-def provenance(config: RegisterConfig, started: datetime, record: Mapping[str, Any]) -> dict:
+@dataclass(frozen=True)
+class Start:
+    """When something began: the date by the clock, durations by a counter that cannot jump."""
+
+    date: datetime = field(default_factory=lambda: datetime.now(UTC))
+    counter: float = field(default_factory=time.perf_counter)
+
+    def seconds(self) -> float:
+        """Since then."""
+        return time.perf_counter() - self.counter
+
+
+def provenance(config: RegisterConfig, started: Start, record: Mapping[str, Any]) -> dict:
     """What there is to know beyond the configuration; none of it can change a byte."""
     return {
         **record,
         "threads": config.threads,
-        "started": started.astimezone(UTC).isoformat(timespec="seconds"),
-        "seconds_total": (datetime.now(UTC) - started).total_seconds(),
+        "started": started.date.isoformat(timespec="seconds"),
+        "seconds_total": started.seconds(),
         "peak_memory_bytes": peak_memory(),
         "host": socket.gethostname(),
         "system": platform.platform(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from morphbits import images
@@ -29,7 +28,7 @@ class Files:
 def register_files(files: Files, config: RegisterConfig) -> str:
     """Register and write moved, warp and sample.json, all or none; returns what to print."""
     _check_outputs(files)
-    started = datetime.now(UTC)
+    started = provenance.Start()
     inputs = {
         name: provenance.file_sha256(getattr(files, name)) for name in ("moving", "fixed", "model")
     }

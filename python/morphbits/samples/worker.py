@@ -16,7 +16,6 @@ import sys
 import tempfile
 import threading
 import traceback
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,7 @@ def from_task(task: dict[str, Any]) -> Unit:
 
 def run_unit(unit: Unit) -> dict[str, Any]:
     """Make one unit: computed, written into a temporary folder, ``sample.json`` last, renamed."""
-    started = datetime.now(UTC)
+    started = provenance.Start()
     provenance.reset_peak_memory()
     configuration = unit.configuration()
     experiment_folder = unit.folder.parent.parent
@@ -100,7 +99,7 @@ def probe(unit: Unit, voxels: int) -> dict[str, float]:
     units on random images of 16³ and 32³ voxels."""
     seconds, sizes = [], (16, 32)
     for size in (*sizes, *sizes):  # the first of each size also pays for loading and tracing
-        started = datetime.now(UTC)
+        started = provenance.Start()
         with tempfile.TemporaryDirectory(prefix="morphbits-probe-") as name:
             paths = [Path(name, f"{role}.nii.gz") for role in ("moving", "fixed")]
             random = np.random.default_rng(0)
@@ -109,7 +108,7 @@ def probe(unit: Unit, voxels: int) -> dict[str, float]:
                 images.save(path, volume, np.eye(4))
             small = {"moving": paths[0], "fixed": paths[1], "folder": Path(name, "s", "u")}
             run_unit(Unit(**{**vars(unit), **small}))
-            seconds.append((datetime.now(UTC) - started).total_seconds())
+            seconds.append(started.seconds())
     small_seconds, large_seconds = seconds[2:]
     slope = max(large_seconds - small_seconds, 0.0) / (sizes[1] ** 3 - sizes[0] ** 3)
     return {"seconds_total": large_seconds + slope * max(voxels - sizes[1] ** 3, 0)}
