@@ -71,6 +71,10 @@ train-single: $(stamp) ## train a model in one process (EXPERIMENT=train-demo: m
 train-ddp: $(stamp) ## train in NPROC processes; on several machines with NNODES and RDZV
 	NPROC='$(NPROC)' NNODES='$(NNODES)' RDZV='$(RDZV)' RUN_ID='$(RUN_ID)' scripts/train_ddp.sh $(training)
 
+.PHONY: train-slurm
+train-slurm: $(stamp) ## train in NPROC processes on each of NNODES machines of a Slurm cluster (SLURM_OPTIONS)
+	NPROC='$(NPROC)' NNODES='$(NNODES)' SLURM_OPTIONS='$(SLURM_OPTIONS)' scripts/train_slurm.sh $(training)
+
 .PHONY: training-stability
 training-stability: $(stamp) ## train RUNS times each with nothing, seeds, data or roundings varied; a report
 	$(venv) python/training_stability.py $(call options,EXPERIMENT RUNS EPOCHS STEPS BATCH SEED THREADS JOBS RESULTS)
@@ -232,7 +236,7 @@ AGAIN ?=         ## verify: how many samples to make again (default: 2)
 SOURCE ?=        ## where CoRR is cloned from: a mirror or a local copy (default: ///corr/RawDataBIDS)
 TABLE ?=         ## CSV of the CoRR images to get (default: the 35 + 5 of the study)
 ROUTE ?=         ## how CoRR is preprocessed: open, or freesurfer (needs its license)
-##@ Variables of train-single and train-ddp
+##@ Variables of train-single, train-ddp and train-slurm
 EPOCHS ?=        ## training epochs
 STEPS ?=         ## training steps of an epoch
 BATCH ?=         ## pairs per step and process
@@ -241,7 +245,7 @@ TARGETS ?=       ## labels whose overlap to optimize: fs, all, numbers (default:
 SYNTH_PROCS ?=   ## processes that make these images, on each machine (default: 1)
 MODEL_DIR ?=     ## folder of the training (default: results/EXPERIMENT)
 RESUME ?=        ## 1 goes on from the last checkpoint
-NPROC ?=         ## processes on this machine (default: 2)
+NPROC ?=         ## processes on a machine (default: 2)
 NNODES ?=        ## machines (default: 1)
 RDZV ?=          ## HOST:PORT where the machines meet
 RUN_ID ?=        ## name of a run of several machines

@@ -254,14 +254,20 @@ def recon_all_folder(data: Path) -> Path:
     return corr_dataset(data, "freesurfer").root / "recon-all"
 
 
+def segmentation_in(mri: Path) -> Path | None:
+    """The label map in a subject's folder `mri`: SAMSEG's, else recon-all's, else None."""
+    return _existing(mri / "seg.mgz") or _existing(mri / "aseg.mgz")
+
+
 def corr_segmentations(data: Path) -> list[Path]:
-    """Label maps of CoRR's subjects, all by one tool: SAMSEG's where there are any, else
-    recon-all's."""
+    """Label maps of CoRR's subjects, all of one kind: FreeSurfer's (SAMSEG's where there are any,
+    else recon-all's), else the tissues that the open route took from the template."""
     for name in ("seg.mgz", "aseg.mgz"):
         found = sorted(recon_all_folder(data).glob(f"*/mri/{name}"))
         if found:
             return found
-    return []
+    dataset = corr_dataset(data)
+    return [path for subject in dataset.subjects() if (path := dataset.moving_labels(subject))]
 
 
 def folder_dataset(root: Path) -> Dataset:

@@ -106,6 +106,22 @@ def test_the_route_end_to_end_with_a_recon_all_that_copies(
     expected = images.normalize(volume[40:200, 20:212, 20:244])
     assert np.array_equal(moving.data, expected) and images.same_grid(moving, fixed)
 
+    # label maps come later, here on SAMSEG's own grid: 2 mm, the corner moved by half a voxel
+    assert dataset.moving_labels(scan.subject) is None
+    mri = bids.recon_all_folder(data) / scan.subject.entities / "mri"
+    labels = np.zeros((128, 128, 128), np.int32)
+    labels[40:45, 40:45, 40:45] = 17
+    coarse = affine @ np.diag([2.0, 2, 2, 1])
+    coarse[:3, 3] += affine[:3, :3] @ [0.5, 0.5, 0.5]
+    images.save(mri / "seg.mgz", labels, coarse)
+    preprocess(data, [scan], "freesurfer")
+    path = dataset.moving_labels(scan.subject)
+    assert path is not None and images.same_grid(images.load_labels(path), moving)
+    expected_labels = np.zeros(freesurfer.CONFORMED, np.int32)
+    expected_labels[80:90, 80:90, 80:90] = 17
+    assert np.array_equal(images.load_labels(path).data, expected_labels[freesurfer.CROP])
+    assert bids.corr_segmentations(data) == [mri / "seg.mgz"]
+
     executable(bare / "fs/bin/recon-all", "#!/bin/sh\necho mri_em_register failed >&2; exit 1\n")
     images.save(
         bids.corr_raw(data) / scan.path, volume[80:85, 80:85, 80:85], affine

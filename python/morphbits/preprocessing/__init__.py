@@ -99,6 +99,8 @@ def _one(
     record = _read_json(record_path)
     image_path = dataset.moving(scan.subject)
     if record.get("raw") == digest and (record["excluded"] or image_path.is_file()):
+        if tool is not None:
+            _keep_segmentation(dataset, data, scan)
         return Outcome(scan, record["quality"], record["excluded"])
     image_path.unlink(missing_ok=True)
     quality: dict[str, float] = {}
@@ -115,6 +117,7 @@ def _one(
             norm = tool.norm(raw, scan.subject.entities, bids.recon_all_folder(data))
             cropped = freesurfer.cropped_and_normalized(norm)
             image, affine, excluded = cropped.data, cropped.affine, ""
+            _keep_segmentation(dataset, data, scan)
     except UserError as error:
         excluded = str(error)
     record = {"raw": digest, "quality": quality, "excluded": excluded}
@@ -122,6 +125,17 @@ def _one(
     if not excluded:
         images.save(image_path, image, affine)
     return Outcome(scan, quality, excluded)
+
+
+def _keep_segmentation(dataset: Dataset, data: Path, scan: Scan) -> None:
+    """FreeSurfer's label map on the image's grid, once there is one: the study's recon-all ends
+    before it, SAMSEG or the rest of recon-all may have been run since."""
+    assert dataset.truth is not None
+    target = bids.labels_in(dataset.truth, scan.subject)
+    found = bids.segmentation_in(bids.recon_all_folder(data) / scan.subject.entities / "mri")
+    if found and not target.is_file():
+        labels = freesurfer.segmentation(found)
+        images.save(target, labels.data, labels.affine)
 
 
 def _write_fixed(dataset: Dataset, data: Path, route: str, size: str) -> None:

@@ -112,6 +112,20 @@ def crop(image: Image) -> Image:
     return Image(np.ascontiguousarray(image.data[CROP]), affine, path=image.path)
 
 
+def segmentation(path: Path) -> Image:
+    """A label map of recon-all or SAMSEG in the study's window, (X, Y, Z) int32.
+
+    On another grid (SAMSEG keeps that of its input) it is brought to that of norm.mgz beside it,
+    where each voxel takes the label of the nearest.
+    """
+    labels, norm = images.load_labels(path), path.with_name("norm.mgz")
+    if norm.is_file():
+        conformed = images.load(norm)
+        if not images.same_grid(labels, conformed):
+            labels = images.resample(labels, conformed.data.shape, conformed.affine, order=0)
+    return crop(labels)
+
+
 def cropped_and_normalized(path: Path) -> Image:
     """Load, crop, min–max to [0, 1]: what the study gave to the network. An image that has the
     window's shape already is not cropped again."""
