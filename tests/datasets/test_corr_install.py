@@ -141,8 +141,12 @@ def test_a_network_that_is_lost_on_the_way(source: Path) -> None:
         (kept,) = installed(source)
         time = kept.stat().st_mtime_ns
         server.lost = False
-        done = run(source, "--jobs", "1", source=address)
-    assert done.returncode == 0, done.stderr
+        done = run(source, "--jobs", "1", "--subjects", "0027393", source=address)
+        assert done.returncode == 0, done.stderr
+    gone = run(source, "--jobs", "1", source=address)  # nobody answers any more
+    assert gone.returncode == 2 and "2 of 3 images are in" in gone.stdout
+    mirror = run(source)  # the same dataset, from a disk
+    assert mirror.returncode == 0, mirror.stderr
     assert len(installed(source)) == 3 and kept.stat().st_mtime_ns == time
 
 

@@ -48,6 +48,7 @@ class Installer:
     def clone(self) -> None:
         """Have the superdataset; it gets its name when the clone is whole."""
         if (self.dataset / ".git").exists():
+            self._know_source(self.dataset, self.source)
             return
         partial = self.root / ".RawDataBIDS.part"
         _remove(partial)
@@ -63,12 +64,25 @@ class Installer:
         """Have the subdatasets (names and keys of their files, no content)."""
         for site in sites:
             if self._is_installed(site):
+                self._know_source(self.dataset / site, f"{self.source}/{site}")
                 continue
             folder = self.dataset / site
             if (folder / ".git").exists():  # a clone that was killed: it holds no content yet
                 _remove(folder)
                 folder.mkdir()
             self._datalad(self.dataset, "get", "--no-data", site)
+
+    def _know_source(self, folder: Path, source: str) -> None:
+        """Let what was cloned from elsewhere, from a server that is gone maybe, be had from this
+        source too."""
+        url = re.sub("^///", "https://datasets.datalad.org/", source).replace("/.git/", "/")
+        if "://" in url and not url.endswith("/.git"):  # by HTTP there is nothing but the folder
+            url += "/.git"
+        if url in self._run(folder, "git", "remote", "--verbose").stdout.split():
+            return
+        name = "source-" + hashlib.md5(url.encode()).hexdigest()[:8]
+        self._run(folder, "git", "remote", "add", name, url)
+        self._run(folder, "git", "fetch", "--quiet", name)
 
     def _is_installed(self, site: str) -> bool:
         """The site's own repository is there, with files checked out and an annex."""

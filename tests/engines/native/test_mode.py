@@ -3,6 +3,7 @@ leaves behind."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -315,10 +316,10 @@ def test_importing_needs_neither_tensorflow_nor_nibabel() -> None:
     assert _run(code + "; print('nibabel' in sys.modules)").split() == ["False", "False"]
 
 
-def _run(code: str, cwd: Path = PYTHON, **environment: str) -> str:
+def _run(code: str, **environment: str) -> str:
     return subprocess.run(
         [sys.executable, "-c", code],
-        cwd=cwd,
+        cwd=PYTHON,
         env={**os.environ, **environment},
         check=True,
         capture_output=True,
@@ -353,15 +354,22 @@ def test_the_kernel_version_is_a_hash() -> None:
 
 
 def test_the_engines_version_is_of_its_python_too(tmp_path: Path) -> None:
-    package = Path(mode.__file__).parents[2]
-    shutil.copytree(package, tmp_path / "morphbits", ignore=shutil.ignore_patterns("_build"))
-    code = "from morphbits.engines.native import engine_version, kernel_version as k; "
-    code += "print(engine_version(), k())"
-    before = _run(code, PYTHONPATH=str(tmp_path), cwd=tmp_path).split()
-    with (tmp_path / "morphbits/engines/native/accumulation.py").open("a") as file:
+    package = shutil.copytree(
+        Path(mode.__file__).parent, tmp_path / "native", ignore=shutil.ignore_patterns("_build")
+    )
+
+    def versions() -> tuple[str, str]:
+        spec = importlib.util.spec_from_file_location("build", package / "build.py")
+        assert spec and spec.loader
+        copy = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(copy)
+        return copy.engine_version(), copy.kernel_version()
+
+    before = versions()
+    assert before == (engine_version(), kernel_version())
+    with (package / "accumulation.py").open("a") as file:
         file.write("_DIRECT_CHANNELS = 8\n")
-    after = _run(code, PYTHONPATH=str(tmp_path), cwd=tmp_path).split()
-    assert before == [engine_version(), kernel_version()]
+    after = versions()
     assert after[0] != before[0] and after[1] == before[1]
 
 
