@@ -100,6 +100,16 @@ def test_corr_takes_samseg_before_recon_all_and_crops_as_the_study(tmp_path: Pat
     assert len(FS_LABELS) == len(set(FS_LABELS)) == 26
 
 
+def test_corr_without_freesurfer_is_the_open_routes_tissues(tmp_path: Path) -> None:
+    dataset, subject = bids.corr_dataset(tmp_path), bids.Subject("1", "1")
+    tissues = blocks(0, 1, 2, 3)
+    assert dataset.truth is not None
+    write(bids.labels_in(dataset.truth, subject), tissues)
+    write(dataset.moving(subject), tissues)
+    maps = opened("corr", data=tmp_path)
+    assert maps.count == 1 and maps.values == (0, 1, 2, 3) and maps.targets == (1, 2, 3)
+
+
 @pytest.mark.parametrize(
     ("volumes", "message"),
     [

@@ -8,7 +8,7 @@ indices: 0 is the background (value 0), 1 … the other values in ascending orde
 |---|---|---|
 | phantom | of `morphbits.datasets.phantom`, never those of a dataset on disk | its three tissues |
 | shapes | smooth random shapes drawn from noise; no data needed | all 26, there is no background |
-| corr | segmentations of CoRR's subjects by SAMSEG or FreeSurfer | `FS_LABELS` |
+| corr | CoRR's subjects by SAMSEG or recon-all, else the open route's tissues | `FS_LABELS` |
 | a folder | all NIfTI, MGZ and npz files in it | all but 0 |
 
 Phantoms and shapes are drawn when first asked for: map k is a pure function of (seed, k, size).
@@ -35,7 +35,7 @@ from scipy import ndimage
 from morphbits import bids, images
 from morphbits.datasets import phantom
 from morphbits.errors import UserError
-from morphbits.images import NetworkGrid
+from morphbits.images import Image, NetworkGrid
 from morphbits.preprocessing import freesurfer
 
 # The 26 structures whose overlap SynthMorph's "brains" model optimizes, in FreeSurfer's numbers:
@@ -117,9 +117,12 @@ def open_labels(
             raise UserError(
                 f"there are no segmentations of CoRR below {bids.recon_all_folder(data)}: put "
                 "each subject's seg.mgz (SAMSEG) or aseg.mgz (recon-all) into "
-                "SUBJECT/mri/, or choose phantom, shapes or a folder of label maps"
+                "SUBJECT/mri/, make the open route's tissues (make preprocess), or choose "
+                "phantom, shapes or a folder of label maps"
             )
-        return _from_files(labels, paths, targets, FS_LABELS)
+        if paths[0].suffix == ".mgz":
+            return _from_files(labels, paths, targets, FS_LABELS, freesurfer.segmentation)
+        return _from_files(labels, paths, targets, ())
     return _from_files(labels, _label_files(Path(labels)), targets, ())
 
 
@@ -164,12 +167,16 @@ def _label_files(folder: Path) -> list[Path]:
 
 
 def _from_files(
-    name: str, paths: list[Path], targets: str, preferred: tuple[int, ...]
+    name: str,
+    paths: list[Path],
+    targets: str,
+    preferred: tuple[int, ...],
+    read: Callable[[Path], Image] = images.load_labels,
 ) -> LabelMaps:
     """Read once to learn shape and values; kept in memory in the smallest type."""
     maps: list[NDArray[Any]] = []
     for path in paths:
-        volume = images.load_labels(path)
+        volume = read(path)
         if volume.data.shape == freesurfer.CONFORMED:
             volume = freesurfer.crop(volume)
         if maps and volume.data.shape != maps[0].shape:
