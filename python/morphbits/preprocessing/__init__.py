@@ -11,11 +11,14 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 import morphbits
@@ -67,12 +70,18 @@ def preprocess(
         ProcessPoolExecutor(jobs) as pool,
         tqdm(total=len(scans), desc="preprocess", unit="image", disable=None) as bar,
     ):
-        for outcome in pool.map(work, scans):
-            outcomes.append(outcome)
-            bar.update()
-            if outcome.excluded:
-                bar.clear()
-                say(f"{outcome.scan.subject.entities} is left out: {outcome.excluded}")
+        try:
+            for outcome in pool.map(work, scans):
+                outcomes.append(outcome)
+                bar.update()
+                if outcome.excluded:
+                    bar.clear()
+                    say(f"{outcome.scan.subject.entities} is left out: {outcome.excluded}")
+        except BrokenProcessPool:
+            raise UserError(
+                "a process was killed, often because memory ran out: run again to continue, with "
+                "a smaller JOBS"
+            ) from None
     _write_table(dataset)
     return outcomes
 
@@ -103,28 +112,53 @@ def _one(
             _keep_segmentation(dataset, data, scan)
         return Outcome(scan, record["quality"], record["excluded"])
     image_path.unlink(missing_ok=True)
-    quality: dict[str, float] = {}
-    try:
-        if tool is None:
-            brain = open_route.extract(images.load(raw), size, scan.orientation_uncertain)
-            image, affine = brain.image, open_route.target(size).affine
-            quality, excluded = brain.quality, judge(brain.quality)
-            images.save(bids.labels_in(dataset.truth, scan.subject), brain.labels, affine)
-            goal = open_route.target(size)
-            shown = picture.png(image, brain.labels, goal.image, goal.brain, affine)
-            images.write_atomically(bids.quality_picture(dataset.truth, scan.subject), shown)
-        else:
-            norm = tool.norm(raw, scan.subject.entities, bids.recon_all_folder(data))
-            cropped = freesurfer.cropped_and_normalized(norm)
-            image, affine, excluded = cropped.data, cropped.affine, ""
-            _keep_segmentation(dataset, data, scan)
+    brain: Preprocessed | None = None
+    try:  # what is wrong with an image leaves it out; what is wrong with the disk ends the run
+        brain = _brain(raw, data, size, tool, scan)
+        excluded = judge(brain.quality)
     except UserError as error:
         excluded = str(error)
-    record = {"raw": digest, "quality": quality, "excluded": excluded}
-    _write_json(record_path, record)
-    if not excluded:
-        images.save(image_path, image, affine)
+    quality = brain.quality if brain else {}
+    if brain and brain.labels is not None:
+        images.save(bids.labels_in(dataset.truth, scan.subject), brain.labels, brain.affine)
+    if brain and brain.picture:
+        images.write_atomically(bids.quality_picture(dataset.truth, scan.subject), brain.picture)
+    _write_json(record_path, {"raw": digest, "quality": quality, "excluded": excluded})
+    if brain and not excluded:
+        if tool is not None:
+            _keep_segmentation(dataset, data, scan)
+        images.save(image_path, brain.image, brain.affine)
     return Outcome(scan, quality, excluded)
+
+
+@dataclass(frozen=True)
+class Preprocessed:
+    """What a route makes of a head, all on one grid: image (X, Y, Z) float32 in [0, 1], its affine
+    (4, 4), measures of quality; labels (X, Y, Z) int32 and a PNG where the route makes them."""
+
+    image: NDArray[np.float32]
+    affine: NDArray[np.float64]
+    quality: dict[str, float]
+    labels: NDArray[np.int32] | None = None
+    picture: bytes = b""
+
+
+def _brain(
+    raw: Path, data: Path, size: str, tool: freesurfer.FreeSurfer | None, scan: Scan
+) -> Preprocessed:
+    """The head by one of the routes; UserError where that cannot be."""
+    if tool is not None:
+        norm = tool.norm(raw, scan.subject.entities, bids.recon_all_folder(data))
+        cropped = freesurfer.cropped_and_normalized(norm)
+        return Preprocessed(cropped.data, cropped.affine, {})
+    try:
+        found = open_route.extract(images.load(raw), size, scan.orientation_uncertain)
+    except RuntimeError as error:  # ITK's
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(f"{raw} cannot be registered ({reason}); look at the image") from None
+    goal = open_route.target(size)
+    shown = picture.png(found.image, found.labels, goal.image, goal.brain, goal.affine)
+    return Preprocessed(found.image, goal.affine, found.quality, found.labels, shown)
 
 
 def _keep_segmentation(dataset: Dataset, data: Path, scan: Scan) -> None:

@@ -37,6 +37,7 @@ from morphbits.images import Image
 SIZES = {"4mm": 4, "2mm": 2, "1mm": 1}  # voxels of the grid, and how many 1 mm make one
 GRID = (160, 192, 224)  # mm along left, inferior, anterior
 SURROUNDINGS = 8  # mm around the template's brain that count in a registration
+SMALLEST = 60  # mm that an image of a head covers along each axis
 RIM = 3  # mm beyond the warped mask where brain may still be
 MESH = (5, 6, 5)  # B-spline cells of the brain mask's registration, about 40 mm each
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -115,6 +116,10 @@ def extract(head: Image, size: str = "1mm", any_orientation: bool = False) -> Br
     any_orientation: do not trust the header, start from all 24 ways that the axes can point.
     """
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # the order of sums is part of the bytes
+    extent = head.voxel_sizes * head.data.shape
+    if extent.min() < SMALLEST or min(head.data.shape) < 8:
+        by = " × ".join(f"{length:.0f}" for length in extent)
+        raise UserError(f"{head.name} is no head: it covers {by} mm; look at the image")
     goal = target(size)
     moving = _without_bias(head)
     affine = _register_affine(moving, 2 if size == "1mm" else 4, any_orientation)
