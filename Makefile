@@ -134,6 +134,10 @@ models: $(stamp) ## download the two published SynthMorph models and the study's
 	PYTHONPATH=python $(venv) -m morphbits.models.download $(call options,DATA)
 
 ##@ Develop
+.PHONY: operators
+operators: $(stamp) ## write the table of perturbed operators into notes/native-engine.md
+	PYTHONPATH=python $(venv) -m morphbits.engines.native.table notes/native-engine.md
+
 .PHONY: setup
 setup: ## install .venv from the lock files, compile the kernels (every verb does it when needed)
 	@$(setup)

@@ -27,7 +27,7 @@ from morphbits.engines.native import operators  # noqa: F401  (fills the table)
 from morphbits.engines.native import precision as formats
 from morphbits.engines.native.arithmetic import HALVES, Hand
 from morphbits.engines.native.library import MODES, Rounding, elementwise, rounded
-from morphbits.engines.native.rules import ONE_TYPE, RULES, Rule, passes
+from morphbits.engines.native.rules import ONE_TYPE, RULES, Rule, passes, short_name
 from morphbits.engines.native.selftest import self_test
 from morphbits.errors import UserError
 
@@ -78,9 +78,9 @@ def random_rounding(
 
     Holds for the calling thread's floating-point tensors on the CPU; float16 and bfloat16 are
     computed in float32, as torch does, and each result is then rounded to its format by the mode.
-    Inside, torch's fused paths for attention, transformer layers and oneDNN are off: their plain
-    forms are perturbed. Raises UserError for an option that is not known and, inside, for an
-    operator that the engine does not perturb and for a compiled graph.
+    Inside, torch's fused paths for attention, transformer layers and oneDNN are off, and functions
+    of torch.compile run uncompiled: their plain forms are perturbed. Raises UserError for an
+    option that is not known and, inside, for an operator that the engine does not perturb.
     """
     if mode not in MODES:
         raise UserError(f"rounding mode '{mode}' is not known; use one of {', '.join(MODES)}")
@@ -108,8 +108,10 @@ def _names(allow: Sequence[str]) -> frozenset[str]:
     if isinstance(allow, str):
         raise UserError(f"allow is a list of operators' names: use allow=['{allow}']")
     for name in allow:
-        if not hasattr(torch.ops.aten, name):
-            raise UserError(f"allow: torch has no operator '{name}'")
+        if "::" not in name and not hasattr(torch.ops.aten, name):
+            raise UserError(
+                f"allow: torch has no operator '{name}'; others are named library::name"
+            )
         if name in RULES:
             raise UserError(f"allow: '{name}' has a rule; it is always perturbed")
     return frozenset(allow)
@@ -231,7 +233,7 @@ class RandomRounding(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        name = func.overloadpacket.__name__
+        name = short_name(func)
         rule = RULES.get(name)
         if rule is not None:
             if "out" in kwargs:

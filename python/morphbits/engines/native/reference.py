@@ -10,7 +10,12 @@ import torch
 
 from morphbits.engines.native.precision import Format
 
-_FORMATS = {torch.float32: (24, -149, 127), torch.float64: (53, -1074, 1023)}
+_FORMATS = {
+    torch.float32: (24, -149, 127),
+    torch.float64: (53, -1074, 1023),
+    torch.float16: (11, -24, 15),
+    torch.bfloat16: (8, -133, 127),
+}
 Kind = torch.dtype | Format
 
 

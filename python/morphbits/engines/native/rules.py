@@ -91,9 +91,15 @@ ONE_TYPE = frozenset(
 )
 
 
+def short_name(func: Any) -> str:
+    """An operator of torch by its own name, one of another library as `library::name`."""
+    name = str(func.overloadpacket.__name__)
+    return name if func.namespace in ("aten", "profiler") else f"{func.namespace}::{name}"
+
+
 def passes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether an operator with just these arguments rounds nothing."""
-    name = func.overloadpacket.__name__
+    name = short_name(func)
     if name not in PASS or "reduce" in func._overloadname:  # scatter(reduce="add")
         return False
     if name in ("round", "round_"):  # to decimals: multiplied, rounded, divided

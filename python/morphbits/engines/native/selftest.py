@@ -12,7 +12,7 @@ from fractions import Fraction
 
 import torch
 
-from morphbits.engines.native import reference
+from morphbits.engines.native import functions, reference, sums
 from morphbits.engines.native.accumulation import terms
 from morphbits.engines.native.library import Rounding, available_variants, convolution, elementwise
 from morphbits.engines.native.precision import FLOAT32, Format
@@ -120,3 +120,48 @@ def _cases(dtype: torch.dtype, ulp: float) -> Iterator[tuple]:
             )
 
         yield "bias of a convolution", sign * (1 + Fraction(0.4375) * Fraction(ulp)), add_bias
+    if ulp == torch.finfo(dtype).eps:  # these know no formats of fewer bits
+        yield from _sums(dtype)
+        yield from _scalar(dtype)
+
+
+def _sums(dtype: torch.dtype) -> Iterator[tuple]:
+    """Chains, products of matrices (whose first product is exact) and the sum of two chains."""
+    ulp = torch.finfo(dtype).eps
+    for sign in (1, -1):
+        exact = sign * (1 + Fraction(0.4375) * Fraction(ulp))
+        pair = torch.tensor([sign * 1.0, sign * 0.4375 * ulp], dtype=dtype)
+        terms_ON = pair.repeat_interleave(_LANES)[None]
+        yield "add in a chain", exact, lambda r, x=terms_ON: sums.reduce(r, "add", x, _LANES)
+        factor = torch.tensor([1 + 3 * ulp, sign * (1.5 - 5 * ulp)], dtype=dtype)
+        factors_ON = factor.repeat_interleave(_LANES)[None]
+        product = Fraction(1 + 3 * ulp) * Fraction(sign * (1.5 - 5 * ulp))
+        yield "mul in a chain", product, lambda r, x=factors_ON: sums.reduce(r, "mul", x, _LANES)
+        left = torch.tensor([[[1.0, 0.4375]]], dtype=dtype)
+        right = torch.tensor([[[sign], [sign * ulp]]], dtype=dtype).expand(1, 2, _LANES)
+        for name, ends in (
+            ("fma in a product of matrices", sums.segments(2, None)),
+            ("add in a product of matrices", sums.segments(2, 1)),
+        ):
+            yield (
+                name,
+                exact,
+                lambda r, a=left, b=right, e=ends: sums.matrix_product(r, a, b, e),
+            )
+        place, to = torch.arange(_LANES), torch.full((1, _LANES), float(sign), dtype=dtype)
+        source = torch.full((1, _LANES), sign * 0.4375 * ulp, dtype=dtype)
+        yield (
+            "scattered add",
+            exact,
+            lambda r, t=to, i=place, s=source: sums.scatter_add(r, t, i, s),
+        )
+
+
+def _scalar(dtype: torch.dtype) -> Iterator[tuple]:
+    """A function of the C library: one without an exact result, one of each sign."""
+    for sign in (1, -1):
+        x, y = (
+            torch.full((_LANES,), 3.0 * sign, dtype=dtype),
+            torch.full((_LANES,), -1.0, dtype=dtype),
+        )
+        yield "pow", Fraction(sign, 3), lambda r, a=x, b=y: functions.function(r, "pow", a, b)

@@ -1,0 +1,157 @@
+"""Functions of the C library and 16-bit formats, against exact arithmetic and mpmath."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from exact_replay import same_bytes, word
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from morphbits.engines.native import functions, reference
+from morphbits.engines.native.library import MODES, Rounding
+
+HALVES = (torch.float16, torch.bfloat16)
+mpmath.mp.prec = 300
+EXACT = {
+    "atan2": mpmath.atan2,
+    "pow": mpmath.power,
+    "hypot": mpmath.hypot,
+    "lgamma": lambda x: mpmath.log(abs(mpmath.gamma(x))),
+    "log1p": mpmath.log1p,
+    "exp2": lambda x: mpmath.power(2, x),
+    "log2": lambda x: mpmath.log(x, 2),
+}
+RANGES = {
+    **dict.fromkeys("log log2 log10 lgamma".split(), (0.01, 50)),
+    **dict.fromkeys("asin acos atanh".split(), (-0.99, 0.99)),
+    "log1p": (-0.9, 50),
+    "acosh": (1.01, 50),
+    "tan": (-1.5, 1.5),
+}
+
+
+@pytest.mark.parametrize("name", [n for n in functions.FUNCTIONS if n != "fmod"])
+@settings(max_examples=25)
+@given(data=st.data())
+def test_a_result_is_a_neighbour_of_the_exact_one(
+    dtype: torch.dtype, name: str, data: st.DataObject
+) -> None:
+    """Tolerance: the wider type's own last place (2^-52 or 2^-63, twice): nearer than that to a
+    number of the format, the result may be that number or the one beyond."""
+    low, high = RANGES.get(name, (-20, 20))
+    width = 32 if dtype == torch.float32 else 64
+    numbers = st.floats(float(np.float32(low)), float(np.float32(high)), width=width)
+    x = data.draw(numbers)
+    y = None if name not in ("atan2", "pow", "hypot") else data.draw(numbers)
+    if name == "pow":
+        x = abs(x) + 0.5
+        x = float(np.float32(x)) if dtype == torch.float32 else x
+    assume(y is None or 0 not in (x, y))  # mpmath's zero has no sign
+    a = torch.tensor([x], dtype=dtype)
+    b = None if y is None else torch.tensor([y], dtype=dtype)
+    arguments = [mpmath.mpf(x), *([] if y is None else [mpmath.mpf(y)])]
+    exact = EXACT.get(name, getattr(mpmath, name, None))(*arguments)
+    slack = abs(exact) * mpmath.mpf(2) ** (-51 if dtype == torch.float32 else -62)
+    down, _ = reference.neighbours(fraction(exact - slack), dtype)
+    _, up = reference.neighbours(fraction(exact + slack), dtype)
+    found = {m: functions.function(Rounding(m, key=5), name, a, b).item() for m in MODES}
+    for mode, value in found.items():
+        assert down <= value <= up, (mode, x, y)
+    assert found["downward"] <= found["nearest"] <= found["upward"]
+    assert found["random"] in (found["downward"], found["upward"])
+
+
+def fraction(x: mpmath.mpf) -> Fraction:
+    sign, mantissa, exponent, _ = x._mpf_
+    return Fraction(-mantissa if sign else mantissa) * Fraction(2) ** exponent
+
+
+def test_special_values_are_the_c_librarys(dtype: torch.dtype) -> None:
+    x = torch.tensor([0.0, -0.0, 1.0, torch.inf, -torch.inf, torch.nan, 1e30, -1e30], dtype=dtype)
+    for name in functions.FUNCTIONS:
+        if name in ("pow", "atan2", "hypot", "fmod"):
+            continue
+        expected = getattr(torch, name)(x.double())
+        for mode in MODES:
+            found = functions.function(Rounding(mode), name, x)
+            special = ~torch.isfinite(expected) | (expected == 0)
+            finite = torch.isfinite(x)
+            pole = special & (~finite | (expected != expected) | (x == 0))
+            assert torch.equal(
+                found[pole].double().nan_to_num(7, 8, 9), expected[pole].nan_to_num(7, 8, 9)
+            ), (name, mode)
+    tall = torch.tensor([800.0, -800.0], dtype=torch.float32)
+    up = functions.function(Rounding("upward"), "exp", tall).tolist()
+    down = functions.function(Rounding("downward"), "exp", tall).tolist()
+    assert up == [math.inf, 2.0**-149] and down == [torch.finfo(torch.float32).max, 0]
+
+
+@pytest.mark.parametrize("half", HALVES)
+@given(data=st.data())
+def test_sixteen_bits_are_neighbours_and_the_bits_decide(
+    half: torch.dtype, data: st.DataObject
+) -> None:
+    values = data.draw(
+        st.lists(
+            st.one_of(
+                st.floats(width=32, allow_nan=False, allow_infinity=False),
+                st.floats(-4, 4, width=32),
+            ),
+            min_size=1,
+            max_size=30,
+        )
+    )
+    x = torch.tensor(values)
+    largest = Fraction(torch.finfo(half).max)
+    for mode in MODES:
+        r = Rounding(mode, key=11)
+        found = functions.narrow(r, x, half)
+        assert found.dtype == half
+        if mode == "nearest":
+            assert torch.equal(found, x.to(half))
+            continue
+        for element, (value, out) in enumerate(zip(values, found.tolist(), strict=True)):
+            exact = Fraction(value)
+            down, up = reference.neighbours(exact, half)
+            if mode == "nearness":
+                assert out in (down, up) or abs(exact) > largest
+                continue
+            goes_up = {
+                "upward": True,
+                "downward": False,
+                "toward_zero": value < 0,
+                "random": bool(word(11, 0, element) >> 31),
+            }[mode]
+            assert out == (up if goes_up else down), (mode, value)
+
+
+def test_nearness_rounds_sixteen_bits_by_distance() -> None:
+    """Five standard errors of a frequency of 0.3 in n draws."""
+    n = 100_000
+    for half in HALVES:
+        x = torch.full((n,), 1 + 0.3 * torch.finfo(half).eps)
+        share = (functions.narrow(Rounding("nearness", key=1), x, half) > 1).double().mean().item()
+        assert abs(share - 0.3) < 5 * math.sqrt(0.3 * 0.7 / n)
+
+
+def test_random_is_one_half_and_alike_on_any_threads(dtype: torch.dtype) -> None:
+    x = torch.full((100_000,), 1.3, dtype=dtype)
+    once = functions.function(Rounding("random", key=3), "exp", x)
+    again = functions.function(Rounding("random", key=3, threads=3), "exp", x)
+    assert same_bytes(once, again)
+    low = once.min()
+    share = (once > low).double().mean().item()
+    assert len(once.unique()) == 2 and abs(share - 0.5) < 5 * math.sqrt(0.25 / 100_000)
+
+
+def test_flush_takes_subnormals_for_zero() -> None:
+    x = torch.tensor([2.0**-140, -(2.0**-140)])
+    out = functions.function(Rounding("upward", flush=True), "sin", x)
+    assert same_bytes(out, torch.tensor([0.0, -0.0]))
+    assert same_bytes(functions.function(Rounding("downward"), "sin", x), x)  # nearer than 2^-52

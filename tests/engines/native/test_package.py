@@ -1,0 +1,49 @@
+"""`pip install ./python` beside torch and NumPy alone: the example of the notes runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import venv
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+# torch, and what it needs itself to be imported
+NEEDED = (
+    "torch numpy typing_extensions filelock sympy mpmath networkx jinja2 markupsafe fsspec"
+).split()
+
+
+@pytest.mark.network
+@pytest.mark.slow
+def test_the_example_runs_where_only_torch_and_numpy_are(tmp_path: Path) -> None:
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / "bin" / "python"
+    site = next((tmp_path / "env" / "lib").glob("python*/site-packages"))
+    for name in NEEDED:
+        for file in distribution(name).files or ():
+            top = Path(file.parts[0])
+            if top.parts[0] in ("..", "__pycache__") or (site / top).exists():
+                continue
+            (site / top).symlink_to(Path(str(distribution(name).locate_file(top))).resolve())
+    note = (ROOT / "notes" / "native-engine.md").read_text()
+    example = re.search(r"```python\n(import torch.*?)```", note, re.S)
+    assert example
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    # its build needs setuptools 77, which pip fetches
+    command = [python, "-m", "pip", "install", "--quiet", "--no-deps", ROOT / "python"]
+    subprocess.run(command, check=True, env=environment)
+    packages = "{'tensorflow', 'nibabel', 'scipy'}"
+    code = f"{example[1]}\nimport sys, morphbits; print(sorted({packages} & set(sys.modules)))"
+    code += "\nprint(morphbits.__file__)"
+    done = subprocess.run(
+        [python, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    operations, loaded, where = done.stdout.split("\n")[:3]
+    assert int(operations) == 4 * 8 * (64 + 1) and loaded == "[]"
+    assert where.startswith(str(tmp_path))
