@@ -185,6 +185,23 @@ def test_formats_of_a_convolution_are_those_the_name_says() -> None:
         assert stats.operators["convolution (storage)"] == found.numel()
 
 
+def test_a_gradient_is_stored_and_added_as_a_convolution_is() -> None:
+    torch.manual_seed(5)
+    x, w = torch.randn(1, 3, 5, 5, 5), torch.randn(4, 3, 3, 3, 3)
+    g = torch.randn(1, 4, 5, 5, 5)
+    for name, dtype in (("bfloat16", torch.bfloat16), ("float16", torch.float16)):
+        rest = (None, [1] * 3, [1] * 3, [1] * 3, False, [0] * 3, 1, [True, False, False])
+
+        def gradient(g: torch.Tensor, w: torch.Tensor, rest: tuple = rest) -> torch.Tensor:
+            return torch.ops.aten.convolution_backward(g, x, w, *rest)[0]
+
+        with random_rounding("nearest"):
+            inner = gradient(*(v.to(dtype).float() for v in (g, w)))
+        with random_rounding("nearest", precision=name):
+            found = gradient(g, w)
+        assert same_bytes(found, inner.to(dtype).float())
+
+
 def test_fewer_bits_are_as_many_as_asked_for() -> None:
     """Results of `precision=p` have p bits; the spread over seeds doubles with each bit less."""
     x, y = torch.rand(2, 20000)

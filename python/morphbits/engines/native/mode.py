@@ -158,6 +158,7 @@ class RandomRounding(TorchDispatchMode):
         super().__init__()
         self.mode, self.seed, self.accumulation, self.flush = mode, seed, accumulation, flush
         self.threads = threads or torch.get_num_threads()
+        self.onednn = torch._C._get_mkldnn_enabled()  # outside; inside, it is switched off
         self._precision, self.selection = precision, stages.ALL
         self._stages: set[str] = set()
         self.allowed: frozenset[str] = frozenset()

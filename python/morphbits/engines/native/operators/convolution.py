@@ -145,9 +145,12 @@ def _input_gradient(
             products *= axis.products
         terms = mode.order(name, prod(kernel.shape[2:]), kernel.shape[1])
         count = prod(axis.count for axis in found) * out.shape[0] * out.shape[1]
-        rounding = mode.next_rounding(name, products + (len(terms.segment_end) - 1) * count)
+        additions = (len(terms.segment_end) - 1) * count
+        rounding = mode.next_rounding(name, products + additions, accumulates=True)
         steps, pads, spreads = (1, 1, 1), [a.padding for a in found], [a.spread for a in found]
-        result = convolution(rounding, part, kernel, None, steps, pads, spreads, terms)
+        sides = mode.factor(part), mode.factor(kernel)
+        result = convolution(rounding, *sides, None, steps, pads, spreads, terms)
+        result = mode.store(name, result)
         i, j, k = (slice(a.first, None, s) for a, s in zip(found, g.stride, strict=True))
         x, y, z = (slice(a.count) for a in found)
         out[..., i, j, k] = result[..., x, y, z]
@@ -319,6 +322,7 @@ def _convolution(
         if mode.accumulation == "probe" and groups == 1:
             kernel = own or (lambda *tensors: func(*tensors, *given[3:]))
             steps = probe.Steps(*(v[3 - dims :] for v in (g.stride, g.padding, g.dilation)))
+            kernel = functools.partial(_as_outside, mode, kernel)
             found = probe.order(kernel, x, weight, bias, steps, mode.threads)
             mode.statistics.orders[f"{name} {found.layer}"] = found.words
             terms = found.terms
@@ -362,6 +366,16 @@ def _mkldnn_convolution(
     given = (stride, padding, dilation, False, (0,), groups)
     own = functools.partial(_call_mkldnn, func, padding, stride, dilation, groups)
     return _convolution(mode, plain, x, weight, bias, *given, own)
+
+
+def _as_outside(mode: RandomRounding, kernel: Callable[..., Any], *tensors: Any) -> Any:
+    """What the framework's kernel gives outside of the mode, which switches oneDNN off."""
+    inside = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(mode.onednn)
+    try:
+        return kernel(*tensors)
+    finally:
+        torch._C._set_mkldnn_enabled(inside)
 
 
 def _call_mkldnn(func: Any, *given: Any) -> torch.Tensor:
