@@ -19,6 +19,7 @@ static inline __attribute__((always_inline)) void S(contract_tile)(const roundin
                                                                    uint32_t first, int64_t from, int64_t to,
                                                                    S(open_sum) * open, int64_t segment) {
     W lane, element[MAX_TILE], word[MAX_TILE] = {{0}};
+    S(directions) directions[MAX_TILE];
     V chain[MAX_TILE];
     const T *at[MAX_TILE];
     for (int l = 0; l < LANES; ++l) lane[l] = first + (uint32_t)((column + l) * c->column_step);
@@ -33,7 +34,10 @@ static inline __attribute__((always_inline)) void S(contract_tile)(const roundin
             const int64_t block_end = way == S(IEEE) ? end : way == S(BY_DISTANCE) ? k + 1 : (k | 31) + 1;
             const int64_t stop = end < block_end ? end : block_end;
             if (way != S(IEEE))
-                for (int i = 0; i < tile; ++i) word[i] = S(word_for)(r->mode, block, k, element[i]);
+                for (int i = 0; i < tile; ++i) {
+                    word[i] = S(word_for)(r->mode, block, k, element[i]);
+                    if (way != S(BY_DISTANCE)) directions[i] = S(directions_of)(word[i]);
+                }
             for (; k < stop; ++k) {
                 const V w = *(const V *)(right + k * LANES);
                 const int64_t offset = c->depth_offset[k];
@@ -41,7 +45,7 @@ static inline __attribute__((always_inline)) void S(contract_tile)(const roundin
                     const V a = S(splat)(at[i][offset]);
                     if (way == S(IEEE)) chain[i] = S(fma_vector)(a, w, chain[i]);
                     else if (way == S(BY_DISTANCE)) chain[i] = S(fma_stochastic)(a, w, chain[i], word[i]);
-                    else chain[i] = S(fma_random)(a, w, chain[i], S(direction_of)(word[i], k), way == S(TWO_WAYS_CAREFUL));
+                    else chain[i] = S(fma_random)(a, w, chain[i], S(direction_at)(directions + i, k), way == S(TWO_WAYS_CAREFUL));
                 }
             }
         }

@@ -41,6 +41,7 @@ static inline __attribute__((always_inline)) void S(run_tile)(const S(plan) * p,
     const T *weight = p->weight + channel * c->terms;
     const int64_t step = p->voxel_step;
     W lane = {0}, element[MAX_TILE], word[MAX_TILE] = {{0}};
+    S(directions) directions[MAX_TILE];
     V chain[MAX_TILE];
     for (int l = 0; l < LANES; ++l) lane[l] = first + (uint32_t)(l * p->voxels);
     for (int i = 0; i < tile; ++i) element[i] = lane + (uint32_t)i;
@@ -52,7 +53,10 @@ static inline __attribute__((always_inline)) void S(run_tile)(const S(plan) * p,
             const int64_t block_end = way == S(PLAIN) ? end : way == S(NEARNESSES) ? t + 1 : (t | 31) + 1;
             const int64_t stop = end < block_end ? end : block_end;
             if (way != S(PLAIN))
-                for (int i = 0; i < tile; ++i) word[i] = S(draw)(p, t, element[i]);
+                for (int i = 0; i < tile; ++i) {
+                    word[i] = S(draw)(p, t, element[i]);
+                    if (way == S(DIRECTIONS)) directions[i] = S(directions_of)(word[i]);
+                }
             for (; t < stop; ++t) {
                 const V w = *(const V *)(weight + t * LANES);
                 const T *x = input + p->offset[t];
@@ -60,7 +64,7 @@ static inline __attribute__((always_inline)) void S(run_tile)(const S(plan) * p,
                     const V a = S(splat)(x[i * step]);
                     if (way == S(PLAIN)) chain[i] = S(fma_vector)(a, w, chain[i]);
                     else if (way == S(DIRECTIONS))
-                        chain[i] = S(fma_random)(a, w, chain[i], S(direction_of)(word[i], t), careful);
+                        chain[i] = S(fma_random)(a, w, chain[i], S(direction_at)(directions + i, t), careful);
                     else chain[i] = S(fma_stochastic)(a, w, chain[i], word[i]);
                 }
             }
@@ -90,11 +94,18 @@ static inline __attribute__((always_inline)) void S(run_row)(const S(plan) * p, 
             const int64_t left = c->size_out[2] - x, from = channel * p->voxels + x;
             const T *at = input + x * p->voxel_step;
             V total[MAX_TILE] = {{0}};
-            int tile;
-            if (left >= MAX_TILE) S(run_tile)(p, tile = MAX_TILE, way, careful, at, channel, first + (uint32_t)from, total);
-            else if (left >= 4) S(run_tile)(p, tile = 4, way, careful, at, channel, first + (uint32_t)from, total);
-            else if (left >= 2) S(run_tile)(p, tile = 2, way, careful, at, channel, first + (uint32_t)from, total);
-            else S(run_tile)(p, tile = 1, way, careful, at, channel, first + (uint32_t)from, total);
+            const int64_t tiles = (left + MAX_TILE - 1) / MAX_TILE, tile = (left + tiles - 1) / tiles; /* of like sizes */
+            switch (tile) {
+#define TILE(n) case n: S(run_tile)(p, n, way, careful, at, channel, first + (uint32_t)from, total); break;
+                TILE(1) TILE(2) TILE(3) TILE(4)
+#if MAX_TILE > 4
+                TILE(5) TILE(6)
+#endif
+#if MAX_TILE > 6
+                TILE(7) TILE(8)
+#endif
+#undef TILE
+            }
             for (int64_t l = 0; l < lanes; ++l)
                 for (int i = 0; i < tile; ++i) output[from + l * p->voxels + i] = total[i][l];
             x += tile;

@@ -48,6 +48,9 @@ typedef I S(direction); /* the sign bit where down, 0 where up */
 static inline S(direction) S(direction_of)(W word, int64_t index) {
     return ~(__builtin_convertvector(word, I) << (8 * sizeof(T) - 32 + (index & 31))) & MINUS_ZERO;
 }
+typedef W S(directions); /* of 32 operations */
+static inline S(directions) S(directions_of)(W word) { return word; }
+static inline S(direction) S(direction_at)(const S(directions) * d, int64_t index) { return S(direction_of)(*d, index); }
 static inline V S(fma_directed)(V a, V b, V c, S(direction) d) {
     return (V)((I)S(fma_vector)((V)((I)a ^ d), b, (V)((I)c ^ d)) ^ d);
 }
@@ -68,6 +71,22 @@ static inline V S(add_random)(V a, V b, S(direction) d) { return S(pick_zero)(S(
 typedef __mmask16 S(direction); /* 1 where up */
 static inline S(direction) S(direction_of)(W word, int64_t index) {
     return _mm512_test_epi32_mask((__m512i)word, _mm512_set1_epi32((int)(1u << (31 - (index & 31)))));
+}
+/* The directions of 32 operations, byte-wise transposed: the highest bytes of the 16 lanes, then the next, so that one
+ * operation's bits are tested in 16 bytes. A test of 64 bytes takes twice as long on the units that also multiply. */
+typedef __m512i S(directions);
+static inline S(directions) S(directions_of)(W word) {
+    const __m512i bytes = _mm512_broadcast_i32x4(_mm_setr_epi8(3, 7, 11, 15, 2, 6, 10, 14, 1, 5, 9, 13, 0, 4, 8, 12));
+    const __m512i groups = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return _mm512_permutexvar_epi32(groups, _mm512_shuffle_epi8((__m512i)word, bytes));
+}
+static inline S(direction) S(direction_at)(const S(directions) * d, int64_t index) {
+#define BIT(b) {(uint64_t)(b) * UINT64_C(0x0101010101010101), (uint64_t)(b) * UINT64_C(0x0101010101010101)}
+    static const uint64_t bit[8][2] __attribute__((aligned(16))) = {BIT(128), BIT(64), BIT(32), BIT(16),
+                                                                    BIT(8),   BIT(4),  BIT(2),  BIT(1)};
+#undef BIT
+    return _mm_test_epi8_mask(_mm_load_si128((const __m128i *)d + ((index >> 3) & 3)),
+                              _mm_load_si128((const __m128i *)bit[index & 7]));
 }
 static inline V S(pick_directed)(__m512 up, __m512 down, S(direction) d, int careful) {
     if (careful) d |= _mm512_cmpeq_epi32_mask(_mm512_castps_si512(down), _mm512_set1_epi32((int)0x80000000));
