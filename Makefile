@@ -168,6 +168,10 @@ notebook: $(stamp) ## run the notebooks in notes/ and keep what they show
 bench: $(stamp) ## time native against plain torch (FULL=1: full size as well), into notes/benchmarks/
 	$(venv) python/bench.py $(call options,THREADS) $(call flag,FULL)
 
+.PHONY: bench-kernels
+bench-kernels: $(stamp) ## the convolution kernels against what a core does in registers, into notes/benchmarks/
+	$(venv) python/bench_kernels.py
+
 .PHONY: bench-synthesis
 bench-synthesis: $(stamp) ## time and memory of SynthMorph's image synthesis, into notes/benchmarks/
 	$(venv) python/bench_synthesis.py

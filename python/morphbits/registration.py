@@ -148,12 +148,15 @@ def memory_estimate(model: Path, voxels: int, engine: str) -> int:
 
     The widest moment is the first convolution's output, which the framework's own kernels hold
     twice (their layout and torch's), or else the sampling of warps. Measured at 160×192×224: first
-    layer 16 wide 1.83 GB (both), 64 wide 2.89 GB (native) and 3.98 GB (torch).
+    layer 16 wide 1.83 GB (both), 64 wide 2.89 GB (native) and 3.98 GB (torch), 256 wide 9.36 GB
+    (native). There the pooling needs most: the features, an eighth of them, and twice that for
+    its indices.
     """
     from morphbits.models.weights import read_architecture
 
     width = read_architecture(model).enc[0]
-    convolution = width + 26 if engine == "native" else 2 * width + 4
+    native = max(width + 26, width + width * 3 // 8 + 2)
+    convolution = native if engine == "native" else 2 * width + 4
     return 400_000_000 + 4 * voxels * max(convolution, 52)
 
 
