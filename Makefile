@@ -179,6 +179,13 @@ bench-synthesis: $(stamp) ## time and memory of SynthMorph's image synthesis, in
 .PHONY: bench-train
 bench-train: $(stamp) ## time training steps of torch against TensorFlow's, into notes/benchmarks/
 	$(venv) python/bench_train.py
+.PHONY: tf-parallelism
+tf-parallelism: $(stamp) ## what TensorFlow's parallel strategies do on CPUs, into notes/tf_parallelism.md
+	$(venv) python/tf_parallelism.py
+
+.PHONY: model-summary
+model-summary: $(stamp) ## layers, shapes and parameters of the published configuration, into notes/model_summary/
+	$(venv) python/model_summary.py
 
 .PHONY: parity
 parity: $(stamp) ## how far the torch port is from TensorFlow, layer by layer (notes/decisions/0002)

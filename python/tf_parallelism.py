@@ -1,0 +1,222 @@
+"""What TensorFlow's ways of training in parallel do on CPUs: why the trainer here is torch.
+
+    python python/tf_parallelism.py
+
+Trains a small VxmDense for a few steps under each strategy, on two pairs per step and two threads
+altogether; kills a worker; asks the Slurm resolver where a CPU cluster is. Every case is a process
+of its own (or two). Writes the table into notes/tf_parallelism.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bench import processor
+from morphbits.errors import UserError, run_cli
+
+NOTE = Path(__file__).parent.parent / "notes" / "tf_parallelism.md"
+BEGIN, END = "<!-- begin make tf-parallelism -->", "<!-- end make tf-parallelism -->"
+SHAPE = (32, 32, 32)
+WIDTHS = [[16, 32, 32, 32], [32, 32, 32, 32, 16, 16]]
+STEPS, WARM_UP = 8, 3
+LOST = 60  # seconds to wait for the end of a worker whose partner was killed
+
+
+def train(strategy: str, threads: int, steps: int) -> dict[str, Any]:
+    """Train under default, mirrored, logical (two logical CPUs) or workers (TF_CONFIG)."""
+    from morphbits.models import synthmorph_tf
+
+    tf, vxm = synthmorph_tf.tf, synthmorph_tf.vxm
+    import numpy as np
+
+    if strategy == "logical":
+        cpus = tf.config.list_physical_devices("CPU")
+        halves = [tf.config.LogicalDeviceConfiguration()] * 2
+        tf.config.set_logical_device_configuration(cpus[0], halves)
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    make = {
+        "default": tf.distribute.get_strategy,
+        "mirrored": tf.distribute.MirroredStrategy,
+        "logical": lambda: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]),
+        "workers": tf.distribute.MultiWorkerMirroredStrategy,
+    }[strategy]
+    parallel = make()
+    tf.keras.utils.set_random_seed(1)
+    with parallel.scope():
+        model = vxm.networks.VxmDense(SHAPE, WIDTHS, int_steps=5, reg_field="warp")
+        losses = [vxm.losses.MSE().loss, vxm.losses.Grad("l2").loss]
+        model.compile(tf.keras.optimizers.Adam(1e-3), losses, loss_weights=[1, 0.1])
+    random = np.random.default_rng(1)
+    images = [random.random((2, *SHAPE, 1), np.float32) for _ in range(2)]
+    none = np.zeros((2, *SHAPE, 3), np.float32)
+    pairs = tf.data.Dataset.from_tensor_slices(((images[0], images[1]), (images[1], none)))
+    options = tf.data.Options()
+    off = tf.data.experimental.AutoShardPolicy.OFF
+    options.experimental_distribute.auto_shard_policy = off
+    pairs = pairs.batch(2).repeat().with_options(options)
+    ends: list[float] = []
+
+    def note(batch: int, logs: object) -> None:
+        ends.append(time.perf_counter())
+        print(f"step {batch}", flush=True)
+
+    watch = tf.keras.callbacks.LambdaCallback(on_batch_end=note)
+    model.fit(pairs, steps_per_epoch=steps, epochs=1, verbose=0, callbacks=[watch])
+    weights = b"".join(weight.tobytes() for weight in model.get_weights())
+    seconds = [b - a for a, b in zip(ends[WARM_UP:], ends[WARM_UP + 1 :], strict=False)]
+    return {
+        "devices": len(tf.config.list_physical_devices("CPU")),
+        "replicas": parallel.num_replicas_in_sync,
+        "seconds": statistics.median(seconds) if seconds else 0.0,
+        "weights": hashlib.sha256(weights).hexdigest()[:12],
+    }
+
+
+def resolve(arguments: dict[str, int]) -> dict[str, Any]:
+    """The cluster that TensorFlow's Slurm resolver finds, or what it raises."""
+    from morphbits.models import synthmorph_tf
+
+    resolver = synthmorph_tf.tf.distribute.cluster_resolver.SlurmClusterResolver
+    try:
+        tasks = resolver(**arguments).cluster_spec().as_dict()["worker"]
+    except Exception as error:
+        return {"found": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+    return {"found": f"{len(tasks)} tasks", "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}
+
+
+# ------------------------------------------------------------------------------ processes
+
+
+def start(case: list[Any], environment: dict[str, str]) -> subprocess.Popen[str]:
+    """That case in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, __file__, "--case", json.dumps(case)],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def result(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """What it returned."""
+    output, errors = process.communicate()
+    if process.returncode:
+        raise UserError(f"{process.args} failed: {errors.strip()[-500:]}")
+    found: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return found
+
+
+def workers(steps: int) -> list[subprocess.Popen[str]]:
+    """Two workers of MultiWorkerMirroredStrategy, one thread each, on this machine."""
+    sockets = [socket.create_server(("localhost", 0)) for _ in range(2)]
+    addresses = [f"localhost:{each.getsockname()[1]}" for each in sockets]
+    for each in sockets:
+        each.close()
+    started = []
+    for index in range(2):
+        task = {"type": "worker", "index": index}
+        cluster = json.dumps({"cluster": {"worker": addresses}, "task": task})
+        started.append(start(["train", "workers", 1, steps], {"TF_CONFIG": cluster}))
+    return started
+
+
+def lost_worker() -> str:
+    """What becomes of a worker whose partner is killed after a few steps."""
+    left, killed = workers(10_000)
+    assert killed.stdout is not None
+    while (line := killed.stdout.readline()) and "step 3" not in line:
+        pass
+    killed.send_signal(signal.SIGKILL)
+    began = time.monotonic()
+    try:
+        _, errors = left.communicate(timeout=LOST)
+    except subprocess.TimeoutExpired:
+        left.kill()
+        left.communicate()
+        return f"the other still hangs after {LOST} s"
+    seconds = time.monotonic() - began
+    return f"the other ends after {seconds:.0f} s with status {left.returncode}"
+
+
+def table() -> list[str]:
+    """Run all cases; the lines of the note's block."""
+    cores = len(os.sched_getaffinity(0))
+    lines = [
+        f"`make tf-parallelism` on {processor()}, {cores} cores: VxmDense (enc 16 32 32 32, dec "
+        f"32·4 16 16), {'×'.join(map(str, SHAPE))}, two pairs a step, two threads altogether.",
+        "",
+        "| strategy | CPU devices | replicas | seconds per step |",
+        "|---|---|---|---|",
+    ]
+    names = {
+        "default": "none: one process, two threads",
+        "mirrored": "MirroredStrategy()",
+        "logical": "MirroredStrategy over two logical CPUs that the script has made",
+    }
+    for strategy, name in names.items():
+        found = result(start(["train", strategy, 2, STEPS + WARM_UP], {}))
+        seconds = f"{found['seconds']:.2f}"
+        lines.append(f"| {name} | {found['devices']} | {found['replicas']} | {seconds} |")
+        print(lines[-1], flush=True)
+    runs = [[result(each) for each in workers(STEPS + WARM_UP)] for _ in range(2)]
+    seconds = statistics.median(each["seconds"] for run in runs for each in run)
+    lines.append(
+        "| MultiWorkerMirroredStrategy, two processes of one thread (TF_CONFIG) | "
+        f"{runs[0][0]['devices']} each | {runs[0][0]['replicas']} | {seconds:.2f} |"
+    )
+    print(lines[-1], flush=True)
+    replicas_alike = all(run[0]["weights"] == run[1]["weights"] for run in runs)
+    runs_alike = runs[0][0]["weights"] == runs[1][0]["weights"]
+    lines += [
+        "",
+        f"- The two workers end with {'the same' if replicas_alike else 'different'} weights; a "
+        f"second run gives {'the same' if runs_alike else 'other'} bytes.",
+        f"- One worker killed in mid-training: {lost_worker()}.",
+    ]
+    slurm = {
+        "SLURM_PROCID": "0",
+        "SLURM_STEP_NUM_TASKS": "4",
+        "SLURM_STEP_NODELIST": "node[1-2]",
+        "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+    }
+    lines += ["", "| SlurmClusterResolver, 2 nodes × 2 tasks, no GPU | finds |", "|---|---|"]
+    for arguments in ({}, {"gpus_per_node": 0}, {"gpus_per_node": 2}):
+        found = result(start(["resolve", arguments], slurm))
+        words = ", ".join(f"{name}={value}" for name, value in arguments.items())
+        gpus = f", and sets CUDA_VISIBLE_DEVICES={found['gpus']}" if "gpus" in found else ""
+        lines.append(f"| SlurmClusterResolver({words}) | {found['found']}{gpus} |")
+        print(lines[-1], flush=True)
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.case:
+        name, *values = json.loads(arguments.case)
+        print(json.dumps({"train": train, "resolve": resolve}[name](*values)))
+        return
+    before, _, rest = NOTE.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    block = "\n".join(["", *table(), ""])
+    NOTE.write_text(f"{before}{BEGIN}{block}{END}{after}", encoding="utf-8")
+    print(f"written into {NOTE}")
+
+
+if __name__ == "__main__":
+    run_cli(main)
