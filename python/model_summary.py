@@ -116,6 +116,7 @@ def main() -> None:
         (FOLDER / f"tensorflow_{name}.txt").write_text(text, encoding="utf-8")
         counts[name] = model.count_params()
     port = sum(parameters for *_, parameters in torch_layers())
+    size = " × ".join(map(str, SHAPE))
     features = max(math.prod(after) for _, _, after, _ in torch_layers()) * 4 / 1e9
     (FOLDER / "README.md").write_text(
         "\n".join(
@@ -123,7 +124,7 @@ def main() -> None:
                 "# The published configuration",
                 "",
                 f"`make model-summary`: enc {PUBLISHED.enc}, dec {PUBLISHED.dec}, integration in "
-                f"{PUBLISHED.int_steps} squarings at half resolution, {' × '.join(map(str, SHAPE))} "
+                f"{PUBLISHED.int_steps} squarings at half resolution, {size} "
                 f"voxels, {LABELS} labels. Nothing is computed or allocated; at run time the "
                 f"largest feature map is {features:.1f} GB.",
                 "",
@@ -133,9 +134,11 @@ def main() -> None:
                 f"neurite's `labels_to_image`, one of two | {counts['generator']:,} |",
                 f"| [U-Net](tensorflow_unet.txt) | two images → features at half resolution; "
                 f"voxelmorph's `Unet` | {counts['unet']:,} |",
-                f"| [full model](tensorflow_full.txt) | two label maps → two images → warp → moved "
-                f"image and label maps; the training script's | {counts['full']:,} |",
-                f"| torch port (below) | two images → warp → moved image and label maps | {port:,} |",
+                f"| [full model](tensorflow_full.txt) | two label maps → two images → warp → "
+                "moved image and label maps; the training script's "
+                f"| {counts['full']:,} |",
+                "| torch port (below) | two images → warp → moved image and label maps "
+                f"| {port:,} |",
                 "",
                 "The full model has what the U-Net lacks: the last convolution, of the velocity "
                 "(`…_flow`, 3 channels). Axes: TensorFlow (B, X, Y, Z, C), torch (B, C, X, Y, Z).",

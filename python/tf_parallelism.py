@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,20 @@ NOTE = Path(__file__).parent.parent / "notes" / "tf_parallelism.md"
 BEGIN, END = "<!-- begin make tf-parallelism -->", "<!-- end make tf-parallelism -->"
 SHAPE = (32, 32, 32)
 WIDTHS = [[16, 32, 32, 32], [32, 32, 32, 32, 16, 16]]
-STEPS, WARM_UP = 8, 3
-LOST = 60  # seconds to wait for the end of a worker whose partner was killed
+STEPS, WARM_UP = 6, 2
+STRATEGIES = {
+    "default": "none: one process, two threads",
+    "mirrored": "MirroredStrategy()",
+    "logical": "MirroredStrategy over two logical CPUs that the script has made",
+}
+SLURM = {
+    "SLURM_PROCID": "0",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_NODELIST": "node[1-2]",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+}
+PATIENCE = 180  # seconds for a case, of which most take twenty
+LOST = 30  # seconds to wait for the end of a worker whose partner was killed
 
 
 def train(strategy: str, threads: int, steps: int) -> dict[str, Any]:
@@ -83,16 +96,22 @@ def train(strategy: str, threads: int, steps: int) -> dict[str, Any]:
     }
 
 
-def resolve(arguments: dict[str, int]) -> dict[str, Any]:
-    """The cluster that TensorFlow's Slurm resolver finds, or what it raises."""
+def resolve() -> list[str]:
+    """What TensorFlow's Slurm resolver finds, without and with GPUs that are not there."""
     from morphbits.models import synthmorph_tf
 
     resolver = synthmorph_tf.tf.distribute.cluster_resolver.SlurmClusterResolver
-    try:
-        tasks = resolver(**arguments).cluster_spec().as_dict()["worker"]
-    except Exception as error:
-        return {"found": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
-    return {"found": f"{len(tasks)} tasks", "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}
+    rows = []
+    for arguments in ({}, {"gpus_per_node": 0}, {"gpus_per_node": 2}):
+        try:
+            tasks = resolver(**arguments).cluster_spec().as_dict()["worker"]
+            gpus = os.environ["CUDA_VISIBLE_DEVICES"]
+            found = f"{len(tasks)} tasks, and sets CUDA_VISIBLE_DEVICES={gpus}"
+        except Exception as error:
+            found = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        words = ", ".join(f"{name}={value}" for name, value in arguments.items())
+        rows.append(f"| SlurmClusterResolver({words}) | {found} |")
+    return rows
 
 
 # ------------------------------------------------------------------------------ processes
@@ -109,13 +128,17 @@ def start(case: list[Any], environment: dict[str, str]) -> subprocess.Popen[str]
     )
 
 
-def result(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """What it returned."""
-    output, errors = process.communicate()
+def result(process: subprocess.Popen[str]) -> Any:
+    """What it returned; None where it has not ended in time."""
+    try:
+        output, errors = process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return None
     if process.returncode:
-        raise UserError(f"{process.args} failed: {errors.strip()[-500:]}")
-    found: dict[str, Any] = json.loads(output.splitlines()[-1])
-    return found
+        raise UserError(f"a case failed: {errors.strip()[-500:]}")
+    return json.loads(output.splitlines()[-1])
 
 
 def workers(steps: int) -> list[subprocess.Popen[str]]:
@@ -141,7 +164,7 @@ def lost_worker() -> str:
     killed.send_signal(signal.SIGKILL)
     began = time.monotonic()
     try:
-        _, errors = left.communicate(timeout=LOST)
+        left.communicate(timeout=LOST)
     except subprocess.TimeoutExpired:
         left.kill()
         left.communicate()
@@ -150,55 +173,40 @@ def lost_worker() -> str:
     return f"the other ends after {seconds:.0f} s with status {left.returncode}"
 
 
-def table() -> list[str]:
-    """Run all cases; the lines of the note's block."""
-    cores = len(os.sched_getaffinity(0))
-    lines = [
-        f"`make tf-parallelism` on {processor()}, {cores} cores: VxmDense (enc 16 32 32 32, dec "
-        f"32·4 16 16), {'×'.join(map(str, SHAPE))}, two pairs a step, two threads altogether.",
+def table(lines: list[str]) -> Iterator[None]:
+    """Run the cases one by one, and add what each gives to the note's block."""
+    lines += [
+        f"`make tf-parallelism` on {processor()}, {len(os.sched_getaffinity(0))} cores: VxmDense "
+        f"(enc 16 32 32 32, dec 32·4 16 16), {'×'.join(map(str, SHAPE))}, two pairs a step, two "
+        "threads altogether.",
+        "",
+        "| Slurm: 2 nodes × 2 tasks, no GPU | finds |",
+        "|---|---|",
+        *result(start(["resolve"], SLURM)),
         "",
         "| strategy | CPU devices | replicas | seconds per step |",
         "|---|---|---|---|",
     ]
-    names = {
-        "default": "none: one process, two threads",
-        "mirrored": "MirroredStrategy()",
-        "logical": "MirroredStrategy over two logical CPUs that the script has made",
-    }
-    for strategy, name in names.items():
+    yield
+    for strategy, name in STRATEGIES.items():
         found = result(start(["train", strategy, 2, STEPS + WARM_UP], {}))
-        seconds = f"{found['seconds']:.2f}"
-        lines.append(f"| {name} | {found['devices']} | {found['replicas']} | {seconds} |")
-        print(lines[-1], flush=True)
-    runs = [[result(each) for each in workers(STEPS + WARM_UP)] for _ in range(2)]
-    seconds = statistics.median(each["seconds"] for run in runs for each in run)
-    lines.append(
-        "| MultiWorkerMirroredStrategy, two processes of one thread (TF_CONFIG) | "
-        f"{runs[0][0]['devices']} each | {runs[0][0]['replicas']} | {seconds:.2f} |"
-    )
-    print(lines[-1], flush=True)
-    replicas_alike = all(run[0]["weights"] == run[1]["weights"] for run in runs)
-    runs_alike = runs[0][0]["weights"] == runs[1][0]["weights"]
-    lines += [
-        "",
-        f"- The two workers end with {'the same' if replicas_alike else 'different'} weights; a "
-        f"second run gives {'the same' if runs_alike else 'other'} bytes.",
-        f"- One worker killed in mid-training: {lost_worker()}.",
-    ]
-    slurm = {
-        "SLURM_PROCID": "0",
-        "SLURM_STEP_NUM_TASKS": "4",
-        "SLURM_STEP_NODELIST": "node[1-2]",
-        "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
-    }
-    lines += ["", "| SlurmClusterResolver, 2 nodes × 2 tasks, no GPU | finds |", "|---|---|"]
-    for arguments in ({}, {"gpus_per_node": 0}, {"gpus_per_node": 2}):
-        found = result(start(["resolve", arguments], slurm))
-        words = ", ".join(f"{name}={value}" for name, value in arguments.items())
-        gpus = f", and sets CUDA_VISIBLE_DEVICES={found['gpus']}" if "gpus" in found else ""
-        lines.append(f"| SlurmClusterResolver({words}) | {found['found']}{gpus} |")
-        print(lines[-1], flush=True)
-    return lines
+        lines.append(_row(name, found))
+        yield
+    pair = [result(each) for each in workers(STEPS + WARM_UP)]
+    name = "MultiWorkerMirroredStrategy, two processes of one thread (TF_CONFIG)"
+    lines.append(_row(name, pair[0]))
+    if None not in pair:
+        alike = "the same" if pair[0]["weights"] == pair[1]["weights"] else "different"
+        lines += ["", f"- The two workers end with {alike} weights."]
+    yield
+    lines.append(f"- One of two workers killed in mid-training: {lost_worker()}.")
+    yield
+
+
+def _row(name: str, found: dict[str, Any] | None) -> str:
+    if found is None:
+        return f"| {name} | | | did not end within {PATIENCE} s |"
+    return f"| {name} | {found['devices']} | {found['replicas']} | {found['seconds']:.2f} |"
 
 
 def main() -> None:
@@ -209,12 +217,16 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.case:
         name, *values = json.loads(arguments.case)
-        print(json.dumps({"train": train, "resolve": resolve}[name](*values)))
+        cases: dict[str, Any] = {"train": train, "resolve": resolve}
+        print(json.dumps(cases[name](*values)))
         return
     before, _, rest = NOTE.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
-    block = "\n".join(["", *table(), ""])
-    NOTE.write_text(f"{before}{BEGIN}{block}{END}{after}", encoding="utf-8")
+    lines: list[str] = []
+    for _ in table(lines):
+        block = "\n".join(["", *lines, ""])
+        NOTE.write_text(f"{before}{BEGIN}{block}{END}{after}", encoding="utf-8")
+        print(lines[-1], flush=True)
     print(f"written into {NOTE}")
 
 
