@@ -179,6 +179,7 @@ bench-synthesis: $(stamp) ## time and memory of SynthMorph's image synthesis, in
 .PHONY: bench-train
 bench-train: $(stamp) ## time training steps of torch against TensorFlow's, into notes/benchmarks/
 	$(venv) python/bench_train.py
+
 .PHONY: tf-parallelism
 tf-parallelism: $(stamp) ## what TensorFlow's parallel strategies do on CPUs, into notes/tf_parallelism.md
 	$(venv) python/tf_parallelism.py
