@@ -166,7 +166,7 @@ notebook: $(stamp) ## run the notebooks in notes/ and keep what they show
 
 .PHONY: bench
 bench: $(stamp) ## time native against plain torch (FULL=1: full size as well), into notes/benchmarks/
-	$(venv) python/bench.py $(call options,THREADS) $(call flag,FULL)
+	$(venv) $(if $(filter cuda,$(DEVICE)),python/bench_gpu.py,python/bench.py $(call options,THREADS)) $(call flag,FULL)
 
 .PHONY: bench-kernels
 bench-kernels: $(stamp) ## the convolution kernels against what a core does in registers, into notes/benchmarks/
@@ -268,5 +268,6 @@ RUN_ID ?=        ## name of a run of several machines
 ##@ Variables of setup, bench, localize
 PYTHON ?=        ## a Python 3.11, 3.12 or 3.13 (default: the first one found)
 TORCH ?=         ## cpu or cuda: which build of torch (default: cpu)
+DEVICE ?=        ## bench: cpu, or cuda (default: cpu)
 FULL ?=          ## 1 benches full size as well (20 GB of memory)
 BY ?=            ## localize: task (layers and steps) or symbol (compiled functions)

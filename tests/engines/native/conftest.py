@@ -1,7 +1,8 @@
-"""The variants of the kernels that this processor runs, and the naive reference."""
+"""The variants of the kernels that this processor runs, the naive reference, and the GPU's."""
 
 from __future__ import annotations
 
+import emulator
 import pytest
 import torch
 from hypothesis import settings
@@ -11,8 +12,10 @@ from morphbits.engines.native.library import available_variants
 settings.register_profile("morphbits", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("morphbits")
 
+VARIANTS = [*available_variants(), "naive", *(["emulated"] if emulator.FOUND else [])]
 
-@pytest.fixture(scope="session", params=[*available_variants(), "naive"])
+
+@pytest.fixture(scope="session", params=VARIANTS)
 def variant(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -69,5 +69,6 @@ def _call(
                 b=None if b is None else b.data_ptr(),
                 out=out.data_ptr(),
             ),
+            a.device,
         )
     return out

@@ -15,6 +15,7 @@ from functools import cache
 import numpy as np
 import torch
 
+from morphbits.engines.native import gpu
 from morphbits.engines.native.accumulation import Terms
 from morphbits.engines.native.build import build
 from morphbits.engines.native.precision import FLOAT32, Format
@@ -45,8 +46,12 @@ class Rounding:
     format: Format = FLOAT32
     operands: Format = FLOAT32
 
+    @property
+    def chosen_variant(self) -> str:
+        return self.variant or default_variant()
+
     def as_c(self) -> _Rounding:
-        variant = (*VARIANTS, "naive").index(self.variant or default_variant())
+        variant = (*VARIANTS, "naive", "emulated").index(self.chosen_variant)
         mode, format = MODES.index(self.mode), (self.format.bits, self.format.least)
         return _Rounding(mode, self.flush, self.threads, variant, self.key, *format)
 
@@ -152,12 +157,13 @@ def elementwise(
         second = None if b is None else rounded(b, stored, rounding.threads)
         out = elementwise(rounding, operation, first, second)
         return a.copy_(out) if in_place else out
-    operands = [a] if b is None else [a, b]
+    operands = on_one_device(*([a] if b is None else [a, b]))
+    a, b = operands[0], None if b is None else operands[1]
     shape = np.broadcast_shapes(*(x.shape for x in operands))
     if in_place and not (a.is_contiguous() and (b is None or not _overlap(a, b))):
         return a.copy_(elementwise(rounding, operation, a, b))
     dtype = torch.float32 if operation == "narrow" else a.dtype
-    out = a if in_place else torch.empty(shape, dtype=dtype)
+    out = a if in_place else torch.empty(shape, dtype=dtype, device=a.device)
     check_size(out)
     if out.numel() == 0:
         return out
@@ -177,7 +183,7 @@ def elementwise(
         b=None if b is None else b.data_ptr(),
         out=out.data_ptr(),
     )
-    call(load().morphbits_elementwise, rounding, arguments, fits=True)
+    call(load().morphbits_elementwise, rounding, arguments, out.device, fits=True)
     return out
 
 
@@ -204,30 +210,39 @@ def convolution(
     input (B, C, X, Y, Z), weight (O, C, x, y, z), bias (O): all float32 or all float64; returns
     (B, O, X', Y', Z').
     """
-    x, w = input_BCXYZ.contiguous(), weight_OCxyz.contiguous()
-    b = None if bias_O is None else bias_O.contiguous()
+    given = (input_BCXYZ, weight_OCxyz) if bias_O is None else (input_BCXYZ, weight_OCxyz, bias_O)
+    x, w, *biases = (v.contiguous() for v in on_one_device(*given))
+    b = biases[0] if biases else None
     size = convolution_size(x.shape[2:], w.shape[2:], stride, padding, dilation)
-    out = torch.empty((x.shape[0], w.shape[0], *size), dtype=x.dtype)
+    out = torch.empty((x.shape[0], w.shape[0], *size), dtype=x.dtype, device=x.device)
     check_size(out)
     if out.numel() == 0:
         return out
+    tap, ends = table(terms.tap, x.device), table(terms.segment_end, x.device)
+    channel = table(terms.channel, x.device)
+    finite = bool(torch.isfinite(w).all())
+    on_gpu = gpu.takes(rounding, x.device)
+    if on_gpu:
+        if not finite:
+            raise UserError("the native engine takes no infinite or NaN weights on a GPU")
+        w, tap = gpu.pack(w, tap, channel, dilation)
     arguments = _Convolution(
         type=TYPES[x.dtype],
         bias_first=0 if b is None else 2 if terms.bias_starts else terms.bias_first,
         batch=x.shape[0],
         channels_in=x.shape[1],
-        channels_out=w.shape[0],
+        channels_out=out.shape[1],
         size_in=tuple(x.shape[2:]),
         size_out=tuple(size),
-        kernel=tuple(w.shape[2:]),
+        kernel=tuple(weight_OCxyz.shape[2:]),
         stride=tuple(stride),
         padding=tuple(padding),
         dilation=tuple(dilation),
         terms=len(terms.tap),
         segments=len(terms.segment_end),
-        tap=terms.tap.ctypes.data,
-        channel=terms.channel.ctypes.data,
-        segment_end=terms.segment_end.ctypes.data,
+        tap=tap.data_ptr(),
+        channel=channel.data_ptr(),
+        segment_end=ends.data_ptr(),
         input=x.data_ptr(),
         weight=w.data_ptr(),
         bias=None if b is None else b.data_ptr(),
@@ -235,10 +250,10 @@ def convolution(
     )
     by_naive = terms.bias_starts and x.dtype == torch.float64  # no fast kernel starts from it
     # outside the image the fast kernels multiply by zero
-    if by_naive or not bool(torch.isfinite(w).all()):
+    if not on_gpu and (by_naive or not finite):
         rounding = replace(rounding, threads=1, variant="naive")
     fits = rounding.format.least == FLOAT32.least
-    call(load().morphbits_convolution, rounding, arguments, fits)
+    call(load().morphbits_convolution, rounding, arguments, x.device, fits)
     return out
 
 
@@ -260,15 +275,19 @@ def call(
     function: Callable[..., int],
     rounding: Rounding,
     arguments: ctypes.Structure,
+    device: torch.device,
     fits: bool = False,
 ) -> None:
-    """Call a kernel; `fits` says that it knows formats of fewer bits."""
+    """Call a kernel on data of `device`; `fits` says that it knows formats of fewer bits."""
+    name = function.__name__.removeprefix("morphbits_")  # type: ignore[attr-defined]
     if rounding.format != FLOAT32 and (rounding.flush or not fits):
-        name = function.__name__.removeprefix("morphbits_")  # type: ignore[attr-defined]
         why = " and with subnormals=flush" if rounding.flush else ""
         raise UserError(
             f"the native engine has no rule for {name} in fewer than float32's bits{why}"
         )
+    if gpu.takes(rounding, device):
+        gpu.call(name, rounding, arguments, device)
+        return
     status = function(ctypes.byref(rounding.as_c()), ctypes.byref(arguments))
     if status == 1:
         raise UserError(
@@ -284,6 +303,20 @@ def check_size(out: torch.Tensor) -> None:
         raise UserError(
             f"a result of {out.numel()} elements: the native engine numbers at most 2^32 - 1"
         )
+
+
+def on_one_device(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors where the kernel runs; a number on the CPU follows the others, as in torch."""
+    devices = {x.device for x in tensors if x.dim() or x.device.type != "cpu"}
+    if len(devices) > 1:
+        names = " and ".join(sorted(map(str, devices)))
+        raise UserError(f"the native engine was given one operator's tensors on {names}")
+    return [x.to(device) for device in devices for x in tensors] or list(tensors)
+
+
+def table(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Numbers that a kernel reads, where it runs."""
+    return torch.from_numpy(values).to(device)
 
 
 def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -26,6 +26,7 @@ from morphbits.engines.native import accumulation as orders
 from morphbits.engines.native import operators  # noqa: F401  (fills the table)
 from morphbits.engines.native import precision as formats
 from morphbits.engines.native.arithmetic import HALVES, Hand
+from morphbits.engines.native.gpu import NoKernel
 from morphbits.engines.native.library import MODES, Rounding, elementwise, rounded
 from morphbits.engines.native.rules import ONE_TYPE, RULES, Rule, passes, short_name
 from morphbits.engines.native.selftest import self_test
@@ -70,8 +71,8 @@ def random_rounding(
     seed: names the random stream, 0 to 2^64 - 1; equal seeds give equal bytes, with any number of
     threads and on any instruction set; accumulation: order of the additions in a convolution (see
     `accumulation`); subnormals: keep, or flush operands and results to zero; threads: torch's
-    number if None; precision: bits of each result, or a format's name (see `precision`);
-    perturb: all, or only:NAME or except:NAME of the stages that the model announces
+    number if None, of no meaning on a GPU; precision: bits of each result, or a format's name (see
+    `precision`); perturb: all, or only:NAME or except:NAME of the stages that the model announces
     (`morphbits.stages`): outside them each rounding is float32's to nearest; allow: names of
     operators without a rule, as the error says them, that may run as torch runs them; how often
     they did is in `stats.unperturbed`.
@@ -133,14 +134,14 @@ def _plain_paths() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(layers)
 
 
-_tested: list[bool] = []
+_tested: list[torch.device] = []
 _hidden: list[bool] = []
 
 
 def _self_test_once() -> None:
     if not _tested:
         self_test()
-        _tested.append(True)
+        _tested.append(torch.device("cpu"))
 
 
 class RandomRounding(TorchDispatchMode):
@@ -237,11 +238,12 @@ class RandomRounding(TorchDispatchMode):
         name = short_name(func)
         rule = RULES.get(name)
         if rule is not None:
-            if "out" in kwargs:
-                return self._into(func, args, kwargs)
-            if not rule.halves and any(_is_half(x) for x in tree_leaves((args, kwargs))):
-                return self._in_single(rule, func, args, kwargs)
-            return rule.handler(self, func, *args, **kwargs)
+            with _where(func, args, kwargs):
+                if "out" in kwargs:
+                    return self._into(func, args, kwargs)
+                if not rule.halves and any(_is_half(x) for x in tree_leaves((args, kwargs))):
+                    return self._in_single(rule, func, args, kwargs)
+                return rule.handler(self, func, *args, **kwargs)
         if name in ONE_TYPE and any(_is_half(x) for x in tree_leaves((args, kwargs))):
             args, kwargs = self._to_one_type(name, args, kwargs)
         if passes(func, args, kwargs):
@@ -335,6 +337,32 @@ def _on_meta(func: Any, args: Any, kwargs: Any) -> Any:
 
 def _is_half(x: Any) -> bool:
     return isinstance(x, torch.Tensor) and x.dtype in HALVES
+
+
+@contextmanager
+def _where(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
+    """What a rule makes itself lies on the GPU that the operator works on, if it works on one."""
+    device = next((x for x in map(_device, tree_leaves((args, kwargs))) if x is not None), None)
+    if device is None:
+        yield
+        return
+    if device not in _tested:
+        self_test(device)
+        _tested.append(device)
+    try:
+        with device:
+            yield
+    except NoKernel as missing:
+        raise UserError(
+            f"the native engine has no kernel on the GPU for the operator {func}: {missing}; run "
+            "it on the CPU"
+        ) from None
+
+
+def _device(x: Any) -> torch.device | None:
+    """The GPU that an argument lies on or names."""
+    device = x.device if isinstance(x, torch.Tensor) else x
+    return device if isinstance(device, torch.device) and device.type == "cuda" else None
 
 
 def _is_floating(x: Any) -> bool:

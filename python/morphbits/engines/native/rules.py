@@ -122,10 +122,11 @@ def passes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 def check(func: Any, *tensors: torch.Tensor) -> None:
     """UserError unless the kernels take these tensors."""
     for x in tensors:
-        if x.dtype not in (torch.float32, torch.float64) or x.device.type != "cpu":
+        known = x.dtype in (torch.float32, torch.float64) and x.device.type in ("cpu", "cuda")
+        if not known:
             raise UserError(
-                f"the native engine rounds float32 and float64 on the CPU, but {func} was given "
-                f"{x.dtype} on {x.device}; convert the model and its inputs"
+                "the native engine rounds float32 and float64 on CPUs and CUDA devices, but "
+                f"{func} was given {x.dtype} on {x.device}; convert the model and its inputs"
             )
 
 

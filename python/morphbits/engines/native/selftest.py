@@ -14,6 +14,7 @@ import torch
 
 from morphbits.engines.native import functions, reference, sums
 from morphbits.engines.native.accumulation import terms
+from morphbits.engines.native.gpu import NoKernel
 from morphbits.engines.native.library import Rounding, available_variants, convolution, elementwise
 from morphbits.engines.native.precision import FLOAT32, Format
 from morphbits.errors import UserError
@@ -31,32 +32,45 @@ _FORMATS = (
 )
 
 
-def self_test() -> None:
-    """Raise UserError if any kernel of any variant that runs here rounds otherwise than it
-    should."""
-    for variant in (*available_variants(), "naive"):
-        for dtype, format in _FORMATS:
-            kind = dtype if format == FLOAT32 else format
-            for name, exact, compute in _cases(dtype, 0.5 ** (_bits(dtype, format) - 1)):
-                down, up = reference.neighbours(exact, kind)
-                expected = {
-                    "upward": {up},
-                    "downward": {down},
-                    "toward_zero": {down if exact > 0 else up},
-                    "nearest": {reference.nearest(exact, kind)},
-                    "random": {down, up},
-                    "nearness": {down, up},
-                }
-                for mode, values in expected.items():
-                    rounding = Rounding(mode, variant=variant, key=1, format=format)
+def self_test(device: torch.device | None = None, only: str | None = None) -> None:
+    """Raise UserError if any kernel of any variant that runs here (of one, if `only` names it), or
+    of the GPU `device`, rounds otherwise than it should."""
+    if device is not None:
+        with device:
+            _test_variant(None, f"on {device}; its compiler or driver is not to be trusted")
+        return
+    for variant in (only,) if only else (*available_variants(), "naive"):
+        _test_variant(
+            variant,
+            f"variant {variant}; the compiler broke the kernels: build them with gcc, or choose "
+            "another variant by MORPHBITS_VARIANT=portable",
+        )
+
+
+def _test_variant(variant: str | None, where: str) -> None:
+    for dtype, format in _FORMATS:
+        kind = dtype if format == FLOAT32 else format
+        for name, exact, compute in _cases(dtype, 0.5 ** (_bits(dtype, format) - 1)):
+            down, up = reference.neighbours(exact, kind)
+            expected = {
+                "upward": {up},
+                "downward": {down},
+                "toward_zero": {down if exact > 0 else up},
+                "nearest": {reference.nearest(exact, kind)},
+                "random": {down, up},
+                "nearness": {down, up},
+            }
+            for mode, values in expected.items():
+                rounding = Rounding(mode, variant=variant, key=1, format=format)
+                try:
                     found = set(compute(rounding).flatten().tolist())
-                    if found != values:
-                        raise UserError(
-                            f"the native engine's self-test failed: {name}, mode {mode}, {kind}, "
-                            f"variant {variant} gave {sorted(found)} instead of {sorted(values)}; "
-                            "the compiler broke the kernels: build them with gcc, or choose "
-                            "another variant by MORPHBITS_VARIANT=portable"
-                        )
+                except NoKernel:  # the GPU has not all of them, and says so when they are used
+                    continue
+                if found != values:
+                    raise UserError(
+                        f"the native engine's self-test failed: {name}, mode {mode}, {kind} gave "
+                        f"{sorted(found)} instead of {sorted(values)}, {where}"
+                    )
 
 
 def _bits(dtype: torch.dtype, format: Format) -> int:

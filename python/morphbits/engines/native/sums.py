@@ -12,7 +12,17 @@ from math import prod
 import numpy as np
 import torch
 
-from morphbits.engines.native.library import OPERATIONS, TYPES, Rounding, call, check_size, load
+from morphbits.engines.native import gpu
+from morphbits.engines.native.library import (
+    OPERATIONS,
+    TYPES,
+    Rounding,
+    call,
+    check_size,
+    load,
+    on_one_device,
+    table,
+)
 
 _I32, _I64, _PTR = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 
@@ -60,7 +70,7 @@ def reduce(
     """
     x = x_ON.contiguous()
     outer, length = x.shape
-    out = torch.empty((outer, length if scan else period), dtype=x.dtype)
+    out = torch.empty((outer, length if scan else period), dtype=x.dtype, device=x.device)
     check_size(out)
     if out.numel() == 0:
         return out
@@ -77,6 +87,7 @@ def reduce(
             input=x.data_ptr(),
             output=out.data_ptr(),
         ),
+        x.device,
     )
     return out
 
@@ -134,7 +145,8 @@ def contract(
     lies at m·steps[0] + n·steps[1] of its image b.
     """
     batch, rows, columns = shape
-    out = torch.empty(out_shape, dtype=left.dtype)
+    left, right_BKN = on_one_device(left, right_BKN)
+    out = torch.empty(out_shape, dtype=left.dtype, device=left.device)
     check_size(out)
     if out.numel() == 0:
         return out
@@ -148,6 +160,9 @@ def contract(
     last = (batch - 1) * left_batch_step + int(rows_at.max()) + int(depth_at.max())
     assert left.is_contiguous() and last < left.numel() and ends[-1] == len(depth_at)
     assert right_BKN.shape == (batch, len(depth_at), columns) and prod(out_shape) == prod(shape)
+    on_device = [table(v, left.device) for v in (ends, rows_at, depth_at)]
+    if gpu.takes(rounding, left.device):
+        right_BKN = right_BKN.contiguous()
     call(
         load().morphbits_contraction,
         rounding,
@@ -165,13 +180,14 @@ def contract(
             right_column_step=right_BKN.stride(2),
             row_step=steps[0],
             column_step=steps[1],
-            segment_end=ends.ctypes.data,
-            row_offset=rows_at.ctypes.data,
-            depth_offset=depth_at.ctypes.data,
+            segment_end=on_device[0].data_ptr(),
+            row_offset=on_device[1].data_ptr(),
+            depth_offset=on_device[2].data_ptr(),
             left=left.data_ptr(),
             right=right_BKN.data_ptr(),
             output=out.data_ptr(),
         ),
+        left.device,
     )
     return out
 
@@ -205,5 +221,6 @@ def scatter_add(
             source=source.data_ptr(),
             output=out.data_ptr(),
         ),
+        out.device,
     )
     return out

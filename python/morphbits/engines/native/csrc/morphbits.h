@@ -8,7 +8,22 @@
 #ifndef MORPHBITS_H
 #define MORPHBITS_H
 
+#if defined(__CUDACC_RTC__) /* compiled at run time, without the headers of a system */
+typedef int int32_t;
+typedef unsigned int uint32_t;
+typedef long long int64_t;
+typedef unsigned long long uint64_t;
+#define UINT64_C(x) x##ull
+#else
 #include <stdint.h>
+#endif
+
+/* A function that the kernels for GPUs (gpu.cu) share with those for processors. */
+#if defined(__CUDACC__)
+#define INLINE static __device__ __forceinline__
+#else
+#define INLINE static inline
+#endif
 
 enum mode { NEAREST, RANDOM, NEARNESS, UPWARD, DOWNWARD, TOWARD_ZERO };
 enum type { FLOAT32, FLOAT64 };
@@ -114,7 +129,7 @@ typedef struct {
 
 /* ---- random bits -------------------------------------------------------------------------------------------- */
 
-static inline uint64_t mix64(uint64_t x) { /* splitmix64's finalizer (Steele, Lea, Flood 2014) */
+INLINE uint64_t mix64(uint64_t x) { /* splitmix64's finalizer (Steele, Lea, Flood 2014) */
     x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
     x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
     return x ^ (x >> 31);
@@ -126,7 +141,7 @@ typedef struct {
     uint32_t multiplier, increment, inner;
 } word_block;
 
-static inline word_block block_constants(uint64_t key, uint64_t block) {
+INLINE word_block block_constants(uint64_t key, uint64_t block) {
     uint64_t x = mix64(key + UINT64_C(0x9e3779b97f4a7c15) * (2 * block + 1));
     uint64_t y = mix64(key + UINT64_C(0x9e3779b97f4a7c15) * (2 * block + 2));
     word_block c = {(uint32_t)x | 1, (uint32_t)(x >> 32), (uint32_t)y};
@@ -135,7 +150,7 @@ static inline word_block block_constants(uint64_t key, uint64_t block) {
 
 /* The 32-bit word of one output element: a keyed permutation of the element number. The constants of the two
  * multiplications are those of `lowbias32` (Wellons, hash-prospector). `words` in convolution.h is the vector form. */
-static inline uint32_t random_word(word_block c, uint32_t element) {
+INLINE uint32_t random_word(word_block c, uint32_t element) {
     uint32_t x = element * c.multiplier + c.increment;
     x = (x ^ (x >> 16)) * 0x7feb352du;
     x ^= c.inner;
@@ -143,7 +158,9 @@ static inline uint32_t random_word(word_block c, uint32_t element) {
     return x ^ (x >> 16);
 }
 
-static inline int rounds_up(uint32_t word, int64_t index) { return (word >> (31 - (index & 31))) & 1; }
+INLINE int rounds_up(uint32_t word, int64_t index) { return (word >> (31 - (index & 31))) & 1; }
+
+#if !defined(__cplusplus) /* what follows is for processors alone */
 
 /* ---- floating-point control ---------------------------------------------------------------------------------- */
 
@@ -191,5 +208,7 @@ int reduction_avx512(const rounding *, const reduction_call *);
 int contraction_portable(const rounding *, const contraction_call *);
 int contraction_avx2(const rounding *, const contraction_call *);
 int contraction_avx512(const rounding *, const contraction_call *);
+
+#endif
 
 #endif

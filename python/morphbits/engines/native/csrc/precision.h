@@ -5,13 +5,13 @@
  * numbers are float32's too. Round-to-nearest would round twice; so it starts from the two float32 neighbours of the exact
  * result: what lies strictly between them lies on one side of every midpoint of the format. No result is rounded twice. */
 
-static inline int reduced(const rounding *r) { return r->precision < 24 || r->least != -126; }
+INLINE int reduced(const rounding *r) { return r->precision < 24 || r->least != -126; }
 
 enum fit { FIT_TO_ZERO, FIT_AWAY, FIT_NEAREST };
 
 /* The float32 with bits `word` into the format; FIT_NEAREST: the exact result lies beyond it in magnitude where `inexact`
  * is 1, by less than a last place of float32. */
-static inline uint32_t fit(const rounding *r, uint32_t word, int way, uint32_t inexact) {
+INLINE uint32_t fit(const rounding *r, uint32_t word, int way, uint32_t inexact) {
     const uint32_t sign = word & 0x80000000u, magnitude = word & 0x7fffffffu, field = magnitude >> 23;
     const int exponent = field ? (int)field - 127 : -126;
     const int drop = 24 - r->precision + (exponent < r->least ? r->least - exponent : 0);
@@ -30,16 +30,17 @@ static inline uint32_t fit(const rounding *r, uint32_t word, int way, uint32_t i
 }
 
 /* Both float32 neighbours of an exact result (equal where it is a float32, but for the sign of a zero) to the nearest. */
-static inline uint32_t fit_nearest(const rounding *r, uint32_t up, uint32_t down) {
+INLINE uint32_t fit_nearest(const rounding *r, uint32_t up, uint32_t down) {
     const uint32_t above = up & 0x7fffffffu, below = down & 0x7fffffffu;
     return fit(r, below < above ? down : up, FIT_NEAREST, below != above);
 }
 
 /* Mode NEARNESS into the format, from a float64: see stochastic_f32. */
-static inline float fit_stochastic(const rounding *r, double exact, uint32_t word) {
+INLINE float fit_stochastic(const rounding *r, double exact, uint32_t word) {
     return stochastic_format(exact, word, r->precision, r->least);
 }
 
+#if !defined(__cplusplus)
 /* ---- chunks of elementwise operators -------------------------------------------------------------------------- */
 
 static __attribute__((noinline)) void fit_directed_f32(const rounding *r, int64_t n, int up, float *x) {
@@ -64,3 +65,4 @@ static __attribute__((noinline)) void fit_nearest_f32(const rounding *r, int64_t
     for (int64_t i = 0; i < n; ++i)
         ((uint32_t *)out)[i] = fit_nearest(r, ((const uint32_t *)up)[i], ((const uint32_t *)down)[i]);
 }
+#endif

@@ -319,6 +319,11 @@ def _convolution(
     x3, w3 = _widen(x), _widen(weight)
     if not transposed:
         terms = None
+        if mode.accumulation == "probe" and x.is_cuda:
+            raise UserError(
+                "accumulation=probe reads the orders of torch's kernels on the CPU; on a GPU use "
+                "sequential, direct or blocked:K"
+            )
         if mode.accumulation == "probe" and groups == 1:
             kernel = own or (lambda *tensors: func(*tensors, *given[3:]))
             steps = probe.Steps(*(v[3 - dims :] for v in (g.stride, g.padding, g.dilation)))
