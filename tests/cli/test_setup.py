@@ -20,7 +20,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # what setup.sh imports to see that the packages load together
 MODULES = ["datalad/api", "h5py", "matplotlib/pyplot", "nibabel", "nilearn/datasets", "numpy",
-           "pytest", "scipy", "significantdigits", "tf_keras"]  # fmt: skip
+           "pytest", "scipy/ndimage", "scipy/stats", "significantdigits", "SimpleITK",
+           "tf_keras"]  # fmt: skip
+TORCH = ["torch/_dynamo", "torch/fx/experimental/symbolic_shapes", "torch/optim"]
 HANG = "import os, time\nif 'HANG' in os.environ: time.sleep(60)\n"
 
 
@@ -56,8 +58,9 @@ class Project:
         (self.kernels / "build.py").write_text("print('built', file=open('built', 'a'))\n")
         (self.kernels / "csrc/kernel.c").touch()
         stack = wheel(self.wheels, "stack", "1", dict.fromkeys(MODULES, HANG))
-        cpu = wheel(self.wheels, "torch", "2.0+cpu", {"torch": "cuda = False"})
-        cuda = wheel(self.wheels, "torch", "2.0", {"torch": "cuda = True"})
+        parts = dict.fromkeys(TORCH, "")
+        cpu = wheel(self.wheels, "torch", "2.0+cpu", {"torch/__init__": "cuda = False"} | parts)
+        cuda = wheel(self.wheels, "torch", "2.0", {"torch/__init__": "cuda = True"} | parts)
         self.lock("requirements", f"stack==1 --hash=sha256:{stack}")
         self.lock("torch", f"torch==2.0+cpu\n{cpu}  torch-2.0+cpu-py3-none-any.whl")
         self.lock("torch-cuda", f"torch==2.0 --hash=sha256:{cuda}")
