@@ -96,7 +96,7 @@ def test_native_samples_are_the_same_bytes_however_they_are_made(toy: Toy) -> No
 
 
 def test_an_interrupt_ends_the_workers_too(toy: Toy, wait_for: Wait) -> None:
-    process = toy.but(runs=40).start()
+    process = toy.but(runs=400).start()
     wait_for(lambda: len(toy.finished()) >= 1)
     workers = children(process.pid)
     process.send_signal(signal.SIGINT)
