@@ -61,7 +61,7 @@ def test_every_variable_of_inference_is_an_option_of_its_script() -> None:
     options = {word.partition("=")[0] for word in passed if word.startswith("--")}
     others = set("PYTHON TORCH FULL SOURCE TABLE ROUTE AGAIN CONTAINER VERROU BY".split())
     others |= set("EPOCHS STEPS BATCH MODEL_DIR RESUME NPROC NNODES RDZV RUN_ID".split())
-    others |= set("LABELS TARGETS SYNTH_PROCS SUBJECT NOTES".split())
+    others |= set("LABELS TARGETS SYNTH_PROCS SUBJECT NOTES DEVICE".split())
     assert len(options) == len(set(VARIABLES) - others)
     script = [sys.executable, ROOT / "python" / "run_matrix.py", "--help"]
     usage = subprocess.run(script, text=True, capture_output=True, check=True).stdout
