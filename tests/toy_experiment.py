@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -61,7 +62,15 @@ class Toy:
         return [sys.executable, "-c", DRIVER, *options]
 
     def start(self, **options: object) -> subprocess.Popen[str]:
-        """Started, not waited for."""
+        """Started, not waited for; it can be interrupted, which a job in the background of a shell
+        would not let it inherit."""
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            return self._popen(**options)
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _popen(self, **options: object) -> subprocess.Popen[str]:
         return subprocess.Popen(
             self.command(),
             stdout=subprocess.PIPE,
