@@ -11,13 +11,15 @@ operator's name. Every call is an operator of the random stream by itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from morphbits.engines.native import functions, sums
+from morphbits.engines.native import functions, probe_sums, sums
 from morphbits.engines.native.library import Rounding, elementwise
+from morphbits.engines.native.probe_sums import FoundSum
 from morphbits.errors import UserError
 
 if TYPE_CHECKING:
@@ -134,19 +136,26 @@ class Hand:
         return out.reshape(x.shape if scan else rest)
 
     def sum(
-        self, x: torch.Tensor, dims: Sequence[int] | None = None, keepdim: bool = False
+        self,
+        x: torch.Tensor,
+        dims: Sequence[int] | None = None,
+        keepdim: bool = False,
+        torchs: bool = False,
     ) -> torch.Tensor:
         """The sum over `dims` (all if None or empty).
 
         Order: the n summed elements in row-major order; up to 256 of them are one chain from left
         to right; more are dealt out to C = ⌈n / 256⌉ chains (element i to chain i mod C), whose
-        sums are summed in the same way.
+        sums are summed in the same way. Where orders are probed, `torchs` says that the framework
+        calls its own `sum` here: then in the order of that, if it can be read.
         """
         axes = sorted({d % max(x.dim(), 1) for d in dims}) if dims else list(range(x.dim()))
-        kept = [d for d in range(x.dim()) if d not in axes]
-        out_shape = [x.shape[d] for d in kept]
+        out_shape = [n for d, n in enumerate(x.shape) if d not in axes]
         terms, inner = prod(x.shape[d] for d in axes), prod(out_shape)
-        flat = x.permute(*axes, *kept).reshape(-1)
+        flat = probe_sums.terms_first(x, axes).reshape(-1)
+        order = self._order(x, axes, torchs) if terms > 1 and inner else None
+        if order is not None:
+            flat, terms = order.add(self.rounding, flat.view(terms, inner)), 1
         while terms > 1:
             chains = -(-terms // CHAIN)
             period = chains * inner
@@ -158,11 +167,26 @@ class Hand:
         shape = [1 if d in axes else n for d, n in enumerate(x.shape)] if keepdim else out_shape
         return flat.clone().view(shape) if flat.data_ptr() == x.data_ptr() else flat.view(shape)
 
+    def _order(self, x: torch.Tensor, axes: Sequence[int], torchs: bool) -> FoundSum | None:
+        """The order of a sum, where it is read off the framework."""
+        mode = self.mode
+        if mode.accumulation != "probe" or not (torchs and mode.probes(x)):
+            mode.not_probed(f"{self.name} (sums)", "chains of up to 256")
+            return None
+        kernel = partial(mode.outside, partial(torch.sum, dim=axes))
+        found = probe_sums.sum_order(kernel, x, axes, mode.threads)
+        mode.statistics.orders[f"{self.name} {found.layer}"] = found.words
+        return found if found.parts else None
+
     def mean(
-        self, x: torch.Tensor, dims: Sequence[int] | None = None, keepdim: bool = False
+        self,
+        x: torch.Tensor,
+        dims: Sequence[int] | None = None,
+        keepdim: bool = False,
+        torchs: bool = False,
     ) -> torch.Tensor:
         """The sum, divided by the number of terms, as torch does."""
-        total = self.sum(x, dims, keepdim)
+        total = self.sum(x, dims, keepdim, torchs)
         return self.div(total, x.numel() // max(total.numel(), 1) if total.numel() else 0)
 
     def scatter_add(

@@ -47,7 +47,7 @@ def engine_version() -> str:
     """A hash of everything that decides the engine's bytes: the kernels, and the Python beside
     this file that chooses and orders them. The same on every machine."""
     digest = hashlib.sha256(kernel_version().encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 

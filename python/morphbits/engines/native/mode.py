@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
@@ -196,11 +196,33 @@ class RandomRounding(TorchDispatchMode):
                 f"no stage {', '.join(sorted(missing))} was run; this model's stages are: {ran}"
             )
 
+    def probes(self, x: torch.Tensor) -> bool:
+        """Whether the framework's own order is to be read off for this tensor."""
+        if self.accumulation == "probe" and x.is_cuda:
+            raise UserError(
+                "accumulation=probe reads the orders of torch's kernels on the CPU; on a GPU use "
+                "sequential, direct or blocked:K"
+            )
+        return self.accumulation == "probe"
+
+    def not_probed(self, name: str, instead: str) -> None:
+        """Say in the statistics that the additions of an operator were not read off."""
+        if self.accumulation == "probe":
+            self.statistics.orders[name] = f"not probed: {instead}"
+
     def order(self, name: str, taps: int, channels: int) -> orders.Terms:
         """The order in which an operator that is not probed adds its products."""
-        if self.accumulation == "probe":
-            self.statistics.orders[name] = "not probed: one chain"
+        self.not_probed(name, "one chain")
         return orders.terms(self.accumulation, taps, channels)
+
+    def outside(self, kernel: Callable[..., Any], *tensors: Any) -> Any:
+        """What the framework's kernel gives outside of this mode, which switches oneDNN off."""
+        inside = torch._C._get_mkldnn_enabled()
+        torch._C._set_mkldnn_enabled(self.onednn)
+        try:
+            return kernel(*tensors)
+        finally:
+            torch._C._set_mkldnn_enabled(inside)
 
     def factor(self, x: torch.Tensor) -> torch.Tensor:
         """`x` as an operator that accumulates multiplies it."""

@@ -1,10 +1,7 @@
-"""The order in which the framework's own kernel adds, read off it by numerical testing.
+"""The order in which the framework's own convolution adds, read off it by numerical testing.
 
-Method: FPRev (arXiv 2411.00442). All terms are 1, but one is 2^100 and another −2^100: every 1
-that is added between the two is swallowed, so the number of terms less the result is the size of
-the smallest subtree that holds both. These sizes for one term and all others give the subtrees in
-which it is added to the rest, each of which is asked in the same way. One call of a convolution
-answers for many pairs: each in a place of its own in the image, or an output channel of its own.
+Method: `trees`. One call of a convolution answers for many pairs of terms: each in a place of its
+own in the image, or an output channel of its own.
 
 The tree does not say which of a chain's first two products was rounded and which one was fused
 with the addition: that is asked with a product that loses a bit when it is rounded. An order
@@ -15,9 +12,8 @@ the data at hand.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -26,81 +22,19 @@ import torch
 
 from morphbits.engines.native.accumulation import Terms, terms
 from morphbits.engines.native.library import Rounding, convolution
+from morphbits.engines.native.trees import (
+    MASK,
+    Node,
+    Pair,
+    UnreadableError,
+    chain,
+    chains,
+    lossy,
+    same,
+    tree,
+)
 
-MASK = 2.0**100  # swallows sums below 2^76; a product with 1 is exact
-_Pair = tuple[int, int]
 Convolve = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
-
-
-class UnreadableError(Exception):
-    """The sizes are not those of a tree of additions, or the tree is none that the kernel can
-    follow; the reason in words."""
-
-
-@dataclass
-class Node:
-    """((first + parts[0]) + parts[1]) + …; a part without parts is a term."""
-
-    first: int
-    parts: list[Node] = field(default_factory=list)
-
-
-def tree(leaves: Sequence[int], sizes: Callable[[Sequence[_Pair]], Sequence[int]]) -> Node:
-    """The tree of additions over ``leaves``; ``sizes`` measures the smallest subtrees of pairs,
-    which must count leaves of this tree alone."""
-    root = Node(leaves[0])
-    pending = [(root, list(leaves[1:]))]
-    while pending:
-        pairs = [(node.first, other) for node, others in pending for other in others]
-        measured = iter(sizes(pairs))
-        following: list[tuple[Node, list[int]]] = []
-        for node, others in pending:
-            groups: dict[int, list[int]] = defaultdict(list)
-            for other in others:
-                groups[next(measured)].append(other)
-            held = 1
-            for size, group in sorted(groups.items()):
-                held += len(group)
-                if size != held:
-                    raise UnreadableError("its sums are no tree of additions of two numbers")
-                part = Node(group[0])
-                node.parts.append(part)
-                following.append((part, group[1:]))
-        pending = [(node, others) for node, others in following if others]
-    return root
-
-
-def chain(node: Node) -> list[int] | None:
-    """The terms of a chain that adds one after the other, the first two in any order; or None if
-    the tree is none."""
-    before: list[int] = []
-    while True:
-        inner = bool(node.parts) and bool(node.parts[0].parts)
-        rest = node.parts[inner:]
-        if any(part.parts for part in rest):
-            return None
-        before = [node.first, *(part.first for part in rest), *before]
-        if not inner:
-            return before
-        node = node.parts[0]
-
-
-def chains(node: Node) -> list[list[int]]:
-    """The chains of a tree that adds up chains one after the other."""
-    whole = chain(node)
-    if whole is not None:
-        return [whole]
-    cut = 0
-    while chain(Node(node.first, node.parts[: cut + 1])) is not None:
-        cut += 1
-    own = chain(Node(node.first, node.parts[:cut]))
-    first, *later = node.parts[cut:]
-    added = [chain(part) for part in later]
-    if own is None or not all(added):
-        raise UnreadableError("its tree of sums is none of chains added up one after the other")
-    inner = chains(first)  # one chain comes after this one, the sum of several before it
-    start = [own, *inner] if len(inner) == 1 else [*inner, own]
-    return [*start, *(one for one in added if one)]
 
 
 @dataclass(frozen=True)
@@ -167,7 +101,7 @@ class Geometry:
 
 def _measure(
     convolve: Convolve, geometry: Geometry, like: tuple[torch.Tensor, torch.Tensor], bias: bool
-) -> Callable[[Sequence[_Pair]], list[int]]:
+) -> Callable[[Sequence[Pair]], list[int]]:
     """`sizes` for `tree`: terms by their numbers, the bias by the number after the last one."""
     dtype = like[0].dtype
     centres = geometry.centres()
@@ -179,7 +113,7 @@ def _measure(
     def run(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return convolve(x, w, b if bias else None)
 
-    def by_place(pairs: Sequence[_Pair]) -> Iterator[float]:
+    def by_place(pairs: Sequence[Pair]) -> Iterator[float]:
         x, b = ones[0].clone(), torch.full((channels,), float(bias), dtype=dtype)
         for centre, pair in zip(centres, pairs, strict=False):
             for term, value in zip(pair, (MASK, -MASK), strict=True):
@@ -187,7 +121,7 @@ def _measure(
         out = run(x, ones[1], b)
         yield from (float(out[(0, 0, *centre)]) for centre in centres[: len(pairs)])
 
-    def by_channel(pairs: Sequence[_Pair]) -> Iterator[float]:
+    def by_channel(pairs: Sequence[Pair]) -> Iterator[float]:
         w, b = ones[1].clone(), torch.full((channels,), float(bias), dtype=dtype)
         for o, pair in enumerate(pairs):
             for term, value in zip(pair, (MASK, -MASK), strict=True):
@@ -200,11 +134,11 @@ def _measure(
         out = run(ones[0], w, b)
         yield from (float(out[(0, o, *centres[0])]) for o in range(len(pairs)))
 
-    def sizes(pairs: Sequence[_Pair]) -> list[int]:
+    def sizes(pairs: Sequence[Pair]) -> list[int]:
         places = len(centres) > channels
         in_image = [pair for pair in pairs if places and n not in pair]
         in_weight = [pair for pair in pairs if not places or n in pair]
-        found: dict[_Pair, int] = {}
+        found: dict[Pair, int] = {}
         for asked, ask, many in (
             (in_image, by_place, len(centres)),
             (in_weight, by_channel, channels),
@@ -222,14 +156,14 @@ def _measure(
 
 def _rounded_first(
     convolve: Convolve, geometry: Geometry, like: tuple[torch.Tensor, torch.Tensor], bias: bool
-) -> Callable[[Sequence[_Pair]], list[bool]]:
+) -> Callable[[Sequence[Pair]], list[bool]]:
     """Whether the first of each pair of products, which a chain begins with, was rounded before
-    it was added. The product (1 + e)² loses e², the other, −(1 + e), nothing."""
-    small = 2.0 ** -(12 if like[0].dtype == torch.float32 else 27)
+    it was added: see `trees.lossy`."""
+    small = lossy(like[0].dtype)
     centres, w = geometry.centres(), torch.full_like(like[1], 1 + small)
     zeros = torch.zeros(geometry.weight[0], dtype=w.dtype) if bias else None
 
-    def ask(pairs: Sequence[_Pair]) -> list[bool]:
+    def ask(pairs: Sequence[Pair]) -> list[bool]:
         found: list[bool] = []
         for start in range(0, len(pairs), len(centres)):
             x, some = torch.zeros_like(like[0]), pairs[start : start + len(centres)]
@@ -263,14 +197,25 @@ def read(
     as_read = ask([(one[0], one[1]) for one in unsure])
     reverse = ask([(one[1], one[0]) for one in unsure])
     if any(a and b for a, b in zip(as_read, reverse, strict=True)):
-        raise UnreadableError("it rounds products before it adds them")
-    for one, first in zip(unsure, as_read, strict=True):
-        if not first and not (bias_starts and one is found[0]):
-            one[:2] = one[1::-1]
+        if len(found) > 1:
+            raise UnreadableError("it rounds products before it adds them, in several chains")
+        found = [[term] for term in found[0]]
+        bias_first, bias_starts = bias_first or bias_starts, False
+    elif not bias_starts or unsure[0] is not found[0]:
+        _put_first(unsure, as_read)
+    else:
+        _put_first(unsure[1:], as_read[1:])
     channel, tap = np.divmod(np.concatenate(found).astype(np.int64), geometry.taps)
     ends = np.cumsum([len(one) for one in found], dtype=np.int64)
     tap, channel = np.ascontiguousarray(tap), np.ascontiguousarray(channel)
     return Terms(tap, channel, ends, bias_first, bias_starts)
+
+
+def _put_first(unsure: Sequence[list[int]], as_read: Sequence[bool]) -> None:
+    """Of the first two terms of each chain, the one that was rounded comes first."""
+    for one, first in zip(unsure, as_read, strict=True):
+        if not first:
+            one[:2] = one[1::-1]
 
 
 def _place_of_bias(root: Node, bias: int) -> tuple[Node, bool, bool]:
@@ -328,10 +273,11 @@ def order(
             nearest, sides = Rounding("nearest", threads=threads), (_widen(x), _widen(weight))
             ours = convolution(nearest, *sides, bias, *steps.widened(), terms=chosen)
             theirs = convolve(x, weight, bias)
-            same = _same(ours.reshape(theirs.shape), theirs)
-            proven = same == 1
-            words = describe(chosen, geometry.taps)
-            words += ": the same bytes" if proven else f": {same:.1%} of values the same"
+            share = float(same(ours.reshape(theirs.shape), theirs).double().mean())
+            proven = share == 1
+            below = math.floor(1000 * share) / 10  # never 100 where one differs
+            words = f"{describe(chosen, geometry.taps)}: "
+            words += "the same bytes" if proven else f"{below:.1f}% of values the same"
         except UnreadableError as error:
             words = f"not read ({error}): one chain"
         _found[key] = Found(layer, chosen, words, proven)
@@ -340,13 +286,6 @@ def order(
 
 def _widen(x: torch.Tensor) -> torch.Tensor:
     return x.reshape(*x.shape[:2], *(1,) * (5 - x.dim()), *x.shape[2:])
-
-
-def _same(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Share of the elements that have the same bytes."""
-    integer = {torch.float32: torch.int32, torch.float64: torch.int64}[one.dtype]
-    equal = one.contiguous().view(integer) == other.contiguous().view(integer)
-    return float(equal.double().mean())
 
 
 def describe(terms: Terms, taps: int) -> str:
@@ -365,6 +304,8 @@ def describe(terms: Terms, taps: int) -> str:
         f"{count}×{length}" if count > 1 else str(length) for length, count in _runs(lengths)
     )
     words = "one chain" if number == 1 else f"{number} chains ({sizes})"
+    if 1 < number == len(terms.tap):
+        words, block = "each product rounded, then added", 0
     across = f", {block} channels each" if number > 1 and block else ""
     bias = "start" if terms.bias_starts else "first" if terms.bias_first else "last"
     return f"{words}{across}, {inner}, bias {bias}"

@@ -4,14 +4,8 @@
  * (column block, k, LANES). Long sums go in slices of SLICE terms over all rows of a task, so that a slice of the right side
  * stays in the cache; totals and open chains wait in memory meanwhile. */
 
-#define SLICE 2048 /* a multiple of 32: a random word serves 32 operations */
-
 /* The ways to do an operation, as constants of each instance. */
 enum { S(IEEE), S(TWO_WAYS), S(TWO_WAYS_CAREFUL), S(BY_DISTANCE) };
-
-typedef struct {
-    V total, chain;
-} S(open_sum);
 
 static inline __attribute__((always_inline)) void S(contract_tile)(const rounding *r, const contraction_call *c,
                                                                    const word_block *block, const int tile, const int way,

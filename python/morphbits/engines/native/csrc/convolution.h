@@ -2,7 +2,8 @@
  * vector.h.
  * The input is copied once into zero-padded, channels-last planes and the weights into (channel block, term, lane), so
  * that a term is one broadcast of the input times one vector of weights. A tile is up to MAX_TILE neighbouring voxels of a
- * row. Terms outside the image multiply a zero of the padding, unless a weight is not finite: then the naive kernel, which
+ * row. Long sums go in slices of SLICE terms over all tiles of a row, so that a slice of the weights stays in the cache; totals
+ * and open chains wait in memory meanwhile. Terms outside the image multiply a zero of the padding, unless a weight is not finite: then the naive kernel, which
  * leaves these out, is called. */
 
 typedef struct {
@@ -19,6 +20,10 @@ typedef struct {
 /* The three ways to do an operation; constants at every call, so each instance keeps one. */
 enum { S(PLAIN), S(DIRECTIONS), S(NEARNESSES) };
 
+typedef struct {
+    V total, chain;
+} S(open_sum);
+
 static inline W S(draw)(const S(plan) * p, int64_t index, W element) {
     if (p->r->mode == UPWARD) return (W){0} - 1u;
     if (p->r->mode == DOWNWARD) return (W){0};
@@ -32,11 +37,12 @@ static inline V S(add)(const S(plan) * p, int way, V a, V b, int64_t index, W el
     return S(add_stochastic)(a, b, word);
 }
 
-/* `tile` neighbouring voxels of one row, LANES output channels from `channel` on; `first` is the output element of the
- * first voxel in the first of these channels, `input` its first tap. */
+/* Terms `from` to `to` of `tile` neighbouring voxels of one row, LANES output channels from `channel` on; `first` is the
+ * output element of the first voxel in the first of these channels, `input` its first tap, `segment` the chain of term `from`. */
 static inline __attribute__((always_inline)) void S(run_tile)(const S(plan) * p, const int tile, const int way,
                                                               const int careful, const T *input, int64_t channel,
-                                                              uint32_t first, V *total) {
+                                                              uint32_t first, int64_t from, int64_t to, int64_t segment,
+                                                              S(open_sum) * open) {
     const convolution_call *c = p->c;
     const T *weight = p->weight + channel * c->terms;
     const int64_t step = p->voxel_step;
@@ -44,11 +50,12 @@ static inline __attribute__((always_inline)) void S(run_tile)(const S(plan) * p,
     S(directions) directions[MAX_TILE];
     V chain[MAX_TILE];
     for (int l = 0; l < LANES; ++l) lane[l] = first + (uint32_t)(l * p->voxels);
-    for (int i = 0; i < tile; ++i) element[i] = lane + (uint32_t)i;
-    int64_t t = 0;
-    for (int64_t s = 0; s < c->segments; ++s) {
-        for (int i = 0; i < tile; ++i) chain[i] = (V){0};
-        const int64_t end = c->segment_end[s];
+    for (int i = 0; i < tile; ++i) {
+        element[i] = lane + (uint32_t)i;
+        chain[i] = from ? open[i].chain : (V){0};
+    }
+    for (int64_t t = from; t < to;) {
+        const int64_t end = c->segment_end[segment] < to ? c->segment_end[segment] : to;
         while (t < end) {
             const int64_t block_end = way == S(PLAIN) ? end : way == S(NEARNESSES) ? t + 1 : (t | 31) + 1;
             const int64_t stop = end < block_end ? end : block_end;
@@ -69,53 +76,67 @@ static inline __attribute__((always_inline)) void S(run_tile)(const S(plan) * p,
                 }
             }
         }
+        if (t < c->segment_end[segment]) break;
         for (int i = 0; i < tile; ++i) {
             V sum = way == S(DIRECTIONS) && !careful ? S(positive_zero)(chain[i]) : chain[i];
-            if (s > 0) sum = S(add)(p, way, total[i], sum, c->terms + s, element[i]);
+            if (segment > 0) sum = S(add)(p, way, open[i].total, sum, c->terms + segment, element[i]);
             else if (c->bias_first) sum = S(add)(p, way, *(const V *)(p->bias + channel), sum, c->terms, element[i]);
-            total[i] = sum;
+            open[i].total = sum;
+            chain[i] = (V){0};
         }
+        ++segment;
     }
+    for (int i = 0; i < tile; ++i) open[i].chain = chain[i];
+    if (to < c->terms) return;
     for (int i = 0; i < tile; ++i) {
+        V total = open[i].total;
         if (p->bias && !c->bias_first)
-            total[i] = S(add)(p, way, total[i], *(const V *)(p->bias + channel), c->terms + c->segments, element[i]);
-        const I ordered = (I)(total[i] == total[i]);
-        total[i] = (V)(((I)total[i] & ordered) | (~ordered & QUIET_NAN));
+            total = S(add)(p, way, total, *(const V *)(p->bias + channel), c->terms + c->segments, element[i]);
+        open[i].total = S(one_nan)(total);
     }
 }
 
-/* One row of output voxels, all channels. */
+/* One row of output voxels, all channels; `open` has a place for each voxel. */
 static inline __attribute__((always_inline)) void S(run_row)(const S(plan) * p, const int way, const int careful,
-                                                             const T *input, uint32_t first, T *output) {
+                                                             const T *input, uint32_t first, T *output,
+                                                             S(open_sum) * open) {
     const convolution_call *c = p->c;
+    const int64_t width = c->size_out[2];
     for (int64_t channel = 0; channel < c->channels_out; channel += LANES) {
         const int64_t lanes = c->channels_out - channel < LANES ? c->channels_out - channel : LANES;
-        for (int64_t x = 0; x < c->size_out[2];) {
-            const int64_t left = c->size_out[2] - x, from = channel * p->voxels + x;
-            const T *at = input + x * p->voxel_step;
-            V total[MAX_TILE] = {{0}};
-            const int64_t tiles = (left + MAX_TILE - 1) / MAX_TILE, tile = (left + tiles - 1) / tiles; /* of like sizes */
-            switch (tile) {
-#define TILE(n) case n: S(run_tile)(p, n, way, careful, at, channel, first + (uint32_t)from, total); break;
-                TILE(1) TILE(2) TILE(3) TILE(4)
+        T *to_channel = output + channel * p->voxels;
+        int64_t segment = 0;
+        for (int64_t from = 0; from < c->terms; from += SLICE) {
+            const int64_t to = c->terms - from < SLICE ? c->terms : from + SLICE;
+            while (c->segment_end[segment] <= from) ++segment;
+            for (int64_t x = 0; x < width;) {
+                const T *at = input + x * p->voxel_step;
+                const uint32_t element = first + (uint32_t)(channel * p->voxels + x);
+                const int64_t left = width - x, tiles = (left + MAX_TILE - 1) / MAX_TILE;
+                const int64_t tile = (left + tiles - 1) / tiles; /* of like sizes */
+                switch (tile) {
+#define TILE(n) case n: S(run_tile)(p, n, way, careful, at, channel, element, from, to, segment, open + x); break;
+                    TILE(1) TILE(2) TILE(3) TILE(4)
 #if MAX_TILE > 4
-                TILE(5) TILE(6)
+                    TILE(5) TILE(6)
 #endif
 #if MAX_TILE > 6
-                TILE(7) TILE(8)
+                    TILE(7) TILE(8)
 #endif
 #undef TILE
+                }
+                x += tile;
             }
-            for (int64_t l = 0; l < lanes; ++l)
-                for (int i = 0; i < tile; ++i) output[from + l * p->voxels + i] = total[i][l];
-            x += tile;
         }
+        for (int64_t l = 0; l < lanes; ++l)
+            for (int64_t x = 0; x < width; ++x) to_channel[l * p->voxels + x] = open[x].total[l];
     }
 }
 
 #define ROW(name, way, careful)                                                                                         \
-    static __attribute__((noinline)) void S(name)(const S(plan) * p, const T *input, uint32_t first, T *output) { \
-        S(run_row)(p, way, careful, input, first, output);                                                              \
+    static __attribute__((noinline)) void S(name)(const S(plan) * p, const T *input, uint32_t first, T *output,        \
+                                                  S(open_sum) * open) {                                                 \
+        S(run_row)(p, way, careful, input, first, output, open);                                                        \
     }
 ROW(row_plain, S(PLAIN), 0)
 ROW(row_directed, S(DIRECTIONS), 0)
@@ -136,7 +157,8 @@ static int S(convolve)(const rounding *r, const convolution_call *c) {
     T *weight = malloc(sizeof(T) * (size_t)(blocks * LANES * terms));
     int64_t *offset = malloc(sizeof(int64_t) * (size_t)terms);
     word_block *block = malloc(sizeof(word_block) * (size_t)draws);
-    int status = image && bias && weight && offset && block ? OK : OUT_OF_MEMORY;
+    S(open_sum) *open = malloc(sizeof(S(open_sum)) * (size_t)(r->threads * c->size_out[2]));
+    int status = image && bias && weight && offset && block && open ? OK : OUT_OF_MEMORY;
     if (status == OK) {
         for (int64_t b = 0; b < draws; ++b) block[b] = block_constants(r->key, (uint64_t)b);
         for (int64_t t = 0; t < terms; ++t) {
@@ -173,6 +195,7 @@ static int S(convolve)(const rounding *r, const convolution_call *c) {
                 S(exponent)(least) + S(exponent)(S(least)(blocks * LANES * terms, weight)) >= SAFE_EXPONENT;
             const control saved = control_get();
             control_set(control_with(saved, r->mode == DOWNWARD ? UPWARD : r->mode, r->flush));
+            S(open_sum) *here = open + omp_get_thread_num() * c->size_out[2];
 #pragma omp for schedule(dynamic, 2)
             for (int64_t item = 0; item < c->batch * c->size_out[0] * c->size_out[1]; ++item) {
                 const int64_t y = item % c->size_out[1], z = item / c->size_out[1] % c->size_out[0];
@@ -180,14 +203,14 @@ static int S(convolve)(const rounding *r, const convolution_call *c) {
                 const T *input = image + b * volume + z * c->stride[0] * plane + y * c->stride[1] * row;
                 const int64_t first = b * c->channels_out * voxels + (z * c->size_out[1] + y) * c->size_out[2];
                 T *output = (T *)c->output + first;
-                if (r->mode == NEAREST || r->mode == TOWARD_ZERO) S(row_plain)(&p, input, (uint32_t)first, output);
-                else if (r->mode == NEARNESS) S(row_nearness)(&p, input, (uint32_t)first, output);
-                else if (safe) S(row_directed)(&p, input, (uint32_t)first, output);
-                else S(row_careful)(&p, input, (uint32_t)first, output);
+                if (r->mode == NEAREST || r->mode == TOWARD_ZERO) S(row_plain)(&p, input, (uint32_t)first, output, here);
+                else if (r->mode == NEARNESS) S(row_nearness)(&p, input, (uint32_t)first, output, here);
+                else if (safe) S(row_directed)(&p, input, (uint32_t)first, output, here);
+                else S(row_careful)(&p, input, (uint32_t)first, output, here);
             }
             control_set(saved);
         }
     }
-    free(image), free(bias), free(weight), free(offset), free(block);
+    free(image), free(bias), free(weight), free(offset), free(block), free(open);
     return status;
 }

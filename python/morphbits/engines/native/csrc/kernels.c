@@ -1,6 +1,7 @@
 /* The fast kernels, compiled once for each instruction set: -DVARIANT=portable|avx2|avx512. */
 #include "morphbits.h"
 
+#include <omp.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,6 +29,8 @@ typedef uint64_t bits_f64;
 #define VECTOR_BYTES 16
 #define MAX_TILE 4
 #endif
+
+#define SLICE 1024 /* terms of a sum over which weights stay in the cache; a multiple of 32, the operations of a random word */
 
 /* float32 */
 #define T float

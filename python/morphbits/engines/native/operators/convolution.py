@@ -115,12 +115,14 @@ def _input_gradient(
     weight: torch.Tensor,
     size: Sequence[int],
     geometry: _Geometry,
+    order: orders.Terms | None = None,
 ) -> torch.Tensor:
     """The gradient of a convolution's input of spatial `size`, from (B, O, X', Y', Z').
 
     For each remainder of the padded position by the stride: a convolution with the taps that
     reach it, reversed, over output channels. Each of them, and each group, is an operator of its
-    own; the order of its additions is `accumulation`'s.
+    own; its additions are in `order`, which only a stride of one can have, or else in that of the
+    mode.
     """
     g = geometry
     if g.groups > 1:
@@ -143,7 +145,7 @@ def _input_gradient(
             part = F.pad(part, (0, 0) * (2 - d) + (0, axis.extra))
             kernel = kernel.index_select(2 + d, torch.tensor(axis.taps))
             products *= axis.products
-        terms = mode.order(name, prod(kernel.shape[2:]), kernel.shape[1])
+        terms = order or mode.order(name, prod(kernel.shape[2:]), kernel.shape[1])
         count = prod(axis.count for axis in found) * out.shape[0] * out.shape[1]
         additions = (len(terms.segment_end) - 1) * count
         rounding = mode.next_rounding(name, products + additions, accumulates=True)
@@ -239,6 +241,7 @@ def _weight_gradient(
     ends = sums.segments(len(voxels), out[2])
     count = products + (len(ends) - 1) * columns * g.groups * channels * prod(kernel)
     right = gradient.movedim(1, -1).reshape(-1, g.groups, columns).transpose(0, 1)
+    mode.not_probed(name, "a chain for each row of the output")
     return sums.contract(
         mode.next_rounding(name, count),
         padded,
@@ -319,18 +322,10 @@ def _convolution(
     x3, w3 = _widen(x), _widen(weight)
     if not transposed:
         terms = None
-        if mode.accumulation == "probe" and x.is_cuda:
-            raise UserError(
-                "accumulation=probe reads the orders of torch's kernels on the CPU; on a GPU use "
-                "sequential, direct or blocked:K"
-            )
-        if mode.accumulation == "probe" and groups == 1:
+        if mode.probes(x) and groups == 1:
             kernel = own or (lambda *tensors: func(*tensors, *given[3:]))
             steps = probe.Steps(*(v[3 - dims :] for v in (g.stride, g.padding, g.dilation)))
-            kernel = functools.partial(_as_outside, mode, kernel)
-            found = probe.order(kernel, x, weight, bias, steps, mode.threads)
-            mode.statistics.orders[f"{name} {found.layer}"] = found.words
-            terms = found.terms
+            terms = _probed(mode, name, kernel, x, weight, bias, steps)
         out = _forward(mode, name, x3, w3, bias, g, terms)
     else:
         more = _three(dims, stride, output_padding, dilation, 1).padding
@@ -348,6 +343,52 @@ def _convolution(
         if bias is not None:
             out = Hand(mode, name).add(out, bias.view(-1, 1, 1, 1))
     return out.reshape(*out.shape[:2], *out.shape[5 - dims :])
+
+
+def _probed(
+    mode: RandomRounding,
+    name: str,
+    kernel: probe.Convolve,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    steps: probe.Steps,
+) -> orders.Terms:
+    """The order read off the framework's kernel, entered into the statistics."""
+    outside = functools.partial(mode.outside, kernel)
+    found = probe.order(outside, x, weight, bias, steps, mode.threads)
+    mode.statistics.orders[f"{name} {found.layer}"] = found.words
+    return found.terms
+
+
+def _probed_gradient(
+    mode: RandomRounding,
+    name: str,
+    func: Any,
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    geometry: _Geometry,
+    settings: tuple[Any, ...],
+) -> orders.Terms | None:
+    """The order of the framework's gradient of the input: as a convolution of the gradient with
+    the reversed kernel, which it is where the stride is one; None elsewhere."""
+    g, axes = geometry, tuple(range(2, weight.dim()))
+    stride, padding, dilation = (v[5 - weight.dim() :] for v in (g.stride, g.padding, g.dilation))
+    reach = (d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True))
+    pads = tuple(r - p for r, p in zip(reach, padding, strict=True))
+    if g.groups > 1 or max(stride) > 1 or min(pads) < 0:
+        return None
+
+    def reverse(w: torch.Tensor) -> torch.Tensor:
+        return w.flip(axes).transpose(0, 1)
+
+    def kernel(g: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        only_input = (*settings[:-1], (True, False, False))
+        return func(g, x, reverse(w).contiguous(), None, *only_input)[0]
+
+    steps = probe.Steps(stride, pads, dilation)
+    return _probed(mode, name, kernel, gradient, reverse(weight), None, steps)
 
 
 @rule("to_mkldnn", "stays as it is: what follows has a rule for the plain layout")
@@ -371,16 +412,6 @@ def _mkldnn_convolution(
     given = (stride, padding, dilation, False, (0,), groups)
     own = functools.partial(_call_mkldnn, func, padding, stride, dilation, groups)
     return _convolution(mode, plain, x, weight, bias, *given, own)
-
-
-def _as_outside(mode: RandomRounding, kernel: Callable[..., Any], *tensors: Any) -> Any:
-    """What the framework's kernel gives outside of the mode, which switches oneDNN off."""
-    inside = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(mode.onednn)
-    try:
-        return kernel(*tensors)
-    finally:
-        torch._C._set_mkldnn_enabled(inside)
 
 
 def _call_mkldnn(func: Any, *given: Any) -> torch.Tensor:
@@ -429,7 +460,10 @@ def _convolution_backward(
             to_x = _forward(mode, name, g3, w3, None, g)
             to_x = to_x[..., : x3.shape[2], : x3.shape[3], : x3.shape[4]]
         else:
-            to_x = _input_gradient(mode, name, g3, w3, x3.shape[2:], g)
+            order = None
+            if mode.probes(x):
+                order = _probed_gradient(mode, name, func, gradient, x, weight, g, settings)
+            to_x = _input_gradient(mode, name, g3, w3, x3.shape[2:], g, order)
         to_x = to_x.reshape(x.shape)
     if output_mask[1]:
         name = "convolution_backward (weight)"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from morphbits.engines.native import accumulation as orders
-from morphbits.engines.native import sums
+from morphbits.engines.native import probe_sums, sums
 from morphbits.engines.native.arithmetic import Hand
 from morphbits.engines.native.operators.elementwise import write
 from morphbits.engines.native.rules import check, refused, rule
@@ -17,22 +18,43 @@ if TYPE_CHECKING:
     from morphbits.engines.native.mode import RandomRounding
 
 _ORDER = (
-    "a chain of fused multiply-adds over the inner axis; blocked:K cuts it, the sums are added"
+    "a chain of fused multiply-adds over the inner axis; blocked:K cuts it, the sums are added; "
+    "probe: torch's own, read off it"
 )
 
 
-def product(mode: RandomRounding, name: str, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """(B, M, K) times (B, K, N), in the order of the option `accumulation`.
+def product(
+    mode: RandomRounding,
+    name: str,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    own: probe_sums.Product | None = None,
+    addend: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """(B, M, K) times (B, K, N), plus `addend`, in the order of the option `accumulation`.
 
     One chain from zero over K in the orders `sequential` and `direct` (which speaks of channels of
-    convolutions); with `blocked:K` a chain for every K terms, whose sums are added in order.
+    convolutions); with `blocked:K` a chain for every K terms, whose sums are added in order; with
+    `probe` in that of the framework's operator `own`. The addition of `addend` is the last, but
+    where `probe` found it elsewhere.
     """
+    if own is None:
+        mode.not_probed(name, "one chain")
+    elif mode.probes(a) and a.shape[2] > 1 and a.shape[0] * a.shape[1] * b.shape[2]:
+        kernel = partial(mode.outside, own)
+        found = probe_sums.product_order(kernel, a, b, addend, mode.threads)
+        mode.statistics.orders[f"{name} {found.layer}"] = found.words
+        if found.parts:
+            draw = partial(mode.next_rounding, name, accumulates=True)
+            sides = mode.factor(a), mode.factor(b)
+            return mode.store(name, found.compute(draw, *sides, addend))
     kind, length = orders.parse(mode.accumulation)
     depth = a.shape[2]
     ends = sums.segments(depth, length if kind == "blocked" else None)
     count = a.shape[0] * a.shape[1] * b.shape[2] * (depth + len(ends) - 1 if depth else 0)
     rounding = mode.next_rounding(name, count, accumulates=True)
-    return mode.store(name, sums.matrix_product(rounding, mode.factor(a), mode.factor(b), ends))
+    out = mode.store(name, sums.matrix_product(rounding, mode.factor(a), mode.factor(b), ends))
+    return out if addend is None else Hand(mode, name).add(out, addend)
 
 
 def _fits(func: Any, given: tuple[Any, ...], a: torch.Tensor, b: torch.Tensor, dims: int) -> None:
@@ -49,8 +71,8 @@ def _product(mode: RandomRounding, func: Any, a: torch.Tensor, b: torch.Tensor) 
         return func(a, b)
     _fits(func, (a, b), a, b, 3 if name == "bmm" else 2)
     if name == "bmm":
-        return product(mode, name, a, b)
-    return product(mode, name, a[None], b[None])[0]
+        return product(mode, name, a, b, lambda a, b, _: func(a, b))
+    return product(mode, name, a[None], b[None], lambda a, b, _: func(a[0], b[0])[None])[0]
 
 
 @rule("mv dot vdot", _ORDER)
@@ -62,7 +84,11 @@ def _vectors(mode: RandomRounding, func: Any, a: torch.Tensor, b: torch.Tensor) 
     rows = a if name == "mv" else a[None]
     if rows.dim() != 2 or b.dim() != 1 or rows.shape[1] != b.shape[0] or a.dtype != b.dtype:
         refused(func, a, b)
-    out = product(mode, name, rows[None], b[None, :, None])[0, :, 0]
+
+    def own(a: torch.Tensor, b: torch.Tensor, _: torch.Tensor | None) -> torch.Tensor:
+        return func(a[0] if name == "mv" else a[0, 0], b[0, :, 0]).reshape(1, -1, 1)
+
+    out = product(mode, name, rows[None], b[None, :, None], own)[0, :, 0]
     return out if name == "mv" else out[0]
 
 
@@ -95,17 +121,30 @@ def _add_product(
     _fits(func, given, x, y, dims)
     h = Hand(mode, name)
     three = (x, y) if dims == 3 else (x[None], y[None])
-    out = product(mode, name, *three)
-    out = out if dims == 3 else out[0]
-    if kind == "addmv":
-        out = out[:, 0]
-    if kind == "addbmm":
-        out = h.chain("add", out)
-    if to.dtype != out.dtype or torch.broadcast_shapes(to.shape, out.shape) != out.shape:
+    shape = (*x.shape[:-1], y.shape[-1])[: 1 if kind == "addmv" else None]
+    shape = shape[1:] if kind == "addbmm" else shape
+    if to.dtype != x.dtype or torch.broadcast_shapes(to.shape, shape) != shape:
         refused(func, *given)
-    out = h.mul(alpha, out)
-    out = h.add(h.mul(to, beta), out) if beta != 0 else out
+    if kind in ("addmm", "baddbmm") and alpha == beta == 1:
+        whole = product(mode, name, *three, partial(_own_addition, kind), to)
+        out = whole if dims == 3 else whole[0]
+    else:
+        out = product(mode, name, *three)
+        out = out if dims == 3 else out[0]
+        out = out[:, 0] if kind == "addmv" else h.chain("add", out) if kind == "addbmm" else out
+        out = h.mul(alpha, out)
+        out = h.add(h.mul(to, beta), out) if beta != 0 else out
     return write(mode, name, to, out) if name.endswith("_") else out
+
+
+def _own_addition(
+    kind: str, a: torch.Tensor, b: torch.Tensor, addend: torch.Tensor | None
+) -> torch.Tensor:
+    """torch's operator, on three dimensions."""
+    assert addend is not None
+    if kind == "baddbmm":
+        return torch.baddbmm(addend, a, b)
+    return torch.addmm(addend, a[0], b[0])[None]
 
 
 @rule("_trilinear", "(a·b)·c, then as sum (torch: products of matrices)")

@@ -35,7 +35,7 @@ def _sum(
     hand = Hand(mode, "sum")
     x = hand.to(x, dtype or x.dtype)
     check(func, x)
-    return hand.sum(x, as_dims(dim), keepdim)
+    return hand.sum(x, as_dims(dim), keepdim, torchs=True)
 
 
 @rule("mean", f"{CASCADE}; one division")
@@ -50,7 +50,7 @@ def _mean(
     hand = Hand(mode, "mean")
     x = hand.to(x, dtype or x.dtype)
     check(func, x)
-    return hand.mean(x, as_dims(dim), keepdim)
+    return hand.mean(x, as_dims(dim), keepdim, torchs=True)
 
 
 def _centered(
