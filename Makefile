@@ -172,6 +172,10 @@ bench: $(stamp) ## time native against plain torch (FULL=1: full size as well), 
 bench-kernels: $(stamp) ## the convolution kernels against what a core does in registers, into notes/benchmarks/
 	$(venv) python/bench_kernels.py
 
+.PHONY: kernel-orders
+kernel-orders: $(stamp) ## in which order torch and TensorFlow add here, by operator, into notes/benchmarks/
+	$(venv) python/kernel_orders.py
+
 .PHONY: bench-synthesis
 bench-synthesis: $(stamp) ## time and memory of SynthMorph's image synthesis, into notes/benchmarks/
 	$(venv) python/bench_synthesis.py

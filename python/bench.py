@@ -86,8 +86,19 @@ def measured(*arguments: object) -> dict:
     return json.loads(done.stdout)
 
 
-def row(model: str, shape: tuple[int, int, int], threads: int, rounds: int) -> list[str]:
-    """Lines of the table for one case: every engine in turn, `rounds` times."""
+def row(
+    model: str,
+    shape: tuple[int, int, int],
+    threads: int,
+    rounds: int,
+    limits: dict[str, float],
+    alone: dict[tuple, float],
+) -> list[str]:
+    """Lines of the table for one case: every engine in turn, `rounds` times.
+
+    limits: G operations a second of a thread, by mode; alone: seconds with one thread, by case,
+    which a case of one thread enters here.
+    """
     engines = ENGINES if rounds > 1 else ("torch", "torch oneDNN", "native random")
     found: dict[str, list[dict]] = {engine: [] for engine in engines}
     for _ in range(rounds):
@@ -101,6 +112,10 @@ def row(model: str, shape: tuple[int, int, int], threads: int, rounds: int) -> l
         ratio = statistics.median(a / b for a, b in zip(times[engine], times[best], strict=True))
         seconds = statistics.median(times[engine])
         rate = found[engine][0]["operations"] / seconds / 1e9
+        limit = limits.get(engine.split()[-1], 0) if rate else 0
+        if threads == 1:
+            alone[model, shape, engine] = seconds
+        one = alone.get((model, shape, engine))
         cells = (
             "×".join(map(str, shape)),
             model,
@@ -111,10 +126,23 @@ def row(model: str, shape: tuple[int, int, int], threads: int, rounds: int) -> l
             f"{memory[engine] / 2**30:.2f}",
             f"{memory[engine] / memory[best]:.2f}",
             f"{rate:.1f}" if rate else "",
+            f"{rate / limit / threads:.2f}" if limit else "",
+            f"{one / seconds / threads:.2f}" if one and threads > 1 else "",
         )
         lines.append(f"| {' | '.join(map(str, cells))} |")
         print(lines[-1], flush=True)
     return lines
+
+
+def instruction_limits() -> dict[str, float]:
+    """G operations a second that one thread does in registers, in the modes nearest and random;
+    nothing where they are not known for the kernels' instruction set."""
+    from bench_kernels import limits
+    from morphbits.engines.native.library import default_variant
+
+    found, variant = limits(), default_variant()
+    mixes = {"nearest": f"{variant} fma", "random": f"{variant} random"}
+    return {mode: found[mix] for mode, mix in mixes.items() if mix in found}
 
 
 def processor() -> str:
@@ -141,22 +169,28 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0))
     today = datetime.date.today().isoformat()
     cpu = processor()
+    limits = instruction_limits()
     lines = [
         f"# Native engine against plain torch, {cpu}, {today}",
         "",
         f"`make bench{' FULL=1' if arguments.full else ''}` on {cpu}, {cores} cores. Whole "
         "registrations, weights drawn at random. Seconds: median; ratio: median of paired runs "
-        "against torch at its best setting; G/s: 10⁹ rounded operations a second.",
+        "against torch at its best setting; G/s: 10⁹ rounded operations a second; of the limit: "
+        "of what as many threads do in registers, measured here ("
+        + ", ".join(f"{mode} {value:.1f} G/s" for mode, value in limits.items())
+        + "); scaling: speed over that of one thread, divided by the threads.",
         "",
-        "| grid | model | threads | engine | seconds | ratio | memory, GB | ratio | G/s |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| grid | model | threads | engine | seconds | ratio | memory, GB | ratio | G/s | "
+        "of the limit | scaling |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     print("\n".join(lines))
+    alone: dict[tuple, float] = {}
     for threads in arguments.threads or sorted({1, min(2, cores)}):
         for model in ("demo", "32 features", "64 features"):
-            lines += row(model, DEMO, threads, arguments.rounds)
+            lines += row(model, DEMO, threads, arguments.rounds, limits, alone)
     if arguments.full:
-        lines += row("256 features", FULL, cores, 1)
+        lines += row("256 features", FULL, cores, 1, limits, alone)
     name = "-".join("".join(c if c.isalnum() else " " for c in cpu.lower()).split())
     output = arguments.output or NOTES / f"native_{name}_{today}.md"
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -276,7 +276,7 @@ def order(
             share = float(same(ours.reshape(theirs.shape), theirs).double().mean())
             proven = share == 1
             below = math.floor(1000 * share) / 10  # never 100 where one differs
-            words = f"{describe(chosen, geometry.taps)}: "
+            words = f"{describe(chosen, geometry.taps, bias is not None)}: "
             words += "the same bytes" if proven else f"{below:.1f}% of values the same"
         except UnreadableError as error:
             words = f"not read ({error}): one chain"
@@ -288,7 +288,7 @@ def _widen(x: torch.Tensor) -> torch.Tensor:
     return x.reshape(*x.shape[:2], *(1,) * (5 - x.dim()), *x.shape[2:])
 
 
-def describe(terms: Terms, taps: int) -> str:
+def describe(terms: Terms, taps: int, bias: bool) -> str:
     """An order in a few words."""
     lengths = np.diff(terms.segment_end, prepend=0)
     number = len(lengths)
@@ -307,8 +307,8 @@ def describe(terms: Terms, taps: int) -> str:
     if 1 < number == len(terms.tap):
         words, block = "each product rounded, then added", 0
     across = f", {block} channels each" if number > 1 and block else ""
-    bias = "start" if terms.bias_starts else "first" if terms.bias_first else "last"
-    return f"{words}{across}, {inner}, bias {bias}"
+    place = "start" if terms.bias_starts else "first" if terms.bias_first else "last"
+    return f"{words}{across}, {inner}" + (f", bias {place}" if bias else "")
 
 
 def _runs(values: Any) -> list[tuple[int, int]]:
