@@ -1,20 +1,22 @@
-/* Convolution for one element type; a vector is LANES output channels of one output voxel. Included by kernels.c after
- * vector.h.
- * The input is copied once into zero-padded, channels-last planes and the weights into (channel block, term, lane), so
- * that a term is one broadcast of the input times one vector of weights. A tile is up to MAX_TILE neighbouring voxels of a
- * row. Long sums go in slices of SLICE terms over all tiles of a row, so that a slice of the weights stays in the cache; totals
- * and open chains wait in memory meanwhile. Terms outside the image multiply a zero of the padding, unless a weight is not finite: then the naive kernel, which
- * leaves these out, is called. */
+/* Convolution for one element type. Included by kernels.c after vector.h.
+ * The input is copied once into zero-padded planes and the weights are packed, so that a term is one vector times a few
+ * numbers: a vector of the weights of LANES output channels times the inputs of up to MAX_TILE neighbouring voxels of a row
+ * (channels last in memory, weights as (channel block, term, lane)); or, where that leaves fewer lanes idle, a vector of the
+ * inputs of LANES neighbouring voxels times the weights of up to MAX_TILE output channels: "narrow" (the channels of a row one
+ * after the other, weights as (term, channel)). Long sums go in slices of SLICE terms over all tiles of a row, so that a slice
+ * of the weights stays in the cache; totals and open chains wait in memory meanwhile. Terms outside the image multiply a zero of
+ * the padding, unless a weight is not finite: then the naive kernel, which leaves these out, is called. */
 
 typedef struct {
     const rounding *r;
     const convolution_call *c;
     const word_block *block;
     const int64_t *offset; /* of each term, into the padded input, from a voxel's first tap */
-    const T *weight;       /* (channel blocks, terms, LANES) */
+    const T *weight;       /* (channel blocks, terms, LANES); narrow: (terms, channels) */
     const T *bias;         /* (channel blocks * LANES) or NULL */
     int64_t voxel_step;    /* between neighbouring output voxels of a row, in the padded input */
     int64_t voxels;        /* output voxels of a channel */
+    int narrow;
 } S(plan);
 
 /* The three ways to do an operation; constants at every call, so each instance keeps one. */
@@ -37,21 +39,23 @@ static inline V S(add)(const S(plan) * p, int way, V a, V b, int64_t index, W el
     return S(add_stochastic)(a, b, word);
 }
 
-/* Terms `from` to `to` of `tile` neighbouring voxels of one row, LANES output channels from `channel` on; `first` is the
- * output element of the first voxel in the first of these channels, `input` its first tap, `segment` the chain of term `from`. */
-static inline __attribute__((always_inline)) void S(run_tile)(const S(plan) * p, const int tile, const int way,
-                                                              const int careful, const T *input, int64_t channel,
-                                                              uint32_t first, int64_t from, int64_t to, int64_t segment,
-                                                              S(open_sum) * open) {
+/* Terms `from` to `to` of a tile: `tile` neighbouring voxels of one row, LANES output channels from `channel` on; narrow: LANES
+ * neighbouring voxels, `tile` output channels. `first` is the output element of the first voxel in the first of these channels,
+ * `input` its first tap, `segment` the chain of term `from`. */
+static inline __attribute__((always_inline)) void S(run_tile)(const S(plan) * p, const int tile, const int narrow,
+                                                              const int way, const int careful, const T *input,
+                                                              int64_t channel, uint32_t first, int64_t from, int64_t to,
+                                                              int64_t segment, S(open_sum) * open) {
     const convolution_call *c = p->c;
-    const T *weight = p->weight + channel * c->terms;
-    const int64_t step = p->voxel_step;
+    const T *vectors = narrow ? input : p->weight + channel * c->terms, *numbers = narrow ? p->weight : input;
+    const int64_t step = narrow ? 1 : p->voxel_step;
+#define BIAS(i) (narrow ? S(splat)(p->bias[i]) : *(const V *)(p->bias + channel))
     W lane = {0}, element[MAX_TILE], word[MAX_TILE] = {{0}};
     S(directions) directions[MAX_TILE];
     V chain[MAX_TILE];
-    for (int l = 0; l < LANES; ++l) lane[l] = first + (uint32_t)(l * p->voxels);
+    for (int l = 0; l < LANES; ++l) lane[l] = first + (uint32_t)(narrow ? l : l * p->voxels);
     for (int i = 0; i < tile; ++i) {
-        element[i] = lane + (uint32_t)i;
+        element[i] = lane + (uint32_t)(narrow ? i * p->voxels : i);
         chain[i] = from ? open[i].chain : (V){0};
     }
     for (int64_t t = from; t < to;) {
@@ -65,8 +69,8 @@ static inline __attribute__((always_inline)) void S(run_tile)(const S(plan) * p,
                     if (way == S(DIRECTIONS)) directions[i] = S(directions_of)(word[i]);
                 }
             for (; t < stop; ++t) {
-                const V w = *(const V *)(weight + t * LANES);
-                const T *x = input + p->offset[t];
+                const V w = *(const V *)(vectors + (narrow ? p->offset[t] : t * LANES));
+                const T *x = numbers + (narrow ? t * tile : p->offset[t]);
                 for (int i = 0; i < tile; ++i) {
                     const V a = S(splat)(x[i * step]);
                     if (way == S(PLAIN)) chain[i] = S(fma_vector)(a, w, chain[i]);
@@ -80,23 +84,31 @@ static inline __attribute__((always_inline)) void S(run_tile)(const S(plan) * p,
         for (int i = 0; i < tile; ++i) {
             V sum = way == S(DIRECTIONS) && !careful ? S(positive_zero)(chain[i]) : chain[i];
             if (segment > 0) sum = S(add)(p, way, open[i].total, sum, c->terms + segment, element[i]);
-            else if (c->bias_first) sum = S(add)(p, way, *(const V *)(p->bias + channel), sum, c->terms, element[i]);
+            else if (c->bias_first) sum = S(add)(p, way, BIAS(i), sum, c->terms, element[i]);
             open[i].total = sum;
             chain[i] = (V){0};
         }
         ++segment;
     }
-    for (int i = 0; i < tile; ++i) open[i].chain = chain[i];
-    if (to < c->terms) return;
+    if (to < c->terms) {
+        for (int i = 0; i < tile; ++i) open[i].chain = chain[i];
+        return;
+    }
     for (int i = 0; i < tile; ++i) {
         V total = open[i].total;
-        if (p->bias && !c->bias_first)
-            total = S(add)(p, way, total, *(const V *)(p->bias + channel), c->terms + c->segments, element[i]);
+        if (p->bias && !c->bias_first) total = S(add)(p, way, total, BIAS(i), c->terms + c->segments, element[i]);
         open[i].total = S(one_nan)(total);
     }
+#undef BIAS
 }
 
-/* One row of output voxels, all channels; `open` has a place for each voxel. */
+#if MAX_TILE > 4
+#define TILES TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6) TILE(7) TILE(8)
+#else
+#define TILES TILE(1) TILE(2) TILE(3) TILE(4)
+#endif
+
+/* One row of output voxels, all channels; `open` has a place for each vector. */
 static inline __attribute__((always_inline)) void S(run_row)(const S(plan) * p, const int way, const int careful,
                                                              const T *input, uint32_t first, T *output,
                                                              S(open_sum) * open) {
@@ -115,28 +127,48 @@ static inline __attribute__((always_inline)) void S(run_row)(const S(plan) * p, 
                 const int64_t left = width - x, tiles = (left + MAX_TILE - 1) / MAX_TILE;
                 const int64_t tile = (left + tiles - 1) / tiles; /* of like sizes */
                 switch (tile) {
-#define TILE(n) case n: S(run_tile)(p, n, way, careful, at, channel, element, from, to, segment, open + x); break;
-                    TILE(1) TILE(2) TILE(3) TILE(4)
-#if MAX_TILE > 4
-                    TILE(5) TILE(6)
-#endif
-#if MAX_TILE > 6
-                    TILE(7) TILE(8)
-#endif
+#define TILE(n) case n: S(run_tile)(p, n, 0, way, careful, at, channel, element, from, to, segment, open + x); break;
+                    TILES
 #undef TILE
                 }
+                if (to == c->terms)
+                    for (int64_t l = 0; l < lanes; ++l)
+                        for (int64_t i = x; i < x + tile; ++i) to_channel[l * p->voxels + i] = open[i].total[l];
                 x += tile;
             }
         }
-        for (int64_t l = 0; l < lanes; ++l)
-            for (int64_t x = 0; x < width; ++x) to_channel[l * p->voxels + x] = open[x].total[l];
     }
 }
+
+static inline __attribute__((always_inline)) void S(run_narrow_row)(const S(plan) * p, const int way, const int careful,
+                                                                    const T *input, uint32_t first, T *output,
+                                                                    S(open_sum) * open) {
+    const convolution_call *c = p->c;
+    const int64_t width = c->size_out[2], tile = c->channels_out;
+    int64_t segment = 0;
+    for (int64_t from = 0; from < c->terms; from += SLICE) {
+        const int64_t to = c->terms - from < SLICE ? c->terms : from + SLICE;
+        while (c->segment_end[segment] <= from) ++segment;
+        for (int64_t x = 0; x < width; x += LANES) {
+            S(open_sum) *here = open + x / LANES * tile;
+            switch (tile) {
+#define TILE(n) \
+    case n: S(run_tile)(p, n, 1, way, careful, input + x, 0, first + (uint32_t)x, from, to, segment, here); break;
+                TILES
+#undef TILE
+            }
+        }
+    }
+    for (int64_t i = 0; i < tile; ++i)
+        for (int64_t x = 0; x < width; ++x) output[i * p->voxels + x] = open[x / LANES * tile + i].total[x % LANES];
+}
+#undef TILES
 
 #define ROW(name, way, careful)                                                                                         \
     static __attribute__((noinline)) void S(name)(const S(plan) * p, const T *input, uint32_t first, T *output,        \
                                                   S(open_sum) * open) {                                                 \
-        S(run_row)(p, way, careful, input, first, output, open);                                                        \
+        if (p->narrow) S(run_narrow_row)(p, way, careful, input, first, output, open);                                  \
+        else S(run_row)(p, way, careful, input, first, output, open);                                                   \
     }
 ROW(row_plain, S(PLAIN), 0)
 ROW(row_directed, S(DIRECTIONS), 0)
@@ -146,35 +178,48 @@ ROW(row_nearness, S(NEARNESSES), 0)
 
 static int S(convolve)(const rounding *r, const convolution_call *c) {
     const int64_t taps = c->kernel[0] * c->kernel[1] * c->kernel[2], in = c->channels_in, terms = c->terms;
-    const int64_t blocks = (c->channels_out + LANES - 1) / LANES;
+    const int64_t out = c->channels_out, width = c->size_out[2], blocks = (out + LANES - 1) / LANES;
+    const int64_t narrow_vectors = (width + LANES - 1) / LANES * out; /* of a row; else blocks * width */
+    const int narrow = out <= MAX_TILE && c->stride[2] == 1 && narrow_vectors < blocks * width;
+    const int64_t places = narrow ? narrow_vectors : width, panels = narrow ? 1 : blocks;
     int64_t padded[3];
     for (int d = 0; d < 3; ++d) padded[d] = c->size_in[d] + 2 * c->padding[d];
+    const int64_t voxel = narrow ? 1 : in, channel = narrow ? padded[2] : 1; /* steps in memory */
     const int64_t row = padded[2] * in, plane = padded[1] * row, volume = padded[0] * plane;
     const int64_t volume_in = c->size_in[0] * c->size_in[1] * c->size_in[2];
     const int64_t voxels = c->size_out[0] * c->size_out[1] * c->size_out[2];
     const int64_t draws = terms + c->segments + 1;
-    T *image = malloc(sizeof(T) * (size_t)(c->batch * volume)), *bias = calloc((size_t)(blocks * LANES), sizeof(T));
-    T *weight = malloc(sizeof(T) * (size_t)(blocks * LANES * terms));
+    T *image = malloc(sizeof(T) * (size_t)(c->batch * volume + LANES)); /* the last vector of a row may reach beyond it */
+    T *bias = calloc((size_t)(blocks * LANES), sizeof(T)), *weight = malloc(sizeof(T) * (size_t)(blocks * LANES * terms));
     int64_t *offset = malloc(sizeof(int64_t) * (size_t)terms);
     word_block *block = malloc(sizeof(word_block) * (size_t)draws);
-    S(open_sum) *open = malloc(sizeof(S(open_sum)) * (size_t)(r->threads * c->size_out[2]));
+    S(open_sum) *open = malloc(sizeof(S(open_sum)) * (size_t)(r->threads * places));
     int status = image && bias && weight && offset && block && open ? OK : OUT_OF_MEMORY;
     if (status == OK) {
         for (int64_t b = 0; b < draws; ++b) block[b] = block_constants(r->key, (uint64_t)b);
         for (int64_t t = 0; t < terms; ++t) {
             const int64_t x = c->tap[t] % c->kernel[2], y = c->tap[t] / c->kernel[2] % c->kernel[1];
             const int64_t z = c->tap[t] / (c->kernel[2] * c->kernel[1]);
-            offset[t] = z * c->dilation[0] * plane + y * c->dilation[1] * row + x * c->dilation[2] * in + c->channel[t];
+            offset[t] = z * c->dilation[0] * plane + y * c->dilation[1] * row + x * c->dilation[2] * voxel +
+                        c->channel[t] * channel;
         }
-        for (int64_t o = 0; o < blocks * LANES; ++o)
-            for (int64_t t = 0; t < terms; ++t)
-                weight[(o / LANES * terms + t) * LANES + o % LANES] =
-                    o < c->channels_out ? ((const T *)c->weight)[(o * in + c->channel[t]) * taps + c->tap[t]] : 0;
-        if (c->bias) memcpy(bias, c->bias, sizeof(T) * (size_t)c->channels_out);
-        const S(plan) p = {r, c, block, offset, weight, c->bias ? bias : NULL, c->stride[2] * in, voxels};
-        S(bits) least = ~(S(bits))0;
+        memset(image + c->batch * volume, 0, sizeof(T) * LANES);
+        if (c->bias) memcpy(bias, c->bias, sizeof(T) * (size_t)out);
+        const S(plan) p = {r, c, block, offset, weight, c->bias ? bias : NULL, c->stride[2] * voxel, voxels, narrow};
+        S(bits) least = ~(S(bits))0, least_weight = ~(S(bits))0;
 #pragma omp parallel num_threads(r->threads)
         {
+#pragma omp for schedule(static) reduction(min : least_weight) nowait
+            for (int64_t panel = 0; panel < panels; ++panel) {
+                T *to = weight + panel * terms * LANES;
+                const T *from = (const T *)c->weight + panel * LANES * in * taps;
+                const int64_t lanes = narrow ? out : LANES, used = out - panel * LANES;
+                for (int64_t l = 0; l < lanes; ++l)
+                    for (int64_t t = 0; t < terms; ++t)
+                        to[t * lanes + l] = l < used ? from[(l * in + c->channel[t]) * taps + c->tap[t]] : 0;
+                const S(bits) here = S(least)(terms * lanes, to);
+                if (here < least_weight) least_weight = here;
+            }
 #pragma omp for schedule(static) reduction(min : least)
             for (int64_t z = 0; z < c->batch * padded[0]; ++z) {
                 T *to = image + z * plane;
@@ -185,23 +230,22 @@ static int S(convolve)(const rounding *r, const convolution_call *c) {
                     for (int64_t k = 0; k < in; ++k) {
                         const T *from = (const T *)c->input + (z / padded[0] * in + k) * volume_in +
                                         (from_z * c->size_in[1] + y) * c->size_in[2];
-                        T *line = to + (y + c->padding[1]) * row + c->padding[2] * in + k;
+                        T *line = to + (y + c->padding[1]) * row + c->padding[2] * voxel + k * channel;
                         const S(bits) here = S(least)(c->size_in[2], from);
                         if (here < least) least = here;
-                        for (int64_t x = 0; x < c->size_in[2]; ++x) line[x * in] = from[x];
+                        for (int64_t x = 0; x < c->size_in[2]; ++x) line[x * voxel] = from[x];
                     }
             }
-            const int safe =
-                S(exponent)(least) + S(exponent)(S(least)(blocks * LANES * terms, weight)) >= SAFE_EXPONENT;
+            const int safe = S(exponent)(least) + S(exponent)(least_weight) >= SAFE_EXPONENT;
             const control saved = control_get();
             control_set(control_with(saved, r->mode == DOWNWARD ? UPWARD : r->mode, r->flush));
-            S(open_sum) *here = open + omp_get_thread_num() * c->size_out[2];
+            S(open_sum) *here = open + omp_get_thread_num() * places;
 #pragma omp for schedule(dynamic, 2)
             for (int64_t item = 0; item < c->batch * c->size_out[0] * c->size_out[1]; ++item) {
                 const int64_t y = item % c->size_out[1], z = item / c->size_out[1] % c->size_out[0];
                 const int64_t b = item / (c->size_out[1] * c->size_out[0]);
                 const T *input = image + b * volume + z * c->stride[0] * plane + y * c->stride[1] * row;
-                const int64_t first = b * c->channels_out * voxels + (z * c->size_out[1] + y) * c->size_out[2];
+                const int64_t first = b * out * voxels + (z * c->size_out[1] + y) * width;
                 T *output = (T *)c->output + first;
                 if (r->mode == NEAREST || r->mode == TOWARD_ZERO) S(row_plain)(&p, input, (uint32_t)first, output, here);
                 else if (r->mode == NEARNESS) S(row_nearness)(&p, input, (uint32_t)first, output, here);
