@@ -100,7 +100,7 @@ def row(
     limits: G operations a second of a thread, by mode; alone: seconds with one thread, by case,
     which a case of one thread enters here.
     """
-    engines = ENGINES if model == "demo" else ENGINES[:-1]
+    engines: tuple[str, ...] = ENGINES if model == "demo" else ENGINES[:-1]
     if rounds == 1:
         engines = ("torch", "torch oneDNN", "native random")
     found: dict[str, list[dict]] = {engine: [] for engine in engines}
@@ -156,6 +156,19 @@ def processor() -> str:
     )
 
 
+def note(kind: str, hardware: str) -> Path:
+    """Where the figures of one kind, measured today on that hardware, are written."""
+    words = "-".join("".join(c if c.isalnum() else " " for c in hardware.lower()).split())
+    return NOTES / f"{kind}_{words}_{datetime.date.today().isoformat()}.md"
+
+
+def write_note(lines: list[str], output: Path) -> None:
+    """Write lines of Markdown, and say where."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"\nwritten to {output}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -194,11 +207,7 @@ def main() -> None:
             lines += row(model, DEMO, threads, arguments.rounds, limits, alone)
     if arguments.full:
         lines += row("256 features", FULL, cores, 1, limits, alone)
-    name = "-".join("".join(c if c.isalnum() else " " for c in cpu.lower()).split())
-    output = arguments.output or NOTES / f"native_{name}_{today}.md"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"\nwritten to {output}")
+    write_note(lines, arguments.output or note("native", cpu))
 
 
 if __name__ == "__main__":

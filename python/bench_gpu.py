@@ -14,11 +14,10 @@ import argparse
 import datetime
 import statistics
 import time
-from pathlib import Path
 
 import torch
 
-from bench import DEMO, FULL, MODELS, NOTES
+from bench import DEMO, FULL, MODELS, note, write_note
 from morphbits.engines.native import random_rounding
 from morphbits.errors import UserError, run_cli
 from morphbits.models.synthmorph_torch import init_model
@@ -92,10 +91,7 @@ def main() -> None:
         lines += rows(model, DEMO, ENGINES, arguments.rounds)
     if arguments.full:
         lines += rows("256 features", FULL, ("torch", "native random"), arguments.rounds)
-    name = "-".join("".join(c if c.isalnum() else " " for c in gpu.lower()).split())
-    output = Path(NOTES) / f"native_{name}_{today}.md"
-    output.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"\nwritten to {output}")
+    write_note(lines, note("native", gpu))
 
 
 if __name__ == "__main__":

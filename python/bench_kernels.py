@@ -1,6 +1,6 @@
 """What a core can do in registers, and what the convolution kernels make of it.
 
-    python python/bench_kernels.py            a minute or two
+    python python/bench_kernels.py            two minutes
 
 The limit is the instruction mix of one operation alone (bench_limit.c). Rates are per second of
 the thread's own processor time, the best of short runs, so that a loaded machine can be measured
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from bench import NOTES, processor
+from bench import note, processor, write_note
 from morphbits.engines.native.accumulation import terms
 from morphbits.engines.native.library import Rounding, available_variants, convolution
 from morphbits.errors import UserError, run_cli
@@ -37,7 +37,7 @@ LAYERS = (
     (256, 256, (2, 6, 14)),
     (512, 256, (1, 4, 112)),
 )
-REPEATS = 12
+SECONDS = 2.0  # of each measurement: the best of many short runs
 
 
 def limits() -> dict[str, float]:
@@ -59,13 +59,11 @@ def rate(variant: str, mode: str, layer: tuple[int, int, tuple[int, int, int]]) 
     w = torch.randn(channels_out, channels_in, 3, 3, 3) / 10
     bias, ones = torch.randn(channels_out), (1, 1, 1)
     order = terms("sequential", 27, channels_in)
-    seconds = []
-    for key in range(REPEATS):
-        start = time.thread_time()
-        convolution(Rounding(mode, key=key, variant=variant), x, w, bias, ones, ones, ones, order)
-        seconds.append(time.thread_time() - start)
-    products = 27 * channels_in * channels_out * size[0] * size[1] * size[2]
-    return products / min(seconds) / 1e9
+    best, begin = float("inf"), time.thread_time()
+    while (start := time.thread_time()) < begin + SECONDS:
+        convolution(Rounding(mode, variant=variant), x, w, bias, ones, ones, ones, order)
+        best = min(best, time.thread_time() - start)
+    return 27 * channels_in * channels_out * size[0] * size[1] * size[2] / best / 1e9
 
 
 def table() -> list[str]:
@@ -92,7 +90,6 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(1)
     cpu, today = processor(), datetime.date.today().isoformat()
-    name = "-".join("".join(c if c.isalnum() else " " for c in cpu.lower()).split())
     lines = [
         f"# Convolution kernels against the instruction limit, {cpu}, {today}",
         "",
@@ -101,9 +98,8 @@ def main() -> None:
         "",
         *table(),
     ]
-    output = arguments.output or NOTES / f"kernels_{name}_{today}.md"
-    output.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines) + f"\n\nwritten to {output}")
+    print("\n".join(lines))
+    write_note(lines, arguments.output or note("kernels", cpu))
 
 
 if __name__ == "__main__":

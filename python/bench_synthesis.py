@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench import NOTES, processor
+from bench import note, processor
 from morphbits.errors import UserError, run_cli
 from morphbits.synthesis.sources import Ranks, SourceConfig, open_source
 
@@ -176,8 +176,7 @@ def main() -> None:
             print(json.dumps(found))
         return
     today, cpu = datetime.date.today().isoformat(), processor()
-    name = "-".join("".join(c if c.isalnum() else " " for c in cpu.lower()).split())
-    report = Report(arguments.output or NOTES / f"synthesis_{name}_{today}.md")
+    report = Report(arguments.output or note("synthesis", cpu))
     report.add(
         f"# SynthMorph's synthesis, {cpu}, {today}",
         "",

@@ -26,7 +26,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench import NOTES, processor
+from bench import note, processor, write_note
 from morphbits.errors import UserError, run_cli
 
 NETWORKS = {
@@ -184,10 +184,7 @@ def main() -> None:
     print("\n".join(lines))
     for network, processes in CASES:
         lines += case(network, processes, arguments.rounds, arguments.steps)
-    name = "-".join("".join(c if c.isalnum() else " " for c in cpu.lower()).split())
-    output = arguments.output or NOTES / f"training_{name}_{today}.md"
-    output.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"\nwritten to {output}")
+    write_note(lines, arguments.output or note("training", cpu))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import NOTES, processor
+from bench import note, processor, write_note
 from morphbits.errors import UserError, run_cli
 
 AVX2 = {
@@ -220,10 +220,7 @@ def main() -> None:
             cells = (case, "; ".join(names), order if proven else words, "yes" if proven else "no")
             lines.append(f"| {' | '.join(cells)} |")
             print(lines[-1], flush=True)
-    cpu_name = "-".join("".join(c if c.isalnum() else " " for c in cpu.lower()).split())
-    output = arguments.output or NOTES / f"orders_{cpu_name}_{today}.md"
-    output.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"\nwritten to {output}")
+    write_note(lines, arguments.output or note("orders", cpu))
 
 
 if __name__ == "__main__":

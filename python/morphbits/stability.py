@@ -195,7 +195,7 @@ def _loss(arm: str, runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
             "arm": arm,
             "epoch": epoch,
             "mean": float(values_S.mean()),
-            "std": float(values_S.std(ddof=1)),
+            "std": float((values_S - values_S[0]).std(ddof=1)),  # of equal values: 0
             "min": float(values_S.min()),
             "max": float(values_S.max()),
         }
@@ -232,7 +232,7 @@ def _registrations(arm: str, runs: Sequence[Run]) -> tuple[list[dict[str, Any]],
             | {f"bits_{name}": value for name, value in bits.items()}
             | {"warp_std_mm": float(spread.mean()), "warp_largest_std_mm": float(spread.max())}
             | _named("mean", outcomes_SQ.mean(0))
-            | _named("std", outcomes_SQ.std(0, ddof=1))
+            | _named("std", (outcomes_SQ - outcomes_SQ[0]).std(0, ddof=1))
         )
         subject = phantom.make_phantom(1, index, size)
         warp = warps_SXYZV.mean(0, dtype=np.float64).astype(np.float32)

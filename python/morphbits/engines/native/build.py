@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -79,21 +80,27 @@ def build() -> Path:
         )
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        objects = []
-        for name, extra in [
+        units = [
             *((f"kernels:{v}", [f"-DVARIANT={v}", *flags]) for v, flags in VARIANT_FLAGS.items()),
             ("naive", ["-O1"]),
             ("scalar", []),
             ("library", []),
-        ]:
-            source = SOURCES / f"{name.split(':')[0]}.c"
-            target = f"{folder}/{name.replace(':', '-')}.o"
-            _run([compiler, *FLAGS, *extra, "-c", str(source), "-o", target])
-            objects.append(target)
+        ]
+        objects = [f"{folder}/{name.replace(':', '-')}.o" for name, _ in units]
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            for done in [
+                pool.submit(_run, [compiler, *FLAGS, *extra, "-c", _source(name), "-o", target])
+                for (name, extra), target in zip(units, objects, strict=True)
+            ]:
+                done.result()
         built = f"{folder}/kernels.so"
         _run([compiler, "-shared", "-fopenmp", *objects, "-lm", "-o", built])
         os.replace(built, library)
     return library
+
+
+def _source(unit: str) -> str:
+    return str(SOURCES / f"{unit.split(':')[0]}.c")
 
 
 def _run(command: list[str]) -> None:
