@@ -146,7 +146,7 @@ class Hand:
         kept = [d for d in range(x.dim()) if d not in axes]
         out_shape = [x.shape[d] for d in kept]
         terms, inner = prod(x.shape[d] for d in axes), prod(out_shape)
-        flat = x.permute(*axes, *kept).reshape(-1)
+        flat = x.permute([*axes, *kept]).reshape(-1)
         while terms > 1:
             chains = -(-terms // CHAIN)
             period = chains * inner

@@ -53,6 +53,19 @@ def _mean(
     return hand.mean(x, as_dims(dim), keepdim)
 
 
+@rule("nansum", f"as sum, NaN as 0: {CASCADE}")
+def _nansum(
+    mode: RandomRounding,
+    func: Any,
+    x: torch.Tensor,
+    dim: Any = None,
+    keepdim: bool = False,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    present = torch.where(x.isnan(), torch.zeros((), dtype=x.dtype), x)
+    return mode.apply(torch.ops.aten.sum, present, as_dims(dim), keepdim, dtype=dtype)
+
+
 def _centered(
     hand: Hand, x: torch.Tensor, dim: Any, correction: Any, keepdim: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -184,3 +197,18 @@ def _logsumexp(
     top = torch.where(top.isinf(), torch.zeros((), dtype=x.dtype), top)
     total = hand.sum(hand.function("exp", hand.sub(x, top)), dims, keepdim)
     return hand.add(hand.function("log", total), top.view(total.shape))
+
+
+@rule("logcumsumexp", "one chain; max + log1p(exp(min − max)) of every partial sum and the next")
+def _logcumsumexp(mode: RandomRounding, func: Any, x: torch.Tensor, dim: int) -> torch.Tensor:
+    check(func, x)
+    if x.dim() == 0 or x.numel() == 0:
+        return x.clone()
+    hand, rows = Hand(mode, "logcumsumexp"), x.movedim(dim, 0)
+    partial = [rows[0].clone()]
+    for row in rows[1:]:
+        low, high = torch.minimum(partial[-1], row), torch.maximum(partial[-1], row)
+        rest = hand.function("log1p", hand.function("exp", hand.sub(low, high)))
+        same = low.isinf() & (low == high)  # −∞ and −∞
+        partial.append(torch.where(same, high, hand.add(high, rest)))
+    return torch.stack(partial).movedim(0, dim).contiguous()
