@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -481,4 +482,273 @@ CASES += [
     *_reductions(),
     *_more_pooling(),
     *_cells(),
+]
+
+
+def _grids() -> list[Case]:
+    cases = []
+    for (dims, mode), padding, align in product(
+        ((2, "nearest"), (2, "bicubic"), (3, "nearest")),
+        ("zeros", "border", "reflection"),
+        (True, False),
+    ):
+        cases.append(
+            Case(
+                f"grid_sample {dims}D {mode} {padding} align_corners={align}",
+                lambda x, g, m=mode, p=padding, a=align: F.grid_sample(
+                    x, _quarters(g) if m == "nearest" else g, m, p, a
+                ),
+                ((2, 3, *(5, 6, 4)[:dims]), (2, *(9, 7, 5)[:dims], dims)),
+            )
+        )
+    for dims, align in product((2, 3), (True, False)):
+        cases.append(
+            Case(
+                f"affine_grid {dims}D align_corners={align}",
+                lambda t, d=dims, a=align: F.affine_grid(
+                    t, [2, 3, *(4, 1, 3)[:d]], align_corners=a
+                ),
+                ((2, dims, dims + 1),),
+            )
+        )
+    return cases
+
+
+def _quarters(x: Tensor) -> Tensor:
+    """Positions that are exact in 16 bits: a rounded one may be nearest to another voxel."""
+    return x + ((x * 4).round() / 4 - x).detach()
+
+
+def _antialiased() -> list[Case]:
+    return [
+        Case(
+            f"interpolate {mode} antialias align_corners={align} {options}",
+            lambda x, m=mode, a=align, o=options: F.interpolate(
+                x, mode=m, align_corners=a, antialias=True, **o
+            ),
+            ((2, 3, 5, 6),),
+        )
+        for mode, align in (
+            ("bilinear", True), ("bilinear", False), ("bicubic", True), ("bicubic", False),
+            ("lanczos", False),
+        )
+        for options in ({"size": (3, 9)}, {"scale_factor": 0.6}, {"size": (2, 6)})
+    ]  # fmt: skip
+
+
+def _distances() -> list[Case]:
+    pair = ((2, 5, 4), (2, 6, 4))
+    return [
+        *(Case(f"cdist {p}", lambda x, y, p=p: torch.cdist(x, y, p), pair) for p in NORMS),
+        *(Case(f"pdist {p}", lambda x, p=p: F.pdist(x, p), ((6, 4),)) for p in NORMS),
+        Case("cdist of many rows", torch.cdist, ((30, 4), (28, 4))),
+        Case("cdist broadcast", torch.cdist, ((2, 1, 5, 4), (3, 6, 4))),
+        Case("cdist of a matrix and itself", lambda x: torch.cdist(x, x, 3), ((5, 4),)),
+    ]
+
+
+NORMS = (0.5, 1, 2, 3, torch.inf)
+
+
+def _sequences() -> list[Case]:
+    times, labels = _index(8, 5, 0), _index(3, 2, 0)
+    targets = torch.tensor([[1, 2, 2], [3, 3, 0], [1, 1, 1]])
+
+    def packed(x: Tensor) -> Tensor:
+        sequence = torch.nn.utils.rnn.pack_padded_sequence(x, _index(4, 2, 1))
+        pad = torch.nn.utils.rnn.pad_packed_sequence
+        return pad(sequence._replace(data=sequence.data * 1.1))[0]
+
+    return [
+        *(
+            Case(
+                f"ctc_loss {reduction}",
+                lambda x, r=reduction: F.ctc_loss(
+                    x.log_softmax(2), targets[:2], times[:2], labels[:2], reduction=r
+                ),
+                ((8, 2, 5),),
+            )
+            for reduction in ("none", "mean", "sum")
+        ),
+        Case(
+            "ctc_loss of joined targets, blank last",
+            lambda x: F.ctc_loss(x.log_softmax(2), _index(1, 2, 2, 3, 3), (8, 7), (3, 2), 4),
+            ((8, 2, 5),),
+        ),
+        Case(
+            "ctc_loss without an alignment, without time",
+            lambda x: F.ctc_loss(
+                x.log_softmax(2), targets, _index(3, 8, 0), labels, zero_infinity=True
+            ),
+            ((8, 3, 5),),
+        ),
+        Case("packed sequence", packed, ((4, 3, 2),)),
+    ]
+
+
+def _embeddings() -> list[Case]:
+    words, starts = _index(1, 2, 4, 4, 3, 9), _index(0, 2, 2, 5)
+
+    def limited(w: Tensor) -> Tensor:
+        return F.embedding(words, w * 1.1, max_norm=1.0) + w.renorm(2, 0, 0.5).sum()
+
+    return [
+        *(
+            Case(
+                f"embedding_bag {mode} {options}",
+                lambda w, m=mode, o=options: F.embedding_bag(words, w, starts, mode=m, **o) * 1.1,
+                ((10, 5),),
+            )
+            for mode in ("sum", "mean", "max")
+            for options in ({}, {"padding_idx": 3})
+        ),
+        Case(
+            "embedding_bag with weights",
+            lambda w, s: F.embedding_bag(
+                words.view(2, 3), w, mode="sum", per_sample_weights=s, padding_idx=9
+            ),
+            ((10, 5), (2, 3)),
+        ),
+        Case("embedding with a greatest norm", limited, ((10, 5),)),
+    ]
+
+
+def _more_losses() -> list[Case]:
+    labels, several = _index(0, 2, 4, 1, 2, 3), torch.tensor([[0, 3, -1, 2, 2]] * 6)
+    weight = torch.tensor([1.0, 0.5, 2.0, 1.5, 1.0])
+    cases = []
+    for reduction in ("none", "mean", "sum"):
+        cases += [
+            Case(
+                f"multi_margin_loss {p} {reduction}",
+                lambda x, p=p, r=reduction: F.multi_margin_loss(
+                    x, labels, p, 0.7, weight.to(x.dtype), reduction=r
+                ),
+                ((6, 5),),
+            )
+            for p in (1, 2)
+        ]
+        cases.append(
+            Case(
+                f"multilabel_margin_loss {reduction}",
+                lambda x, r=reduction: F.multilabel_margin_loss(x, several, reduction=r),
+                ((6, 5),),
+            )
+        )
+    return [
+        *cases,
+        Case(
+            "multilabel_margin_loss of a row",
+            lambda x: F.multilabel_margin_loss(x, several[0]) * 1.1,
+            ((5,),),
+        ),
+        Case("bce of a target", lambda x, y: F.binary_cross_entropy(x, y), ((9,), (9,)), True),
+    ]
+
+
+def _more_scattering() -> list[Case]:
+    where, rows = torch.arange(20).view(10, 2) % 3, _index(0, 2, 0)
+    cases = []
+    for name in ("sum", "mean", "prod", "amax", "amin"):
+        for own in (True, False):
+            cases.append(
+                Case(
+                    f"scatter_reduce {name} include_self={own}",
+                    lambda x, y, n=name, o=own: (
+                        x.scatter_reduce(0, where, y, n, include_self=o) * 1.1
+                    ),
+                    ((4, 2), (10, 2)),
+                )
+            )
+            if name != "sum":
+                cases.append(
+                    Case(
+                        f"index_reduce {name} include_self={own}",
+                        lambda x, y, n=name, o=own: (
+                            x.index_reduce(1, rows, y, n, include_self=o) * 1.1
+                        ),
+                        ((2, 4), (2, 3)),
+                    )
+                )
+    return [
+        *cases,
+        Case("put", lambda x, y: x.put(_index(0, -1, 0), y, accumulate=True), ((2, 3), (3,))),
+        Case("windows", lambda x: x.unfold(1, 3, 2) * 1.1, ((2, 8),)),
+        Case("masked_scatter", lambda x, y: x.masked_scatter(x > 0, y) * 1.1, ((3, 4), (3, 4))),
+        Case("overlapping strides", lambda x: x.as_strided((3, 4), (1, 1)) * 1.1, ((9,),)),
+        Case(
+            "bincount",
+            lambda x: x * torch.bincount(_index(0, 1, 1, 0), x.detach())[0].to(x.dtype),
+            ((4,),),
+        ),
+    ]
+
+
+def _more_functions() -> list[Case]:
+    functions = {
+        "logit": torch.logit,
+        "logit of the middle": lambda x: torch.logit(x, 0.2),
+        "sinc": torch.sinc,
+        "degrees": lambda x: torch.deg2rad(x) + torch.rad2deg(x),
+        "entr": torch.special.entr,
+        "digamma": lambda x: torch.digamma(x.detach() * 20) * torch.digamma(-x.detach()) * x,
+        "lgamma": lambda x: torch.lgamma(x * 3) + torch.mvlgamma(x + 3, 2),
+        "decimals": lambda x: x * x.detach().round(decimals=2) * (x * 900).round(decimals=-2),
+        "fractions": lambda x: x.frac() * 1.1,
+        "steps": lambda x: x * torch.arange(0.1, 4.1, 0.1, dtype=x.dtype),
+        "logspace": lambda x: x * torch.logspace(-1, 1, 40, dtype=x.dtype),
+        "windows of signals": lambda x: (
+            x
+            * torch.hann_window(40, dtype=x.dtype)
+            * torch.hamming_window(40, False, dtype=x.dtype)
+            * torch.blackman_window(40, dtype=x.dtype)
+        ),
+        "median": lambda x: x.median() * x.view(8, 5).nanmedian(1)[0],
+        "nansum": lambda x: torch.where(x > 0.5, torch.nan, x).nansum(),
+        "logcumsumexp": lambda x: x.view(8, 5).logcumsumexp(1),
+        "quantile": lambda x: x.quantile(0.3),
+        "softshrink": lambda x: F.softshrink(x, 0.3) * F.hardshrink(x, 0.3),
+        "rrelu at inference": lambda x: F.rrelu(x - 0.5),
+        "rms of rows": lambda x: x.view(8, 5).square().mean(1).rsqrt(),
+    }
+    two = {
+        "logaddexp2": torch.logaddexp2,
+        "xlog1py": torch.special.xlog1py,
+        "ldexp": lambda x, y: torch.ldexp(x, y),
+        "weight_norm": lambda x, y: torch._weight_norm(x.view(8, 5), y[:8, None], 0),
+        "weight_norm of the last axis": lambda x, y: torch._weight_norm(
+            x.view(8, 5), y[None, :5], 1
+        ),
+    }
+    return [
+        *(Case(name, f, ((40,),), positive=True) for name, f in functions.items()),
+        *(Case(name, f, ((40,), (40,)), positive=True) for name, f in two.items()),
+        Case("median of an even number", lambda x: x.median(0)[0] * 1.1, ((4, 3),)),
+        Case("second derivative", _second, ((9,), (9,))),
+        Case("fractional_max_pool2d", lambda x: _fractional(x, 2), ((1, 2, 9, 8),)),
+        Case("fractional_max_pool3d", lambda x: _fractional(x, 3), ((1, 2, 9, 8, 7),)),
+    ]
+
+
+def _second(x: Tensor, y: Tensor) -> Tensor:
+    """Of zeros that torch does not store, and of sums of a single number."""
+    out = F.softsign(x) * F.huber_loss(x, y) + x.sgn() * x.exp()
+    return torch.autograd.grad(out.square().sum(), (x,), create_graph=True)[0]
+
+
+def _fractional(x: Tensor, dims: int) -> Tensor:
+    places = torch.linspace(0.1, 0.9, 2 * dims, dtype=x.dtype).view(1, 2, dims)
+    pool = getattr(F, f"fractional_max_pool{dims}d")
+    return pool(x, 2, output_ratio=(0.6,) * dims, _random_samples=places) * 1.1
+
+
+CASES += [
+    *_grids(),
+    *_antialiased(),
+    *_distances(),
+    *_sequences(),
+    *_embeddings(),
+    *_more_losses(),
+    *_more_scattering(),
+    *_more_functions(),
 ]

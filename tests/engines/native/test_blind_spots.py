@@ -93,3 +93,35 @@ def test_what_is_written_into_out_is_perturbed() -> None:
         torch.add(x, x, alpha=0.1, out=out)
     assert stats.operators == {"exp": 50, "add": 100}
     assert (out.double() >= x.double() * (1 + 0.1)).all()
+
+
+def test_tensors_without_values_pass_and_a_trace_is_an_error() -> None:
+    x = torch.rand(3, 4)
+    with random_rounding() as stats:
+        shape = torch.softmax(x.to("meta") * 2, 1).sum(0)
+        assert shape.is_meta and shape.shape == (4,) and stats.operations == 0
+        with pytest.raises(UserError, match="traces"):
+            torch.func.linearize(lambda v: v.sin() * v, x.double())
+
+
+def test_every_way_to_a_derivative_is_perturbed() -> None:
+    """Derivatives of every kind, and a second pass over a checkpoint."""
+    x = torch.rand(5, dtype=torch.float64)
+
+    def f(v: Tensor) -> Tensor:
+        return (v.sin() ** 2 * v.sum()).sum()
+
+    calls = (
+        lambda: torch.func.hessian(f)(x),
+        lambda: torch.func.jvp(f, (x,), (x,))[1],
+        lambda: torch.func.vmap(torch.func.grad(f))(x[:, None]),
+        lambda: torch.autograd.functional.hvp(f, x, x)[1],
+        lambda: torch.utils.checkpoint.checkpoint(f, x, use_reentrant=False),
+        lambda: torch.jit.trace(f, x)(x),
+    )
+    for call in calls:
+        expected = call()
+        with random_rounding("nearest") as stats:
+            found = call()
+        torch.testing.assert_close(found, expected, rtol=2**-40, atol=2**-40)
+        assert stats.operations > 0

@@ -83,5 +83,38 @@ def test_sixteen_bits_are_rounded_in_their_own_format(case: Case, dtype: torch.d
         assert near.float().mean() > 0.9
 
 
+def test_what_is_drawn_at_random_is_drawn_as_in_torch() -> None:
+    """Rules that draw take torch's numbers in its order; the arithmetic on them is perturbed."""
+    x = torch.randn(6, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def draw(dtype: torch.dtype) -> list[Tensor]:
+        torch.manual_seed(7)
+        y = x.to(dtype).requires_grad_()
+        slopes = torch.nn.functional.rrelu(y, training=True)
+        drawn = [
+            *(torch.multinomial(y.detach().exp(), *how) for how in ((1,), (3,), (5, True))),
+            torch.multinomial(y.detach()[0].exp(), 4, replacement=True),
+            torch.normal(y, 2.0),
+            torch.normal(1.0, y.detach().abs()),
+            torch.normal(y, y.detach().abs()),
+            torch.distributions.Normal(y, y.detach().exp()).rsample(),
+            slopes,
+        ]
+        total = sum(v.sum() for v in drawn if v.requires_grad)
+        return [v.detach() for v in (*drawn, *torch.autograd.grad(total, y))]
+
+    plain = draw(torch.float64)
+    with random_rounding("nearest"):
+        found = draw(torch.float64)
+    for one, other in zip(found, plain, strict=True):
+        torch.testing.assert_close(one, other, **FLOAT64)
+    plain = draw(torch.float32)
+    with random_rounding() as stats:
+        found = draw(torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(found[:4], plain[:4], strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(found[4:], plain[4:], strict=True))
+    assert {"multinomial", "normal", "rrelu_with_noise"} <= set(stats.operators)
+
+
 # nothing rounds: values are selected, or (max_pool1d, relu) gradients copied
 EXACT = {"relu"}

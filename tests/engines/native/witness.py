@@ -1,7 +1,7 @@
 """What reaches torch itself while the engine perturbs: a mode outside `random_rounding`.
 
 Operators that pass, and those that the rules use to move data, come out below the engine and are
-seen here. None of them may round.
+seen here. None of them may round, but for constants of the program that become a tensor.
 """
 
 from __future__ import annotations
@@ -13,7 +13,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from morphbits.engines.native.rules import PASS
+# what these return is drawn, left unset, or may hold a constant, rounded to nearest as in torch
+NOT_COMPARED = frozenset(
+    """
+    bernoulli bernoulli_ clamp clamp_ clamp_max clamp_min constant_pad_nd empty empty_like
+    empty_strided exponential_ fill fill_ full full_like hardtanh hardtanh_ index_fill index_fill_
+    masked_fill masked_fill_ new_empty new_empty_strided new_full nextafter normal_ rand rand_like
+    randn randn_like resize_ resize_as_ scalar_tensor threshold threshold_ uniform_ where
+    """.split()
+)
 
 
 class Witness(TorchDispatchMode):
@@ -30,7 +38,7 @@ class Witness(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
         self.seen.add(name)
-        if name in PASS and name != "arange":
+        if name in NOT_COMPARED:
             return func(*args, **kwargs)
         before = tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, args)
         result = func(*args, **kwargs)

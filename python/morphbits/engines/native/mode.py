@@ -260,6 +260,8 @@ class RandomRounding(TorchDispatchMode):
         name = short_name(func)
         rule = RULES.get(name)
         if rule is not None:
+            if _holds_no_values(func, args, kwargs):
+                return func(*args, **kwargs)
             with _where(func, args, kwargs):
                 if "out" in kwargs:
                     return self._into(func, args, kwargs)
@@ -316,18 +318,22 @@ class RandomRounding(TorchDispatchMode):
         wide = tree_map(lambda x: x.to(torch.float32) if _is_half(x) else x, (args, kwargs))
         result = rule.handler(self, func, *wide[0], **wide[1])
         # what the operator changed in place
-        for name, before, after in zip(
-            (a.name for a in func._schema.arguments), args, wide[0], strict=False
-        ):
-            changes = name.startswith("running_") or (hand.name.endswith("_") and name == "self")
-            if changes and _is_half(before) and not torch.equal(before.to(torch.float32), after):
-                before.copy_(hand.to(after, before.dtype))
+        for argument, *values in zip(func._schema.arguments, args, wide[0], strict=False):
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            if not written and not argument.name.startswith("running_"):
+                continue
+            for before, after in zip(*map(tree_leaves, values), strict=True):
+                if _is_half(before) and not torch.equal(before.to(torch.float32), after):
+                    before.copy_(hand.to(after, before.dtype))
         if hand.name.endswith("_"):
-            return args[0]
-        types = [
-            x.dtype if _is_floating(x) else None for x in tree_leaves(_on_meta(func, args, kwargs))
-        ]
+            return args[0] if func._schema.returns else None
         leaves, structure = tree_flatten(result)
+        try:
+            returned = tree_leaves(_on_meta(func, args, kwargs))
+        except NotImplementedError:  # torch does not say: the type that came in
+            half = next(x for x in tree_leaves((args, kwargs)) if _is_half(x))
+            returned = [half if _is_floating(x) else x for x in leaves]
+        types = [x.dtype if _is_floating(x) else None for x in returned]
         narrowed = [
             hand.to(x, dtype) if isinstance(x, torch.Tensor) and dtype is not None else x
             for x, dtype in zip(leaves, types, strict=True)
@@ -355,6 +361,31 @@ def _on_meta(func: Any, args: Any, kwargs: Any) -> Any:
         lambda x: x.to("meta") if isinstance(x, torch.Tensor) else x, (args, kwargs)
     )
     return func(*on_meta[0], **on_meta[1])
+
+
+_TRACERS = (
+    torch._C._TorchDispatchModeKey.PROXY,
+    torch._C._TorchDispatchModeKey.FAKE,
+    torch._C._TorchDispatchModeKey.FUNCTIONAL,
+)
+
+
+def _holds_no_values(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether the operator works on shapes alone; UserError if on values that the kernels cannot
+    read, or for a record of it."""
+    floating = [x for x in tree_leaves((args, kwargs)) if _is_floating(x)]
+    if floating and all(x.is_meta for x in floating):
+        return True
+    if any(torch._C._get_dispatch_mode(key) is not None for key in _TRACERS):
+        raise UserError(
+            f"the native engine has no rule for {func} while torch traces it (make_fx, "
+            "torch.export, torch.func.linearize): its kernels would be missing in the trace; "
+            "trace before, and run what was traced inside"
+        )
+    for x in floating:
+        if x.layout != torch.strided:
+            raise UserError(f"the native engine has no rule for {func} on {x.layout} tensors")
+    return False
 
 
 def _is_half(x: Any) -> bool:

@@ -50,43 +50,49 @@ def rule(names: str, order: str, halves: bool = False) -> Callable[[Callable], C
 # random numbers are the program's input, not its arithmetic).
 PASS = frozenset(
     """
-    _assert_async _local_scalar_dense _pin_memory _record_function_enter_new _record_function_exit
-    _reshape_alias _unique2 _unsafe_index _unsafe_view _upsample_nearest_exact1d
-    _upsample_nearest_exact2d _upsample_nearest_exact3d abs abs_ absolute adaptive_max_pool2d
-    adaptive_max_pool3d alias all amax amin aminmax any arange argmax argmin argsort as_strided
-    as_strided_ as_strided_scatter bernoulli bernoulli_ bincount bitwise_and bitwise_left_shift
-    bitwise_not bitwise_or bitwise_right_shift bitwise_xor broadcast_tensors bucketize cat ceil
-    ceil_ channel_shuffle chunk clamp clamp_ clamp_max clamp_max_ clamp_min clamp_min_ clone
-    constant_pad_nd contiguous copysign count_nonzero cummax cummin detach detach_ diag diag_embed
-    diagonal diagonal_backward diagonal_scatter embedding empty empty_like empty_strided eq eq_
-    equal expand expand_copy exponential_ eye fill fill_ flip floor floor_ fmax fmin full full_like
-    gather ge ge_ geometric_ gt gt_ hardshrink hardtanh hardtanh_ hardtanh_backward heaviside index
-    index_copy index_copy_ index_fill index_fill_ index_select is_nonzero is_pinned is_same_size
-    isfinite isin isinf isnan kthvalue le le_ lift lift_fresh logical_and logical_and_ logical_not
-    logical_not_ logical_or logical_or_ logical_xor logical_xor_ lt lt_ masked_fill masked_fill_
-    masked_scatter masked_scatter_ masked_select max max_pool2d_with_indices
-    max_pool3d_with_indices max_unpool2d max_unpool3d maximum min minimum mode msort nan_to_num
-    nan_to_num_ narrow ne ne_ neg neg_ new_empty new_empty_strided new_full new_ones new_zeros
-    nonzero normal_ ones ones_like permute pixel_shuffle pixel_unshuffle rand rand_like randint
-    randn randn_like random_ randperm reflection_pad1d reflection_pad2d reflection_pad3d relu relu_
-    repeat repeat_interleave replication_pad1d replication_pad2d replication_pad3d reshape resize_
-    roll rot90 round round_ scalar_tensor scatter scatter_ searchsorted select select_backward
-    select_scatter sgn sign sign_ signbit slice slice_backward slice_scatter sort split
-    split_with_sizes squeeze squeeze_ stack t t_ take threshold threshold_ topk transpose
-    transpose_ tril tril_ triu triu_ trunc trunc_ unbind unfold unfold_copy uniform_
-    unique_consecutive unique_dim unsafe_chunk unsafe_split unsqueeze unsqueeze_ upsample_nearest1d
-    upsample_nearest2d upsample_nearest3d view view_as_real view_copy where zero_ zeros zeros_like
+    _assert_async _has_same_storage_numel _local_scalar_dense
+    _new_zeros_with_same_feature_meta _pack_padded_sequence _pin_memory
+    _record_function_enter_new _record_function_exit _reshape_alias _unique2 _unsafe_index
+    _unsafe_view _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d
+    abs abs_ absolute adaptive_max_pool2d adaptive_max_pool3d alias all amax amin aminmax any
+    argmax argmin argsort as_strided as_strided_ as_strided_scatter bernoulli bernoulli_
+    binomial bitwise_and bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift
+    bitwise_xor block_diag broadcast_tensors bucketize cat cauchy_ ceil ceil_ channel_shuffle
+    chunk clamp clamp_ clamp_max clamp_max_ clamp_min clamp_min_ clone constant_pad_nd
+    contiguous copysign count_nonzero cummax cummin detach detach_ diag diag_embed diagonal
+    diagonal_backward diagonal_scatter embedding empty empty_like empty_strided eq eq_ equal
+    expand expand_copy exponential_ eye fill fill_ flip floor floor_ fmax fmin frac frac_
+    fractional_max_pool2d fractional_max_pool3d frexp full full_like gather ge ge_ geometric_
+    gt gt_ hardshrink hardshrink_backward hardtanh hardtanh_ hardtanh_backward heaviside index
+    index_copy index_copy_ index_fill index_fill_ index_select is_nonzero is_pinned
+    is_same_size isfinite isin isinf isnan kthvalue le le_ lift lift_fresh log_normal_
+    logical_and logical_and_ logical_not logical_not_ logical_or logical_or_ logical_xor
+    logical_xor_ lt lt_ masked_fill masked_fill_ masked_scatter masked_scatter_
+    masked_scatter_backward masked_select max max_pool2d_with_indices max_pool3d_with_indices
+    max_unpool2d max_unpool3d maximum median min minimum mode msort nan_to_num nan_to_num_
+    nanmedian narrow ne ne_ neg neg_ new_empty new_empty_strided new_full new_ones new_zeros
+    nextafter nextafter_ nonzero normal_ ones ones_like permute pixel_shuffle pixel_unshuffle
+    poisson rand rand_like randint randn randn_like random_ randperm reflection_pad1d
+    reflection_pad2d reflection_pad3d relu relu_ repeat repeat_interleave replication_pad1d
+    replication_pad2d replication_pad3d reshape resize_ resize_as_ roll rot90 scalar_tensor
+    scatter scatter_ searchsorted select select_backward select_scatter set_ sgn sign sign_
+    signbit slice slice_backward slice_scatter softshrink_backward sort split split_with_sizes
+    squeeze squeeze_ stack t t_ take threshold threshold_ topk transpose transpose_ tril tril_
+    triu triu_ trunc trunc_ unbind unfold unfold_copy uniform_ unique_consecutive unique_dim
+    unsafe_chunk unsafe_split unsqueeze unsqueeze_ upsample_nearest1d upsample_nearest2d
+    upsample_nearest3d view view_as_real view_copy where zero_ zeros zeros_like
     """.split()
 )
 
 # Of these, the ones that bring operands of several types to one: this would round unperturbed.
 ONE_TYPE = frozenset(
     """
-    as_strided_scatter bucketize cat clamp clamp_ clamp_max clamp_max_ clamp_min clamp_min_
-    copysign diagonal_scatter eq eq_ equal fill_ fmax fmin ge ge_ gt gt_ hardtanh hardtanh_
-    heaviside index_copy index_copy_ index_fill index_fill_ isin le le_ lt lt_ masked_fill
-    masked_fill_ masked_scatter masked_scatter_ max maximum min minimum nan_to_num nan_to_num_ ne
-    ne_ scatter scatter_ searchsorted select_scatter slice_scatter stack threshold threshold_ where
+    as_strided_scatter block_diag bucketize cat clamp clamp_ clamp_max clamp_max_ clamp_min
+    clamp_min_ copysign diagonal_scatter eq eq_ equal fill_ fmax fmin ge ge_ gt gt_ hardtanh
+    hardtanh_ heaviside index_copy index_copy_ index_fill index_fill_ isin le le_ lt lt_
+    masked_fill masked_fill_ masked_scatter masked_scatter_ max maximum min minimum nan_to_num
+    nan_to_num_ ne ne_ nextafter nextafter_ scatter scatter_ searchsorted select_scatter
+    slice_scatter stack threshold threshold_ where
     """.split()
 )
 
@@ -102,16 +108,12 @@ def passes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     name = short_name(func)
     if name not in PASS or "reduce" in func._overloadname:  # scatter(reduce="add")
         return False
-    if name in ("round", "round_"):  # to decimals: multiplied, rounded, divided
-        return bool(func._overloadname != "decimals")
-    if name not in ("arange", "abs", "abs_") and name not in ONE_TYPE:
+    if name not in ("abs", "abs_", "sgn") and name not in ONE_TYPE:
         return True
     leaves = tree_leaves((args, kwargs))
     types = {x.dtype for x in leaves if isinstance(x, torch.Tensor) and x.dtype != torch.bool}
-    if name.startswith(("index_", "scatter")):  # which have an index, too
-        types.discard(torch.int64)
-    if name == "arange":  # start + i·step
-        return not any(isinstance(x, float) and x % 1 for x in leaves)
+    if name.startswith(("index_", "scatter")) or func._overloadname in ("dim_max", "dim_min"):
+        types.discard(torch.int64)  # an index is beside the values
     if name not in ONE_TYPE:
         return not any(dtype.is_complex for dtype in types)
     if any(isinstance(x, float) for x in leaves):  # makes floating-point numbers of integers

@@ -17,8 +17,12 @@ BEGIN, END = "<!-- table: make operators -->", "<!-- end of table -->"
 _KERNELS = {
     "activations": "elementwise, functions, chains",
     "convolution": "convolution; products of matrices; chains",
+    "ctc": "elementwise, functions, chains",
     "decomposed": "those of its parts",
+    "distances": "elementwise, functions, chains; scattered additions",
     "elementwise": "elementwise; functions",
+    "embeddings": "elementwise, chains; scattered additions",
+    "grids": "elementwise, chains; scattered additions; products of matrices",
     "losses": "elementwise, functions, chains",
     "matrices": "products of matrices",
     "normalization": "elementwise, chains",

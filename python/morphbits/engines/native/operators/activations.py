@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from morphbits.engines.native.arithmetic import Hand
-from morphbits.engines.native.operators.elementwise import functional
-from morphbits.engines.native.rules import rule
+from morphbits.engines.native.operators.elementwise import functional, write
+from morphbits.engines.native.rules import check, rule
 
 T = torch.Tensor
 
@@ -164,6 +164,43 @@ def _hardswish_backward(h: Hand, g: T, x: T) -> T:
     inside = h.mul(g, h.add(h.div(x, 3), 0.5))
     zero = torch.zeros((), dtype=g.dtype)
     return torch.where(x < -3, zero, torch.where(x <= 3, inside, g))
+
+
+@rule(
+    "rrelu_with_noise rrelu_with_noise_",
+    "one multiplication where x is not positive, by a random slope, at inference by their mean",
+)
+def _rrelu(
+    mode: Any,
+    func: Any,
+    x: T,
+    noise: T,
+    lower: float = 1 / 8,
+    upper: float = 1 / 3,
+    training: bool = False,
+    generator: torch.Generator | None = None,
+) -> T:
+    name = func.overloadpacket.__name__
+    check(func, x)
+    h, negative = Hand(mode, name), x <= 0
+    if training:  # a slope is drawn where it is used, in row-major order, as in torch
+        slopes = torch.empty(int(negative.sum()), dtype=torch.float64)
+        slopes.uniform_(lower, upper, generator=generator)
+        noise.fill_(1).masked_scatter_(negative, slopes.to(noise.dtype))
+        out = torch.where(negative, h.mul(x, noise), x)
+    else:
+        out = torch.where(negative, h.mul(x, (lower + upper) / 2), x)
+    return write(mode, name, x, out) if name.endswith("_") else out
+
+
+@rule("rrelu_with_noise_backward", "one multiplication an element")
+@functional
+def _rrelu_backward(
+    h: Hand, g: T, x: T, noise: T, lower: float, upper: float, training: bool, is_result: bool
+) -> T:
+    if training and upper - lower > 1e-6:
+        return h.mul(noise, g)
+    return torch.where(x > 0, g, h.mul(g, (lower + upper) / 2))
 
 
 @rule("_prelu_kernel", "weight·x where it is not positive")

@@ -27,6 +27,28 @@ _TAKEN = {
     "im2col": "moves",
     "trace": "as sum",
     "linalg_cross": _SAME,
+    "softshrink": _SAME,
+    "logit": _SAME,
+    "logit_": _SAME,
+    "logit_backward": _SAME,
+    "logaddexp2": _SAME,
+    "special_xlog1py": _SAME,
+    "sinc": _SAME,
+    "sinc_": _SAME,
+    "deg2rad": _SAME,
+    "deg2rad_": _SAME,
+    "rad2deg": _SAME,
+    "rad2deg_": _SAME,
+    "mvlgamma": "torch's decomposition: a sum of lgamma of shifted arguments, as `sum`",
+    "renorm": _SAME,
+    "renorm_": _SAME,
+    "multi_margin_loss": "torch's decomposition: margin − score of the class + score, clamped, "
+    "squared for p = 2, times the weight; means and sums as `sum`, one division",
+    "_euclidean_dist": "torch's decomposition: sums of squares beside −2·a and b, their product "
+    "as `mm`, the root of what is positive",
+    "_weight_norm_interface": "torch's decomposition: the norm as `linalg_vector_norm`, "
+    "v·(g / norm)",
+    "unfold_backward": "one addition an element of the windows, windows in row-major order",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -232,6 +233,74 @@ def _pow(h: Hand, a: Any, exponent: Any) -> torch.Tensor:
         case -2.0:
             return h.div(1, h.mul(a, a))
     return h.function("pow", a, exponent)
+
+
+@rule("special_entr", "−x·log(x)")
+@functional
+def _entr(h: Hand, a: torch.Tensor) -> torch.Tensor:
+    low = torch.where(a == 0, 0.0, -torch.inf).to(a.dtype)
+    entropy = h.mul(-a, h.function("log", torch.where(a > 0, a, 1.0).to(a.dtype)))
+    return torch.where(a.isnan(), a, torch.where(a > 0, entropy, low))
+
+
+@rule("ldexp ldexp_", "2 to the power of the exponent, then the product")
+@functional
+def _ldexp(h: Hand, a: Any, exponent: Any) -> torch.Tensor:
+    x, y = h.tensors(a, exponent)
+    return h.mul(x, h.function("exp2", y))
+
+
+@rule(
+    "round round_",
+    "to decimals: times 10 to their power, whole, divided by it; else exact",
+    halves=True,
+)
+def _round(mode: RandomRounding, func: Any, a: torch.Tensor, *, decimals: int = 0) -> torch.Tensor:
+    name = func.overloadpacket.__name__
+    if not decimals or not a.is_floating_point():
+        return func(a, **({"decimals": decimals} if decimals else {}))
+    h, x = Hand(mode, name), a.to(torch.promote_types(a.dtype, torch.float32))
+    check(func, x)
+    power = float(10 ** abs(decimals))
+    if decimals > 0:
+        out = h.div(h.mul(x, power).round(), power)
+    else:
+        out = h.mul(h.div(x, power).round(), power)
+    return write(mode, name, a, out) if name.endswith("_") else h.to(out, a.dtype)
+
+
+_PSI = (1 / 12, -1 / 120, 1 / 252, -1 / 240, 1 / 132, -691 / 32760, 1 / 12)
+
+
+@rule(
+    "digamma digamma_",
+    "−1/x − 1/(x + 1) … up to 10, then log(x) − ½/x − a series in 1/x²; below 0 reflected",
+)
+@functional
+def _digamma(h: Hand, a: torch.Tensor) -> torch.Tensor:
+    """As Cephes' psi, which torch has from there."""
+    negative = a < 0
+    x = torch.where(negative, h.sub(1, a), a)
+    down = torch.zeros_like(x)
+    for _ in range(10):
+        low = x < 10
+        if not bool(low.any()):
+            break
+        down = torch.where(low, h.sub(down, h.div(1, x)), down)
+        x = torch.where(low, h.add(x, 1), x)
+    z = h.div(1, h.mul(x, x))
+    series = torch.full_like(x, _PSI[-1])
+    for term in _PSI[-2::-1]:
+        series = h.add(h.mul(series, z), term)
+    tail = h.mul(series, z)
+    out = h.sub(h.sub(h.add(down, h.function("log", x)), h.div(0.5, x)), tail)
+    # π / tan(π·x) of the rest of x
+    angle = h.mul(a - a.trunc(), math.pi)
+    reflected = h.sub(out, h.div(math.pi, h.function("tan", angle)))
+    out = torch.where(negative, reflected, out)
+    whole = negative & (a == a.trunc())
+    out = torch.where(whole, torch.nan, out)
+    return torch.where(a == 0, torch.where(a.signbit(), torch.inf, -torch.inf), out).to(a.dtype)
 
 
 _LIBRARY = "the C library's, computed in a wider type; one rounding"

@@ -167,3 +167,83 @@ def _nll_backward(
     if x.dim() == 1:
         return out[0]
     return out.view(x.shape[0], *x.shape[2:], x.shape[1]).movedim(-1, 1).contiguous()
+
+
+@rule(
+    "multi_margin_loss_backward",
+    "1 / n where the margin is not kept (p = 2: times twice the rest), times the weight; the "
+    "class: minus a chain over the others; then the gradient",
+)
+def _multi_margin_backward(
+    mode: Any,
+    func: Any,
+    g: T,
+    x: T,
+    target: T,
+    p: float,
+    margin: float,
+    weight: T | None = None,
+    reduction: int = _MEAN,
+) -> T:
+    check(func, g, x)
+    h = Hand(mode, "multi_margin_loss_backward")
+    rows, classes = torch.atleast_2d(x), target.reshape(-1, 1)
+    n = rows.shape[1] * (rows.shape[0] if reduction == _MEAN else 1)
+    rest = h.add(h.sub(margin, rows.gather(1, classes)), rows)
+    share = torch.full_like(rows, 1 / n) if p == 1 else h.mul(2 / n, rest)
+    if weight is not None:
+        share = h.mul(share, weight[classes])
+    others = torch.arange(rows.shape[1]) != classes
+    share = torch.where((rest > 0) & others, share, torch.zeros((), dtype=x.dtype))
+    of_class = -h.chain("add", share.t().contiguous())[:, None]
+    out = share.scatter(1, classes, of_class)
+    return h.mul(out, g if g.dim() == 0 else g.reshape(-1, 1)).view(x.shape)
+
+
+def _label_pairs(h: Hand, x: T, target: T) -> tuple[T, T, T, T]:
+    """(N, labels, classes): 1 − score of the label + score of the class, and where it counts;
+    the labels (N, classes), those after the first −1 as 0; which classes are labels."""
+    rows, labels = torch.atleast_2d(x), torch.atleast_2d(target)
+    kept = (labels == -1).cumsum(1) == 0
+    labels = torch.where(kept, labels, torch.zeros((), dtype=labels.dtype))
+    chosen = torch.zeros_like(labels).scatter_add(1, labels, kept.to(labels.dtype)) > 0
+    rest = h.add(h.sub(1, rows.gather(1, labels))[:, :, None], rows[:, None])
+    return rest, (rest > 0) & kept[:, :, None] & ~chosen[:, None], labels, chosen
+
+
+@rule(
+    "multilabel_margin_loss_forward",
+    "1 − score of the label + score of the class where it is positive; sums as `sum`, divided by "
+    "the number of classes, for the mean by the number of rows",
+)
+def _multilabel_margin(mode: Any, func: Any, x: T, target: T, reduction: int) -> tuple[T, T]:
+    check(func, x)
+    h = Hand(mode, "multilabel_margin_loss_forward")
+    rest, active, _, chosen = _label_pairs(h, x, target)
+    rest = torch.where(active, rest, torch.zeros((), dtype=x.dtype))
+    rows, _, classes = rest.shape
+    out = h.div(h.sum(rest, [1, 2] if reduction == _NONE else None), classes)
+    out = h.div(out, rows) if reduction == _MEAN else out
+    if reduction == _NONE and x.dim() < 2:
+        out = out[0]
+    return out, chosen.to(x.dtype).view(target.shape)
+
+
+@rule(
+    "multilabel_margin_loss_backward",
+    "±(1 / n) added for each pair of classes whose margin is not kept, then the gradient",
+)
+def _multilabel_margin_backward(
+    mode: Any, func: Any, g: T, x: T, target: T, reduction: int, is_target: T
+) -> T:
+    check(func, g, x)
+    h = Hand(mode, "multilabel_margin_loss_backward")
+    rest, active, labels, _ = _label_pairs(h, x, target)
+    rows, _, classes = rest.shape
+    n = classes * (rows if reduction == _MEAN else 1)
+    share = torch.where(active, torch.full((), 1 / n, dtype=x.dtype), torch.zeros_like(rest))
+    others = torch.arange(classes).expand(rest.shape)
+    index = torch.stack([labels[:, :, None].expand(rest.shape), others], -1)
+    source = torch.stack([-share, share], -1)
+    out = h.scatter_add(torch.zeros_like(rest[:, 0]), index.flatten(1), source.flatten(1))
+    return h.mul(out, g if g.dim() == 0 else g.reshape(-1, 1)).view(x.shape)

@@ -19,12 +19,17 @@ from morphbits.engines.native.rules import check, rule
 T = torch.Tensor
 
 
+def _rstd(h: Hand, variance: T, eps: float) -> T:
+    """1 / √(variance + eps)."""
+    return h.div(1, h.sqrt(h.add(variance, eps)))
+
+
 def _moments(h: Hand, x_RN: T, eps: float) -> tuple[T, T]:
     """Mean and 1 / √(variance + eps) of each row, (R, 1)."""
     mean = h.mean(x_RN, [1], keepdim=True)
     distance = h.sub(x_RN, mean)
     variance = h.mean(h.mul(distance, distance), [1], keepdim=True)
-    return mean, h.div(1, h.sqrt(h.add(variance, eps)))
+    return mean, _rstd(h, variance, eps)
 
 
 @rule(
@@ -188,7 +193,7 @@ def _batch_norm(
         mean = _wide_mean(h, x, axes)
         distance = h.sub(x, _by_channel(mean, x))
         squares = h.sum(h.mul(distance, distance).double(), axes)
-        rstd = h.to(h.div(1.0, h.sqrt(h.add(h.div(squares, n), eps))), x.dtype)
+        rstd = h.to(_rstd(h, h.div(squares, n), eps), x.dtype)
         for running, now in (
             (running_mean, mean.double()),
             (running_var, h.div(squares, max(n - 1, 1)) if running_var is not None else None),
@@ -199,7 +204,7 @@ def _batch_norm(
     else:
         assert running_mean is not None and running_var is not None
         mean = running_mean
-        rstd = h.div(1, h.sqrt(h.add(running_var, eps)))
+        rstd = _rstd(h, running_var, eps)
     alpha = rstd if weight is None else h.mul(rstd, weight)
     beta = -h.mul(mean, alpha) if bias is None else h.sub(bias, h.mul(mean, alpha))
     out = h.add(h.mul(x, _by_channel(alpha, x)), _by_channel(beta, x))
@@ -210,40 +215,15 @@ def _batch_norm(
 _BATCH = "mean and variance by sums in float64, as torch; x·(rstd·γ) + (β − mean·rstd·γ)"
 
 
-@rule("native_batch_norm", _BATCH)
-def _native_batch_norm(
-    mode: Any,
-    func: Any,
-    x: T,
-    weight: T | None,
-    bias: T | None,
-    running_mean: T | None,
-    running_var: T | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-) -> tuple[T, T, T]:
+@rule("native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training", _BATCH)
+def _any_batch_norm(mode: Any, func: Any, x: T, *rest: Any) -> tuple[T, T, T]:
     check(func, x)
-    h = Hand(mode, "native_batch_norm")
-    return _batch_norm(h, x, weight, bias, running_mean, running_var, training, momentum, eps)
-
-
-@rule("_native_batch_norm_legit", _BATCH)
-def _legit_batch_norm(mode: Any, func: Any, x: T, weight: T, bias: T, *rest: Any) -> Any:
-    check(func, x)
-    h = Hand(mode, "_native_batch_norm_legit")
+    name = func.overloadpacket.__name__
     if func._overloadname == "no_stats":
-        rest = (None, None, *rest)
-    return _batch_norm(h, x, weight, bias, *rest)
-
-
-@rule("_native_batch_norm_legit_no_training", _BATCH)
-def _batch_norm_inference(
-    mode: Any, func: Any, x: T, weight: T, bias: T, mean: T, var: T, momentum: float, eps: float
-) -> tuple[T, T, T]:
-    check(func, x)
-    h = Hand(mode, "_native_batch_norm_legit_no_training")
-    return _batch_norm(h, x, weight, bias, mean, var, False, momentum, eps)
+        rest = (*rest[:2], None, None, *rest[2:])
+    elif name.endswith("_no_training"):
+        rest = (*rest[:4], False, *rest[4:])
+    return _batch_norm(Hand(mode, name), x, *rest)
 
 
 @rule(
@@ -272,7 +252,7 @@ def _batch_norm_backward(
         mean, rstd = save_mean, save_rstd
     else:
         assert running_mean is not None and running_var is not None
-        mean, rstd = running_mean, h.div(1, h.sqrt(h.add(running_var, eps)))
+        mean, rstd = running_mean, _rstd(h, running_var, eps)
     distance = h.sub(x, _by_channel(mean, x))
     total = h.sum(g.double(), axes)
     dot = h.sum(h.mul(distance, g).double(), axes)
@@ -302,9 +282,25 @@ def _rms_norm(
     h = Hand(mode, "_fused_rms_norm")
     rows = x.reshape(-1, prod(shape))
     eps = torch.finfo(x.dtype).eps if eps is None else eps
-    rstd = h.div(1, h.sqrt(h.add(h.mean(h.mul(rows, rows), [1], keepdim=True), eps)))
+    rstd = _rstd(h, h.mean(h.mul(rows, rows), [1], keepdim=True), eps)
     out = h.mul(rows, rstd)
     if weight is not None:
         out = h.mul(out, weight.reshape(-1))
     kept = [*x.shape[: x.dim() - len(shape)], *(1,) * len(shape)]
     return out.view(x.shape), rstd.view(kept)
+
+
+@rule(
+    "_weight_norm_interface_backward",
+    "g: sum(gradient·v) / norm; v: (g / norm)·(gradient − v·(sum / (norm·norm)))",
+)
+def _weight_norm_backward(
+    mode: Any, func: Any, g_w: T, v: T, g: T, norms: T, dim: int
+) -> tuple[T, T]:
+    check(func, g_w, v, g)
+    h = Hand(mode, "_weight_norm_interface_backward")
+    axes = [d for d in range(v.dim()) if d != dim % v.dim()]
+    total = h.sum(h.mul(g_w, v), axes, keepdim=True)
+    to_g = h.div(total, norms)
+    share = h.mul(v, h.div(total, h.mul(norms, norms)))
+    return h.mul(h.div(g, norms), h.sub(g_w, share)), to_g

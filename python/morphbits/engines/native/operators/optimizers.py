@@ -2,7 +2,8 @@
 
 A `_foreach_*` operator is the operator of each tensor of its list, in the list's order, as torch's
 own CPU kernels do it. A fused step is the algorithm of the same optimizer without fusion
-(torch/optim/adam.py, sgd.py, adagrad.py), operation by operation.
+(torch/optim/adam.py, sgd.py, adagrad.py), operation by operation; a gradient scaler's scale is
+divided out first.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import torch
 from morphbits.engines.native.arithmetic import Hand
 from morphbits.engines.native.operators.elementwise import lerp
 from morphbits.engines.native.rules import check, rule
-from morphbits.errors import UserError
 
 if TYPE_CHECKING:
     from morphbits.engines.native.mode import RandomRounding
@@ -83,12 +83,24 @@ def _foreach_norm(
     return [mode.apply(norm, a, ord, None, False, dtype=dtype) for a in tensors]
 
 
-def _no_scaler(name: str, grad_scale: Any, found_inf: Any) -> None:
-    if grad_scale is not None or found_inf is not None:
-        raise UserError(
-            f"the native engine has no rule for {name} with a gradient scaler; use the optimizer "
-            "with foreach=True instead of fused=True"
-        )
+def _overflowed(found_inf: torch.Tensor | None) -> bool:
+    """Whether a gradient scaler found that the step is to be left out."""
+    return found_inf is not None and bool(found_inf != 0)
+
+
+def _gradient(
+    h: Hand,
+    p: torch.Tensor,
+    gradient: torch.Tensor,
+    grad_scale: torch.Tensor | None,
+    maximize: bool,
+    weight_decay: float = 0,
+) -> torch.Tensor:
+    """What a step follows: the gradient divided by its scale (and kept so), its sign, decay."""
+    if grad_scale is not None:
+        gradient.copy_(h.div(gradient, grad_scale.reshape(()).to(gradient.dtype)))
+    g = -gradient if maximize else gradient
+    return h.add(g, h.mul(p, weight_decay)) if weight_decay else g
 
 
 @rule(
@@ -117,16 +129,16 @@ def _fused_adam(
     found_inf: torch.Tensor | None = None,
 ) -> None:
     name = func.overloadpacket.__name__
-    _no_scaler(name, grad_scale, found_inf)
-    rate = float(lr)
+    if _overflowed(found_inf):
+        return
+    rate, decoupled = float(lr), name == "_fused_adamw_"
     for i, (p, gradient) in enumerate(zip(params, gradients, strict=True)):
         check(func, p, gradient)
         h, step = Hand(mode, name), float(steps[i])
-        g = -gradient if maximize else gradient
-        if weight_decay and name == "_fused_adamw_":
+        decay = 0 if decoupled else weight_decay
+        g = _gradient(h, p, gradient, grad_scale, maximize, decay)
+        if weight_decay and decoupled:
             p.copy_(h.mul(p, 1 - rate * weight_decay))
-        elif weight_decay:
-            g = h.add(g, h.mul(p, weight_decay))
         averages[i].copy_(lerp(h, averages[i], g, 1 - beta1))
         decayed = h.mul(squares[i], beta2)
         squares[i].copy_(h.add(decayed, h.mul(h.mul(1 - beta2, g), g)))
@@ -158,13 +170,12 @@ def _fused_sgd(
     grad_scale: torch.Tensor | None = None,
     found_inf: torch.Tensor | None = None,
 ) -> None:
-    _no_scaler("_fused_sgd_", grad_scale, found_inf)
+    if _overflowed(found_inf):
+        return
     for i, (p, gradient) in enumerate(zip(params, gradients, strict=True)):
         check(func, p, gradient)
         h = Hand(mode, "_fused_sgd_")
-        g = -gradient if maximize else gradient
-        if weight_decay:
-            g = h.add(g, h.mul(p, weight_decay))
+        g = _gradient(h, p, gradient, grad_scale, maximize, weight_decay)
         if momentum:
             if is_first_step:
                 buffers[i].copy_(g)
@@ -191,14 +202,53 @@ def _fused_adagrad(
     grad_scale: torch.Tensor | None = None,
     found_inf: torch.Tensor | None = None,
 ) -> None:
-    _no_scaler("_fused_adagrad_", grad_scale, found_inf)
+    if _overflowed(found_inf):
+        return
     for i, (p, gradient) in enumerate(zip(params, gradients, strict=True)):
         check(func, p, gradient)
         h = Hand(mode, "_fused_adagrad_")
-        g = -gradient if maximize else gradient
-        if weight_decay:
-            g = h.add(g, h.mul(p, weight_decay))
+        g = _gradient(h, p, gradient, grad_scale, maximize, weight_decay)
         rate = float(lr) / (1 + (float(steps[i]) - 1) * lr_decay)
         totals[i].copy_(h.add(totals[i], h.mul(g, g)))
         denominator = h.add(h.sqrt(totals[i]), eps)
         p.copy_(h.add(p, h.div(h.mul(-rate, g), denominator)))
+
+
+@rule("_amp_foreach_non_finite_check_and_unscale_", "one operation an element", halves=True)
+def _unscale(
+    mode: RandomRounding,
+    func: Any,
+    gradients: Sequence[torch.Tensor],
+    found_inf: torch.Tensor,
+    inverse: torch.Tensor,
+) -> None:
+    h = Hand(mode, "_amp_foreach_non_finite_check_and_unscale_")
+    factor = inverse.reshape(())
+    for g in gradients:
+        if not bool(g.isfinite().all()):
+            found_inf.fill_(1)
+        wide = g.to(torch.promote_types(g.dtype, torch.float32))  # exact
+        g.copy_(h.to(h.mul(wide, factor.to(wide.dtype)), g.dtype))
+
+
+@rule("_amp_update_scale_", "one product, where the scale changes")
+def _update_scale(
+    mode: RandomRounding,
+    func: Any,
+    scale: torch.Tensor,
+    tracker: torch.Tensor,
+    found_inf: torch.Tensor,
+    growth: float,
+    backoff: float,
+    interval: int,
+) -> torch.Tensor:
+    h = Hand(mode, "_amp_update_scale_")
+    if bool(found_inf != 0):
+        tracker.zero_()
+        return scale.copy_(h.mul(scale, backoff))
+    if int(tracker) + 1 < interval:
+        tracker.add_(1)
+        return scale
+    tracker.zero_()
+    grown = h.mul(scale, growth)
+    return scale.copy_(grown) if bool(grown.isfinite()) else scale

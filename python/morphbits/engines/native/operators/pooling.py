@@ -21,9 +21,27 @@ def _planes(x: torch.Tensor, dims: int) -> torch.Tensor:
     return x.reshape(-1, prod(x.shape[x.dim() - dims :]))
 
 
+def _scattered(
+    mode: RandomRounding,
+    name: str,
+    index: torch.Tensor,
+    planes: torch.Tensor,
+    shape: Sequence[int],
+) -> torch.Tensor:
+    """Planes of zeros with every element of `planes` added at its index, as a tensor of `shape`;
+    index: one for all planes, or one each."""
+    size = prod(shape) // max(planes.shape[0], 1)
+    zeros = torch.zeros(planes.shape[0], size, dtype=planes.dtype)
+    return Hand(mode, name).scatter_add(zeros, index, planes).view(list(shape))
+
+
+_ADDED = "one addition an element of the output, in row-major order"
+
+
 @rule(
-    "max_pool2d_with_indices_backward max_pool3d_with_indices_backward",
-    "one addition an element of the output, in row-major order",
+    "max_pool2d_with_indices_backward max_pool3d_with_indices_backward "
+    "fractional_max_pool2d_backward fractional_max_pool3d_backward",
+    _ADDED,
 )
 def _max_pool_backward(
     mode: RandomRounding, func: Any, gradient: torch.Tensor, x: torch.Tensor, *settings: Any
@@ -34,9 +52,7 @@ def _max_pool_backward(
     indices = settings[-1]
     if indices.shape != gradient.shape:
         refused(func, gradient, x, *settings)
-    zeros = torch.zeros_like(_planes(x, dims), memory_format=torch.contiguous_format)
-    result = Hand(mode, name).scatter_add(zeros, _planes(indices, dims), _planes(gradient, dims))
-    return result.view(x.shape)
+    return _scattered(mode, name, _planes(indices, dims), _planes(gradient, dims), x.shape)
 
 
 def _all(values: Sequence[int] | int | None, dims: int, default: Sequence[int]) -> list[int]:
@@ -87,6 +103,24 @@ class _Windows:
             valid.append(ok.reshape(-1))
         return torch.stack(index), torch.stack(valid)
 
+    def sums(self, hand: Hand, x: torch.Tensor) -> torch.Tensor:
+        """(planes, out voxels): a chain over each window. What lies outside a window is zero and
+        is not counted."""
+        index, valid = self.places()
+        values = _planes(x, len(self.size))[:, index]  # planes, taps, voxels
+        values = torch.where(valid, values, torch.zeros((), dtype=x.dtype))
+        inside = int((valid.sum(0) - 1).clamp(min=0).sum()) * values.shape[0]
+        return hand.chain("add", values.movedim(1, 0), operations=inside)
+
+    def spread(
+        self, mode: RandomRounding, name: str, share: torch.Tensor, shape: Sequence[int]
+    ) -> torch.Tensor:
+        """What `sums` gathered from gets the share (planes, out voxels) of each window."""
+        index, valid = self.places()
+        where = valid.t().reshape(-1)  # voxel by voxel, its taps in order
+        source = share[:, :, None].expand(-1, -1, index.shape[0]).reshape(share.shape[0], -1)
+        return _scattered(mode, name, index.t().reshape(-1)[where], source[:, where], shape)
+
 
 def _windows(
     x: torch.Tensor,
@@ -123,13 +157,8 @@ def _avg_pool(
     dims = int(name[8])
     out_shape = func(x.to("meta"), *settings, **options).shape
     windows = _windows(x, out_shape[-dims:], dims, *settings, **options)
-    index, valid = windows.places()
     hand = Hand(mode, name)
-    values = _planes(x, dims)[:, index]  # planes, taps, voxels
-    values = torch.where(valid, values, torch.zeros((), dtype=x.dtype))
-    # what lies outside a window is zero and is not counted
-    inside = int((valid.sum(0) - 1).clamp(min=0).sum()) * values.shape[0]
-    total = hand.chain("add", values.movedim(1, 0), operations=inside)
+    total = windows.sums(hand, x)
     return hand.div(total, windows.divisor.reshape(-1)).view(out_shape)
 
 
@@ -150,21 +179,15 @@ def _avg_pool_backward(
     check(func, gradient, x)
     dims = int(name[8])
     windows = _windows(x, gradient.shape[-dims:], dims, *settings, **options)
-    index, valid = windows.places()
-    hand = Hand(mode, name)
-    share = hand.div(_planes(gradient, dims), windows.divisor.reshape(-1))
-    where = valid.t().reshape(-1)  # voxel by voxel, its taps in order
-    source = share[:, :, None].expand(-1, -1, index.shape[0]).reshape(share.shape[0], -1)
-    zeros = torch.zeros(share.shape[0], prod(x.shape[-dims:]), dtype=x.dtype)
-    result = hand.scatter_add(zeros, index.t().reshape(-1)[where], source[:, where])
-    return result.view(x.shape)
+    share = Hand(mode, name).div(_planes(gradient, dims), windows.divisor.reshape(-1))
+    return windows.spread(mode, name, share, x.shape)
 
 
 @rule(
     "upsample_nearest1d_backward upsample_nearest2d_backward upsample_nearest3d_backward "
     "_upsample_nearest_exact1d_backward _upsample_nearest_exact2d_backward "
     "_upsample_nearest_exact3d_backward",
-    "one addition an element of the output, in row-major order",
+    _ADDED,
 )
 def _upsample_nearest_backward(
     mode: RandomRounding,
@@ -182,9 +205,7 @@ def _upsample_nearest_backward(
     numbers = torch.arange(prod(sizes), dtype=torch.float64).view(1, 1, *sizes)
     forward = getattr(torch.ops.aten, name.removesuffix("_backward"))
     index = forward(numbers, list(output_size), *scales).long().view(-1)
-    planes = _planes(gradient, dims)
-    zeros = torch.zeros(planes.shape[0], prod(sizes), dtype=gradient.dtype)
-    return Hand(mode, name).scatter_add(zeros, index, planes).view(list(input_size))
+    return _scattered(mode, name, index, _planes(gradient, dims), input_size)
 
 
 class _Adaptive(_Windows):
@@ -215,12 +236,8 @@ def _adaptive_avg_pool(
     check(func, x)
     dims = len(output_size)
     windows = _Adaptive(x.shape[x.dim() - dims :], output_size)
-    index, valid = windows.places()
     hand = Hand(mode, name)
-    values = _planes(x, dims)[:, index]
-    values = torch.where(valid, values, torch.zeros((), dtype=x.dtype))
-    inside = int((valid.sum(0) - 1).clamp(min=0).sum()) * values.shape[0]
-    total = hand.chain("add", values.movedim(1, 0), operations=inside)
+    total = windows.sums(hand, x)
     return windows.share(hand, total).view(*x.shape[: x.dim() - dims], *output_size)
 
 
@@ -235,19 +252,13 @@ def _adaptive_avg_pool_backward(
     check(func, gradient, x)
     dims = 2 if "2d" in name else 3
     windows = _Adaptive(x.shape[x.dim() - dims :], gradient.shape[x.dim() - dims :])
-    index, valid = windows.places()
-    hand = Hand(mode, name)
-    share = windows.share(hand, _planes(gradient, dims))
-    where = valid.t().reshape(-1)
-    source = share[:, :, None].expand(-1, -1, index.shape[0]).reshape(share.shape[0], -1)
-    zeros = torch.zeros(share.shape[0], prod(x.shape[x.dim() - dims :]), dtype=x.dtype)
-    result = hand.scatter_add(zeros, index.t().reshape(-1)[where], source[:, where])
-    return result.view(x.shape)
+    share = windows.share(Hand(mode, name), _planes(gradient, dims))
+    return windows.spread(mode, name, share, x.shape)
 
 
 @rule(
     "adaptive_max_pool2d_backward adaptive_max_pool3d_backward",
-    "one addition an element of the output, in row-major order",
+    _ADDED,
 )
 def _adaptive_max_pool_backward(
     mode: RandomRounding,
@@ -262,7 +273,7 @@ def _adaptive_max_pool_backward(
 @rule(
     "reflection_pad1d_backward reflection_pad2d_backward reflection_pad3d_backward "
     "replication_pad1d_backward replication_pad2d_backward replication_pad3d_backward",
-    "one addition an element of the output, in row-major order",
+    _ADDED,
 )
 def _pad_backward(
     mode: RandomRounding,
@@ -277,10 +288,7 @@ def _pad_backward(
     sizes = x.shape[x.dim() - dims :]
     numbers = torch.arange(prod(sizes), dtype=torch.float64).view(1, 1, *sizes)
     index = getattr(torch.ops.aten, name.removesuffix("_backward"))(numbers, list(padding))
-    planes = _planes(gradient, dims)
-    zeros = torch.zeros(planes.shape[0], prod(sizes), dtype=x.dtype)
-    added = Hand(mode, name).scatter_add(zeros, index.long().view(-1), planes)
-    return added.view(x.shape)
+    return _scattered(mode, name, index.long().view(-1), _planes(gradient, dims), x.shape)
 
 
 @rule("col2im", "one addition an element of the columns, in row-major order")
@@ -293,7 +301,6 @@ def _col2im(
     index = torch.ops.aten.im2col.default(numbers, *window).long().reshape(-1) - 1
     inside = index >= 0
     planes = batched.reshape(-1, index.shape[0])[:, inside]
-    zeros = torch.zeros(planes.shape[0], prod(size), dtype=columns.dtype)
-    added = Hand(mode, "col2im").scatter_add(zeros, index[inside], planes)
-    added = added.view(batched.shape[0], -1, *size)
+    channels = planes.shape[0] // max(batched.shape[0], 1)
+    added = _scattered(mode, "col2im", index[inside], planes, [batched.shape[0], channels, *size])
     return added if columns.dim() == 3 else added[0]

@@ -31,7 +31,8 @@ def _sum(
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     if not (dtype or x.dtype).is_floating_point:
-        return func(x, dim, keepdim, dtype=dtype) if dim is not None else func(x, dtype=dtype)
+        whole = dim is None and func._overloadname != "dim_IntList"
+        return func(x, dtype=dtype) if whole else func(x, dim, keepdim, dtype=dtype)
     hand = Hand(mode, "sum")
     x = hand.to(x, dtype or x.dtype)
     check(func, x)
@@ -51,6 +52,19 @@ def _mean(
     x = hand.to(x, dtype or x.dtype)
     check(func, x)
     return hand.mean(x, as_dims(dim), keepdim, torchs=True)
+
+
+@rule("nansum", f"as sum, NaN as 0: {CASCADE}")
+def _nansum(
+    mode: RandomRounding,
+    func: Any,
+    x: torch.Tensor,
+    dim: Any = None,
+    keepdim: bool = False,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    present = torch.where(x.isnan(), torch.zeros((), dtype=x.dtype), x)
+    return mode.apply(torch.ops.aten.sum, present, as_dims(dim), keepdim, dtype=dtype)
 
 
 def _centered(
@@ -184,3 +198,18 @@ def _logsumexp(
     top = torch.where(top.isinf(), torch.zeros((), dtype=x.dtype), top)
     total = hand.sum(hand.function("exp", hand.sub(x, top)), dims, keepdim)
     return hand.add(hand.function("log", total), top.view(total.shape))
+
+
+@rule("logcumsumexp", "one chain; max + log1p(exp(min − max)) of every partial sum and the next")
+def _logcumsumexp(mode: RandomRounding, func: Any, x: torch.Tensor, dim: int) -> torch.Tensor:
+    check(func, x)
+    if x.dim() == 0 or x.numel() == 0:
+        return x.clone()
+    hand, rows = Hand(mode, "logcumsumexp"), x.movedim(dim, 0)
+    partial = [rows[0].clone()]
+    for row in rows[1:]:
+        low, high = torch.minimum(partial[-1], row), torch.maximum(partial[-1], row)
+        rest = hand.function("log1p", hand.function("exp", hand.sub(low, high)))
+        same = low.isinf() & (low == high)  # −∞ and −∞
+        partial.append(torch.where(same, high, hand.add(high, rest)))
+    return torch.stack(partial).movedim(0, dim).contiguous()

@@ -147,3 +147,114 @@ def _embedding_dense_backward(
         rows = hand.mul(rows, hand.div(1, counts)[:, None])
     zeros = torch.zeros(width, num_weights, dtype=rows.dtype)
     return hand.scatter_add(zeros, index, rows.t()).t().contiguous()
+
+
+def _joined(
+    h: Hand,
+    kind: str,
+    to_S: torch.Tensor,
+    index_N: torch.Tensor,
+    source_N: torch.Tensor,
+    include_self: bool,
+) -> torch.Tensor:
+    """`to` with the sources joined to it at their places, in their order."""
+    count = torch.bincount(index_N, minlength=len(to_S))
+    touched = count > 0
+    if kind in ("amax", "amin"):  # rounds nothing
+        return to_S.scatter_reduce(0, index_N, source_N, kind, include_self=include_self)
+    neutral = float(kind == "prod")
+    out = to_S if include_self else torch.where(touched, neutral, to_S).to(to_S.dtype)
+    if kind == "prod":
+        # the k-th source of every place in one step
+        order = index_N.argsort(stable=True)
+        first = torch.cumsum(count, 0) - count
+        turn = torch.empty_like(index_N)
+        turn[order] = torch.arange(len(index_N)) - first[index_N[order]]
+        out = out.clone()
+        for k in range(int(count.max()) if len(count) else 0):
+            now = turn == k
+            out[index_N[now]] = h.mul(out[index_N[now]], source_N[now])
+        return out
+    out = h.scatter_add(out[None], index_N, source_N[None])[0]
+    if kind == "mean":
+        terms = (count + include_self).clamp(min=1).to(out.dtype)
+        out = torch.where(touched, h.div(out, terms), out)
+    return out
+
+
+_REDUCED = (
+    "sum, prod: one operation a source element, in the order of the sources; mean: then one "
+    "division; greatest and least: exact"
+)
+
+
+@rule("scatter_reduce scatter_reduce_ index_reduce index_reduce_", _REDUCED)
+def _reduce_into(
+    mode: RandomRounding,
+    func: Any,
+    to: torch.Tensor,
+    dim: int,
+    index: torch.Tensor,
+    source: torch.Tensor,
+    reduce: str,
+    *,
+    include_self: bool = True,
+) -> torch.Tensor:
+    name = func.overloadpacket.__name__
+    if not to.is_floating_point() or index.numel() == 0:
+        return func(to, dim, index, source, reduce, include_self=include_self)
+    if source.dtype != to.dtype:
+        refused(func, to, dim, index, source, reduce, include_self=include_self)
+    check(func, to, source)
+    kind = {"add": "sum", "multiply": "prod"}.get(reduce, reduce)
+    func(
+        to.to("meta"), dim, index.to("meta"), source.to("meta"), reduce, include_self=include_self
+    )
+    shape = to.shape or torch.Size([1])
+    if name.startswith("index_"):
+        along = [-1 if d == dim % len(shape) else 1 for d in range(len(shape))]
+        index = index.reshape(along).expand(source.shape or (1,))
+    index = index.reshape(index.shape or (1,))
+    source = source.reshape(source.shape or (1,))[tuple(slice(n) for n in index.shape)]
+    flat = _flat_index(shape, dim, index).reshape(-1)
+    h = Hand(mode, name)
+    out = _joined(h, kind, to.reshape(-1), flat, source.reshape(-1), include_self)
+    return write(mode, name, to, out.view(to.shape)) if name[-1] == "_" else out.view(to.shape)
+
+
+@rule("put put_", f"with accumulate: {_ORDER}; else exact")
+def _put(
+    mode: RandomRounding,
+    func: Any,
+    to: torch.Tensor,
+    index: torch.Tensor,
+    source: torch.Tensor,
+    accumulate: bool = False,
+) -> torch.Tensor:
+    name = func.overloadpacket.__name__
+    if not (accumulate and to.is_floating_point()) or source.dtype != to.dtype:
+        return func(to, index, source, accumulate)
+    check(func, to, source)
+    at = torch.where(index < 0, index + to.numel(), index).reshape(-1)
+    out = Hand(mode, name).scatter_add(to.reshape(1, -1), at, source.reshape(1, -1))
+    return write(mode, name, to, out.view(to.shape)) if name[-1] == "_" else out.view(to.shape)
+
+
+@rule("bincount", f"weights: {_ORDER}; a count rounds nothing", halves=True)
+def _bincount(
+    mode: RandomRounding,
+    func: Any,
+    x: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    minlength: int = 0,
+) -> torch.Tensor:
+    if weights is None:
+        return func(x, None, minlength)
+    zeros = torch.zeros_like(func(x, None, minlength)[None], dtype=torch.float32)
+    h = Hand(mode, "bincount")
+    if weights.dtype != torch.float32:  # as in torch
+        zeros, weights = zeros.double(), h.to(weights, torch.float64)
+    check(func, weights)
+    if weights.shape != x.shape:
+        refused(func, x, weights, minlength)
+    return h.scatter_add(zeros, x.long(), weights[None])[0]

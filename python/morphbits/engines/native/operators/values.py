@@ -1,17 +1,27 @@
-"""Operators that make values and round while they do it."""
+"""Operators that make values and round while they do it. What is drawn at random is the program's
+input, not its arithmetic."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from morphbits.engines.native.arithmetic import HALVES, Hand
-from morphbits.engines.native.rules import rule
+from morphbits.engines.native.rules import refused, rule
 from morphbits.errors import UserError
 
 if TYPE_CHECKING:
     from morphbits.engines.native.mode import RandomRounding
+
+
+def _wide(func: Any, dtype: torch.dtype) -> torch.dtype:
+    """The type in which values of `dtype` are made."""
+    wide = torch.float32 if dtype in HALVES else dtype
+    if wide not in (torch.float32, torch.float64):
+        raise UserError(f"the native engine has no rule for {func} of {dtype}")
+    return wide
 
 
 @rule("linspace", "a step by one subtraction and division; i·step from the nearer end, then added")
@@ -26,11 +36,9 @@ def _linspace(
     **options: Any,
 ) -> torch.Tensor:
     dtype = dtype or torch.get_default_dtype()
-    h = Hand(mode, "linspace")
-    if dtype in HALVES:
-        return h.to(_linspace(mode, func, start, end, steps, dtype=torch.float32), dtype)
-    if dtype not in (torch.float32, torch.float64):
-        raise UserError(f"the native engine has no rule for {func} of {dtype}")
+    h, wide = Hand(mode, "linspace"), _wide(func, dtype)
+    if wide != dtype:
+        return h.to(_linspace(mode, func, start, end, steps, dtype=wide), dtype)
     first, last = h.to(start, dtype), h.to(end, dtype)
     if steps < 2:
         return first.expand(steps).clone()
@@ -39,3 +47,120 @@ def _linspace(
     below = h.add(first, h.mul(step, index[: steps // 2]))
     above = h.sub(last, h.mul(step, index[: steps - steps // 2].flip(0)))
     return torch.cat([below, above])
+
+
+@rule("arange", "whole steps: exact; else start + i·step")
+def _arange(mode: RandomRounding, func: Any, *limits: Any, **options: Any) -> torch.Tensor:
+    dtype = options.get("dtype")
+    if dtype is None:
+        whole = all(isinstance(x, int) for x in limits)
+        dtype = torch.int64 if whole else torch.get_default_dtype()
+    if not dtype.is_floating_point or not any(isinstance(x, float) and x % 1 for x in limits):
+        return func(*limits, **options)
+    start, step = (0, 1) if len(limits) == 1 else (limits[0], *limits[2:], 1)[:2]
+    count = len(func(*limits, **{**options, "dtype": torch.float64}))
+    h, wide = Hand(mode, "arange"), _wide(func, dtype)
+    steps = h.mul(torch.arange(count, dtype=wide), torch.tensor(step, dtype=wide))
+    return h.to(h.add(steps, torch.tensor(start, dtype=wide)), dtype)
+
+
+@rule("logspace", "as linspace, then base to its power")
+def _logspace(
+    mode: RandomRounding,
+    func: Any,
+    start: Any,
+    end: Any,
+    steps: int,
+    base: float = 10,
+    *,
+    dtype: torch.dtype | None = None,
+    **options: Any,
+) -> torch.Tensor:
+    exponents = _linspace(mode, func, start, end, steps, dtype=dtype)
+    return mode.apply(torch.ops.aten.pow.Scalar, base, exponents)
+
+
+_WINDOWS = {"hann_window": (0.5, 0.5, 0), "blackman_window": (0.42, 0.5, 0.08)}
+
+
+@rule(
+    "hann_window hamming_window blackman_window",
+    "a − b·cos(2π·i / n) (+ c·cos(4π·i / n))",
+)
+def _window(
+    mode: RandomRounding,
+    func: Any,
+    n: int,
+    periodic: bool = True,
+    alpha: float = 0.54,
+    beta: float = 0.46,
+    *,
+    dtype: torch.dtype | None = None,
+    **options: Any,
+) -> torch.Tensor:
+    name, dtype = func.overloadpacket.__name__, dtype or torch.get_default_dtype()
+    h, wide = Hand(mode, name), _wide(func, dtype)
+    if n <= 1:
+        return torch.ones(n, dtype=dtype)
+    position = torch.arange(n, dtype=wide)
+    length = n if periodic else n - 1
+    a, b, c = _WINDOWS.get(name, (alpha, beta, 0))
+    angle = h.mul(position, 2 * math.pi / length)
+    out = h.sub(a, h.mul(b, h.function("cos", angle)))
+    if c:
+        out = h.add(out, h.mul(c, h.function("cos", h.mul(angle, 2))))
+    return h.to(out, dtype)
+
+
+@rule("normal", "a normal number times the deviation, plus the mean")
+def _normal(
+    mode: RandomRounding, func: Any, mean: Any, std: Any = 1.0, *size: Any, **options: Any
+) -> torch.Tensor:
+    if size or not any(isinstance(x, torch.Tensor) for x in (mean, std)):
+        return func(mean, std, *size, **options)  # numbers of the program: as `normal_`
+    tensors = [x for x in (mean, std) if isinstance(x, torch.Tensor)]
+    shape = torch.broadcast_shapes(*(x.shape for x in tensors))
+    h = Hand(mode, "normal")
+    drawn = torch.empty(shape, dtype=tensors[0].dtype).normal_(generator=options.get("generator"))
+    return h.add(h.mul(drawn, std), mean)
+
+
+@rule(
+    "multinomial",
+    "one draw, or without replacement: probabilities / exponential numbers, the greatest; else "
+    "partial sums as one chain, one division each, and the place of a uniform number among them",
+)
+def _multinomial(
+    mode: RandomRounding,
+    func: Any,
+    x: torch.Tensor,
+    count: int,
+    replacement: bool = False,
+    *,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    h, rows = Hand(mode, "multinomial"), torch.atleast_2d(x)
+    unfit = (rows < 0).any() or not rows.isfinite().all() or (rows == 0).all(1).any()
+    if rows.dim() != 2 or bool(unfit) or (count > rows.shape[1] and not replacement):
+        refused(func, x, count, replacement)
+    if not replacement or count == 1:
+        drawn = torch.empty_like(rows).exponential_(1, generator=generator)
+        chances = h.div(rows, drawn)
+        best = chances.topk(count, 1)[1] if count > 1 else chances.argmax(1, keepdim=True)
+    else:
+        partial = h.chain("add", rows.t().contiguous(), scan=True)
+        partial = h.div(partial, partial[-1:])
+        partial[-1] = 1
+        drawn = torch.rand(len(rows), count, dtype=torch.float64, generator=generator)
+        best = torch.searchsorted(partial.t().double().contiguous(), drawn)
+    return best if x.dim() == 2 else best[0]
+
+
+@rule("_efficientzerotensor", "zeros, which the kernels can read", halves=True)
+def _zeros(mode: RandomRounding, func: Any, size: Any, **options: Any) -> torch.Tensor:
+    return torch.zeros(size, **options)
+
+
+@rule("allclose", "as isclose: one product and two additions an element", halves=True)
+def _allclose(mode: RandomRounding, func: Any, *args: Any, **kwargs: Any) -> bool:
+    return bool(mode.apply(torch.isclose, *args, **kwargs).all())
