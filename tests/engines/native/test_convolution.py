@@ -106,6 +106,7 @@ def test_every_variant_gives_the_bytes_of_the_naive_reference(
     order: str, bias: bool, dtype: torch.dtype
 ) -> None:
     shapes = [(2, 16, (3, 4, 11)), (17, 3, (2, 3, 8)), (33, 21, (2, 2, 5)), (1, 1, (1, 1, 1))]
+    shapes += [(5, 3, (2, 3, 19)), (40, 4, (1, 2, 33)), (39, 18, (1, 2, 9))]  # narrow; two slices
     for channels_in, channels_out, size in shapes:
         x, w, b = layer(dtype, channels_in, channels_out, size, batch=2)
         x[:, :, :1] = 0
@@ -121,10 +122,11 @@ def test_every_variant_gives_the_bytes_of_the_naive_reference(
 @pytest.mark.parametrize(
     "scale", ["subnormal", "huge", "zero weights", "infinite image", "infinite weight", "nan"]
 )
+@pytest.mark.parametrize("channels_out, width", [(18, 9), (3, 21)])
 def test_extreme_values_give_the_bytes_of_the_naive_reference(
-    scale: str, dtype: torch.dtype
+    scale: str, channels_out: int, width: int, dtype: torch.dtype
 ) -> None:
-    x, w, b = layer(dtype, 4, 18, (3, 3, 9))
+    x, w, b = layer(dtype, 4, channels_out, (3, 3, width))
     info = torch.finfo(dtype)
     match scale:
         case "subnormal":
@@ -175,7 +177,7 @@ def test_threads_do_not_change_a_byte() -> None:
     x, w, b = layer(torch.float32, 8, 16, (12, 10, 20))
     for mode, order in product(MODES, ORDERS):
         once = convolve(Rounding(mode, key=5), x, w, b, order)
-        for threads in (2, 3, 5):
+        for threads in (2, 3, 4, 16):
             assert same_bytes(
                 convolve(Rounding(mode, key=5, threads=threads), x, w, b, order), once
             )

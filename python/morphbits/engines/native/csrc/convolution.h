@@ -167,7 +167,7 @@ static inline __attribute__((always_inline)) void S(run_narrow_row)(const S(plan
 #define ROW(name, way, careful)                                                                                         \
     static __attribute__((noinline)) void S(name)(const S(plan) * p, const T *input, uint32_t first, T *output,        \
                                                   S(open_sum) * open) {                                                 \
-        if (p->narrow) S(run_narrow_row)(p, way, careful, input, first, output, open);                                  \
+        if (way != S(NEARNESSES) && p->narrow) S(run_narrow_row)(p, way, careful, input, first, output, open);          \
         else S(run_row)(p, way, careful, input, first, output, open);                                                   \
     }
 ROW(row_plain, S(PLAIN), 0)
@@ -180,7 +180,7 @@ static int S(convolve)(const rounding *r, const convolution_call *c) {
     const int64_t taps = c->kernel[0] * c->kernel[1] * c->kernel[2], in = c->channels_in, terms = c->terms;
     const int64_t out = c->channels_out, width = c->size_out[2], blocks = (out + LANES - 1) / LANES;
     const int64_t narrow_vectors = (width + LANES - 1) / LANES * out; /* of a row; else blocks * width */
-    const int narrow = out <= MAX_TILE && c->stride[2] == 1 && narrow_vectors < blocks * width;
+    const int narrow = out <= MAX_TILE && c->stride[2] == 1 && narrow_vectors < blocks * width && r->mode != NEARNESS;
     const int64_t places = narrow ? narrow_vectors : width, panels = narrow ? 1 : blocks;
     int64_t padded[3];
     for (int d = 0; d < 3; ++d) padded[d] = c->size_in[d] + 2 * c->padding[d];
