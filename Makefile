@@ -153,6 +153,11 @@ test: $(stamp) ## the tests: CPU only, no network, at most ten minutes
 test-all: $(stamp) ## the tests and those that take longer
 	$(pytest)
 
+.PHONY: sanitize
+sanitize: $(stamp) ## the kernels' tests, the kernels watched by AddressSanitizer and UBSan
+	cd python && ../scripts/with_sanitizers.sh ../$(venv) -m pytest -q -m 'not slow and not gpu' \
+		../tests/engines/native/test_{sanitizers,elementwise,functions,sums,precision,convolution}.py
+
 .PHONY: lint
 lint: $(stamp) ## ruff, mypy, shellcheck and hadolint
 	cd python && ../$(venv) -m ruff check --no-cache . ../tests

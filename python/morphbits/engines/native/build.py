@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,16 @@ if platform.machine() in ("x86_64", "AMD64"):
     VARIANT_FLAGS["avx2"] = ["-mavx2", "-mfma"]
     extensions = ("avx512f", "avx512dq", "avx512bw", "avx512vl")
     VARIANT_FLAGS["avx512"] = [*VARIANT_FLAGS["avx2"], *(f"-m{name}" for name in extensions)]
+# What is compiled, and the flags of each; what follows a colon is no part of the file's name.
+UNITS: dict[str, list[str]] = {
+    **{f"kernels:{v}": [f"-DVARIANT={v}", *flags] for v, flags in VARIANT_FLAGS.items()},
+    **{"naive": ["-O1"], "scalar": [], "library": []},
+}
+# Added where MORPHBITS_SANITIZE is set (scripts/with_sanitizers.sh): an access out of bounds, or
+# an operation that C leaves undefined, ends the process. -O1, or the compiler takes ten minutes.
+SANITIZERS = [
+    *("-g", "-O1", "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all")
+]
 
 
 @cache
@@ -56,7 +67,8 @@ def engine_version() -> str:
 def library_path() -> Path:
     """Where the built library lies: beside this file, or in the user's cache if that is read-
     only."""
-    name = f"kernels-{kernel_version()}-{platform.machine()}.so"
+    kind = "-sanitized" if os.environ.get("MORPHBITS_SANITIZE") else ""
+    name = f"kernels-{kernel_version()}-{platform.machine()}{kind}.so"
     beside = Path(__file__).parent / "_build" / name
     if beside.exists() or os.access(Path(__file__).parent, os.W_OK):
         return beside
@@ -67,36 +79,39 @@ def library_path() -> Path:
 def build() -> Path:
     """Compile the kernels if they are not there yet and return the library's path.
 
-    Raises UserError if there is no C compiler or it fails. Two processes may build at once: each
-    works in a folder of its own and renames the result into place.
+    Raises UserError if there is no C compiler or it fails.
     """
     library = library_path()
-    if library.exists():
-        return library
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        link(library, UNITS, SANITIZERS if os.environ.get("MORPHBITS_SANITIZE") else [])
+    return library
+
+
+def link(library: Path, units: Iterable[str], extra: Sequence[str] = ()) -> None:
+    """Compile some of UNITS, with `extra` flags, into a library.
+
+    Two processes may do so at once: each works in a folder of its own and renames the result into
+    place.
+    """
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
     if compiler is None:
         raise UserError(
             "no C compiler found; install one (Debian and Ubuntu: apt install gcc libc6-dev)"
         )
-    library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        units = [
-            *((f"kernels:{v}", [f"-DVARIANT={v}", *flags]) for v, flags in VARIANT_FLAGS.items()),
-            ("naive", ["-O1"]),
-            ("scalar", []),
-            ("library", []),
-        ]
-        objects = [f"{folder}/{name.replace(':', '-')}.o" for name, _ in units]
+        objects = {name: f"{folder}/{name.replace(':', '-')}.o" for name in units}
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             for done in [
-                pool.submit(_run, [compiler, *FLAGS, *extra, "-c", _source(name), "-o", target])
-                for (name, extra), target in zip(units, objects, strict=True)
+                pool.submit(
+                    _run, [compiler, *FLAGS, *UNITS[name], *extra, "-c", _source(name), "-o", to]
+                )
+                for name, to in objects.items()
             ]:
                 done.result()
         built = f"{folder}/kernels.so"
-        _run([compiler, "-shared", "-fopenmp", *objects, "-lm", "-o", built])
+        _run([compiler, "-shared", "-fopenmp", *extra, *objects.values(), "-lm", "-o", built])
         os.replace(built, library)
-    return library
 
 
 def _source(unit: str) -> str:
