@@ -26,6 +26,7 @@ if sanitized := "MORPHBITS_SANITIZE" in os.environ:  # all variants are there
 # Prints what each ended with.
 CALLS = """
 import ctypes, os, sys, torch
+os.environ.pop("MORPHBITS_SANITIZE")  # what is imported need not compile its own kernels for it
 from morphbits.engines.native.functions import _Function
 from morphbits.engines.native.library import Rounding, _Elementwise
 
