@@ -155,7 +155,8 @@ test-all: $(stamp) ## the tests and those that take longer
 
 .PHONY: sanitize
 sanitize: $(stamp) ## the kernels' tests, the kernels watched by AddressSanitizer and UBSan
-	cd python && ../scripts/with_sanitizers.sh ../$(venv) -m pytest -q -m 'not slow and not gpu' \
+	MORPHBITS_SANITIZE=1 CC=gcc PYTHONPATH=python $(venv) -m morphbits.engines.native.build
+	cd python && ../scripts/with_sanitizers.sh ../$(venv) -m pytest -q --capture=sys -m 'not slow and not gpu' -k 'not emulated' \
 		../tests/engines/native/test_{sanitizers,elementwise,functions,sums,precision,convolution}.py
 
 .PHONY: lint
