@@ -136,10 +136,12 @@ if [ "$action" = print ]; then
   exit
 fi
 # In the background, so that ending this script ends Valgrind; and standard input is kept.
-status=0
 "${command[@]}" <&0 &
 child=$!
 trap 'kill -TERM $child 2>/dev/null || true' TERM INT HUP
-wait $child || status=$?
-if [ $status -ne 0 ] && [ -s "$work/log" ]; then tail -n 20 "$work/log" >&2; fi
-exit $status
+while :; do # a signal ends wait before the program, which may still have something to save
+  wait $child && status=0 || status=$?
+  kill -0 $child 2>/dev/null || break
+done
+if [ "$status" -ne 0 ] && [ -s "$work/log" ]; then tail -n 20 "$work/log" >&2; fi
+exit "$status"

@@ -2,7 +2,9 @@
 
 As a program it is one rank that torchrun starts:
 
-    python -m torch.distributed.run … tests/toy_training.py FOLDER [--resume] [--die RANK STEP]
+    python -m torch.distributed.run … tests/toy_training.py FOLDER [--die RANK STEP] [OPTION]...
+
+with the options of a training; without torchrun it is the only one.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import torch
 
 import morphbits
 from morphbits import engines
+from morphbits.config import add_arguments, from_arguments
 from morphbits.errors import UserError, run_cli
 from morphbits.synthesis import sources
 from morphbits.synthesis.pair import Pair
@@ -173,16 +176,16 @@ def _rank(rank, size, port, answers, folder, arguments, options) -> None:  # typ
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--resume", action="store_true")
     parser.add_argument("--die", type=int, nargs=2)
-    parser.add_argument("--steps", type=int, default=TOY.steps)
+    for options in (TrainConfig, RunConfig):
+        add_arguments(parser, options)
     arguments = parser.parse_args()
     die = tuple(arguments.die) if arguments.die else None
-    config = loop.replace(TOY, steps=arguments.steps)
+    config = from_arguments(TrainConfig, arguments, TOY)
     with processes() as ranks:
-        train_toy(arguments.folder, config, RunConfig(resume=arguments.resume), ranks, die)
+        train_toy(arguments.folder, config, from_arguments(RunConfig, arguments), ranks, die)
 
 
 if __name__ == "__main__":

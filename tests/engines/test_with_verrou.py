@@ -141,6 +141,28 @@ def test_what_a_killed_run_left_is_removed_and_a_running_ones_is_not(prefix: Pat
     assert (left.exists(), kept.exists()) == (False, True)
 
 
+def test_a_program_that_is_ended_has_time_to_save(prefix: Path) -> None:
+    """It still needs the folder of its run, for Verrou's counters; its status is the script's."""
+    valgrind = prefix / "bin" / "valgrind"
+    valgrind.write_text(
+        "#!/bin/bash\n[ $2 = --version ] && echo verrou-2.7.0 && exit\n"
+        "trap 'sleep 1; [ -e $MORPHBITS_VERROU/settings ] && echo saved; exit 143' TERM\n"
+        "echo started\nwhile :; do sleep 0.1; done\n"
+    )
+    script = subprocess.Popen(
+        [str(SCRIPT), "--", PYTHON],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"VERROU_PREFIX": str(prefix), "TMPDIR": str(prefix)},
+    )
+    assert script.stdout is not None
+    assert script.stdout.readline() == "started\n"
+    script.terminate()
+    assert script.wait(30) == 143
+    assert script.stdout.read() == "saved\n"
+    assert not list(prefix.glob("morphbits-verrou*"))
+
+
 def test_standard_input_reaches_the_program(prefix: Path) -> None:
     (prefix / "bin" / "valgrind").write_text(
         "#!/bin/bash\n[ $2 = --version ] && echo verrou-2.7.0 && exit\ncat\n"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +15,16 @@ import pytest
 import torch
 from toy_training import TOY, outputs, train_ranks, train_toy
 
+from morphbits.config import to_arguments
+from morphbits.engines import verrou
 from morphbits.errors import UserError
 from morphbits.models.synthmorph_torch import SynthMorph
-from morphbits.training import RunConfig
+from morphbits.report.training import read_log
+from morphbits.synthesis.sources import Ranks
+from morphbits.training import RunConfig, TrainConfig, loop
 from morphbits.training.rounding import Rounding
 
+ROOT = Path(__file__).resolve().parents[2]
 NATIVE = replace(TOY, engine="native", epochs=2, steps=3)
 
 
@@ -111,10 +118,10 @@ def test_under_verrou_replicas_take_the_first_ones_weights_after_each_step(
     tmp_path: Path,
 ) -> None:
     """Ranks whose updates round differently, as they do under Verrou: broadcast, they stay one."""
-    verrou = replace(NATIVE, engine="verrou")
-    assert train_ranks(2, tmp_path, verrou, updates_of_their_own=True) == ["", ""]
+    config = replace(NATIVE, engine="verrou")
+    assert train_ranks(2, tmp_path, config, updates_of_their_own=True) == ["", ""]
     said = train_ranks(
-        2, tmp_path / "drift", replace(verrou, engine="ieee"), updates_of_their_own=True
+        2, tmp_path / "drift", replace(config, engine="ieee"), updates_of_their_own=True
     )
     assert all("the weights of rank 1 differ" in message for message in said), said
 
@@ -124,17 +131,80 @@ def test_engine_verrou_outside_verrou_says_how_to_start(tmp_path: Path) -> None:
         train_toy(tmp_path, replace(NATIVE, engine="verrou"))
 
 
+def test_under_verrou_a_process_has_one_thread(tmp_path: Path) -> None:
+    config = replace(NATIVE, engine="verrou")
+    assert loop.resolve(replace(config, threads=None), Ranks()).threads == 1
+    with pytest.raises(UserError, match="add --threads 1"):
+        train_toy(tmp_path, replace(config, threads=2))
+
+
 def test_the_script_starts_each_rank_under_verrou(tmp_path: Path) -> None:
-    root = Path(__file__).resolve().parents[2]
     (tmp_path / "bin").mkdir()
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "morphbits-markers.so").touch()
-    shutil.copy(root / "tests" / "engines" / "verrou_stand_in.sh", tmp_path / "bin" / "valgrind")
+    shutil.copy(ROOT / "tests" / "engines" / "verrou_stand_in.sh", tmp_path / "bin" / "valgrind")
     done = subprocess.run(
-        [root / "scripts" / "train_ddp.sh", "--engine=verrou", "--mode", "nearness"],
+        [ROOT / "scripts" / "train_ddp.sh", "--engine=verrou", "--mode", "nearness"],
         env={**os.environ, "VERROU_PREFIX": str(tmp_path), "TMPDIR": str(tmp_path), "NPROC": "2"},
         text=True, capture_output=True, check=True,
     )  # fmt: skip
     lines = done.stdout.splitlines()
     assert lines.count("--tool=verrou") == lines.count("--rounding-mode=nearness") == 2
     assert sum(line.endswith("python/train_ddp.py") for line in lines) == 2
+
+
+# ------------------------------------------------------------ under Verrou
+
+needs_verrou = [
+    pytest.mark.verrou,
+    pytest.mark.skipif(verrou.found() != "machine", reason="Verrou is not on this machine"),
+]
+# torchrun would swallow a `--` that comes first
+WITH_VERROU = (
+    str(ROOT / "scripts" / "with_verrou.sh"), "--mode", "random", "--", sys.executable
+)  # fmt: skip
+TOY_PROGRAM = str(ROOT / "tests" / "toy_training.py")
+TORCHRUN = (
+    sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+    "--shutdown-timeout", "600", "--no-python",
+)  # fmt: skip
+
+
+def under_verrou(starter: tuple[str, ...], folder: Path, config: TrainConfig, *words: str):  # type: ignore[no-untyped-def]
+    paths = os.pathsep.join(str(ROOT / name) for name in ("tests", "python"))
+    command = [*starter, TOY_PROGRAM, str(folder), *to_arguments(config), *words]
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+class TestUnderVerrou:
+    pytestmark = needs_verrou
+    VERROU = replace(TOY, engine="verrou", steps=1)
+
+    def test_two_steps_differ_from_ieee_in_their_last_bits(self, tmp_path: Path) -> None:
+        config = replace(self.VERROU, epochs=2)
+        said, _ = under_verrou(WITH_VERROU, tmp_path / "verrou", config).communicate()
+        assert "operations perturbed" in said
+        train_toy(tmp_path / "ieee", replace(config, engine="ieee"))
+        difference = np.abs(weights(tmp_path / "verrou") - weights(tmp_path / "ieee"))
+        assert (difference > 0).mean() > 0.9
+        assert np.median(difference) < 0.1 * TOY.learning_rate
+        losses = [read_log(tmp_path / name / "log.csv")["loss"] for name in ("verrou", "ieee")]
+        assert 0 < abs(losses[0] - losses[1])[1] < 1e-3  # after Adam's first step
+        assert abs(losses[0] - losses[1])[0] < 2**-20  # before it
+
+    @pytest.mark.slow
+    def test_ranks_stay_identical_and_resume_to_the_same_bytes(self, tmp_path: Path) -> None:
+        """The weights are hashed after each epoch, which here is a step."""
+        config, starter = replace(self.VERROU, epochs=4), (*TORCHRUN, *WITH_VERROU)
+        whole = under_verrou(starter, tmp_path / "whole", config)
+        whole.communicate()
+        assert whole.returncode == 0
+        stopped = under_verrou(starter, tmp_path / "stopped", config)
+        while stopped.poll() is None and not (tmp_path / "stopped" / "checkpoint.pt").exists():
+            time.sleep(0.1)
+        stopped.terminate()
+        said, _ = stopped.communicate()
+        assert "stopped by SIGTERM after step" in said
+        under_verrou(starter, tmp_path / "stopped", config, "--resume").communicate()
+        assert outputs(tmp_path / "stopped") == outputs(tmp_path / "whole")

@@ -100,10 +100,17 @@ def train(
 
 def resolve(config: TrainConfig, ranks: Ranks) -> TrainConfig:
     """The configuration with every number that was left out."""
-    seed = config.seed
+    seed, threads = config.seed, config.threads
+    if config.engine == "verrou":
+        if (threads or 1) > 1:
+            raise UserError(
+                f"Verrou runs one thread at a time, and {threads} would share its random numbers "
+                "by chance: add --threads 1"
+            )
+        threads = 1
     return replace(
         config,
-        threads=config.threads or max(1, len(os.sched_getaffinity(0)) // ranks.host_size),
+        threads=threads or max(1, len(os.sched_getaffinity(0)) // ranks.host_size),
         init_seed=seed if config.init_seed is None else config.init_seed,
         rounding_seed=seed if config.rounding_seed is None else config.rounding_seed,
     )
@@ -120,6 +127,7 @@ class _Training:
         shards = ranks.size if run.zero else 1
         self.weights = Weights(self.model, ranks.size, ranks.rank % shards, shards)
         self.rounding = Rounding(config, config.threads)
+        self.warm: set[torch.Size] = set()
         self.step = 0
         if run.resume:
             state = self.group.from_first(lambda: checkpoint.load(folder, config, ranks.size))
@@ -139,6 +147,8 @@ class _Training:
             while self.step < self.config.total_steps:
                 start, waited = time.perf_counter(), pairs.waited
                 pair = _on(self.device, pairs.next())
+                if self.config.engine == "verrou":
+                    self._warm_up(pair)
                 with self.rounding.of_rank(self.step, self.ranks.rank):
                     terms = registration_loss(self.model, pair, self.config)
                     terms["loss"].backward()
@@ -159,6 +169,16 @@ class _Training:
         path = self.folder / "model.h5"
         self.group.from_first(lambda: self.model.save(path))
         return path
+
+    def _warm_up(self, pair: Pair) -> None:
+        """What a first call of this size computes for itself, it computes unperturbed: Verrou has
+        one stream for all, and a resumed training shall draw what an uninterrupted one does."""
+        if pair.moving.shape in self.warm:
+            return
+        self.warm.add(pair.moving.shape)
+        registration_loss(self.model, pair, self.config)["loss"].backward()
+        for parameter in self.weights.parameters:
+            parameter.grad = None
 
     def _sum_up(self) -> None:
         """Say what the training took, and that what should be perturbed was."""
@@ -207,7 +227,7 @@ class _Training:
             return
         if size > 1:
             parts_RN = group.exchange(weights.gradient)
-            with self.rounding.of_all(self.step, "sum"):
+            with self.rounding.of_rank(self.step, self.ranks.rank, "sum"):
                 part = _mean(parts_RN)
             if self.run.zero:
                 weights.gradient[weights.own] = part

@@ -26,15 +26,15 @@ class Rounding:
         self.operations = 0
 
     @contextmanager
-    def of_rank(self, step: int, rank: int) -> Iterator[None]:
+    def of_rank(self, step: int, rank: int, what: str = "") -> Iterator[None]:
         """What only this rank computes at `step`."""
-        with self._stream(f"step {step} rank {rank}"):
+        with self._stream(f"step {step} rank {rank} {what}".rstrip()):
             yield
 
     @contextmanager
-    def of_all(self, step: int, what: str = "update") -> Iterator[None]:
+    def of_all(self, step: int) -> Iterator[None]:
         """What every rank computes alike at `step`."""
-        with self._stream(f"step {step} all ranks {what}"):
+        with self._stream(f"step {step} all ranks update"):
             yield
 
     @contextmanager
