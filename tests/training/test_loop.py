@@ -25,6 +25,7 @@ from morphbits.training.log import COLUMNS
 from morphbits.training.weights import Weights
 
 STEPS = TOY.total_steps
+RECIPES = Path(__file__).parents[2] / "python" / "experiments"
 
 
 @pytest.fixture(scope="module")
@@ -265,6 +266,12 @@ def test_estimates_are_of_the_right_size() -> None:
     assert cost.operations == pytest.approx(flops, rel=1e-12)
     text = estimate.describe(replace(TOY, threads=1), Ranks(host_size=99), (16, 16, 16), 0)
     assert "warning: 99 processes of 1 thread(s) share" in text
+    demo = config.from_toml(TrainConfig, RECIPES / "train-demo.toml")
+    seconds = [
+        estimate.seconds_per_step(replace(demo, engine=engine), (48, 48, 48), Ranks())
+        for engine in ("ieee", "verrou")
+    ]
+    assert seconds == pytest.approx([0.155, 105], rel=0.2)  # as measured
 
 
 def test_a_recipe_and_the_command_line_take_numbers(tmp_path: Path) -> None:
