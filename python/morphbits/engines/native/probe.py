@@ -201,21 +201,14 @@ def read(
             raise UnreadableError("it rounds products before it adds them, in several chains")
         found = [[term] for term in found[0]]
         bias_first, bias_starts = bias_first or bias_starts, False
-    elif not bias_starts or unsure[0] is not found[0]:
-        _put_first(unsure, as_read)
-    else:
-        _put_first(unsure[1:], as_read[1:])
+    else:  # of the first two products of each chain, the one that was rounded comes first
+        for one, first in zip(unsure, as_read, strict=True):
+            if not first and not (bias_starts and one is found[0]):
+                one[:2] = one[1::-1]
     channel, tap = np.divmod(np.concatenate(found).astype(np.int64), geometry.taps)
     ends = np.cumsum([len(one) for one in found], dtype=np.int64)
     tap, channel = np.ascontiguousarray(tap), np.ascontiguousarray(channel)
     return Terms(tap, channel, ends, bias_first, bias_starts)
-
-
-def _put_first(unsure: Sequence[list[int]], as_read: Sequence[bool]) -> None:
-    """Of the first two terms of each chain, the one that was rounded comes first."""
-    for one, first in zip(unsure, as_read, strict=True):
-        if not first:
-            one[:2] = one[1::-1]
 
 
 def _place_of_bias(root: Node, bias: int) -> tuple[Node, bool, bool]:
