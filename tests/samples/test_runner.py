@@ -105,6 +105,26 @@ def test_an_interrupt_ends_the_workers_too(toy: Toy, wait_for: Wait) -> None:
     assert not any(map(alive, workers))
 
 
+def test_an_interrupt_between_two_samples_ends_the_workers_too(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[runner.Worker] = []
+    send_for_real = runner.Worker.send
+
+    def send(worker: runner.Worker, unit: Unit) -> None:
+        if worker in sent:  # it has made a sample and is about to start on its second
+            raise KeyboardInterrupt
+        sent.append(worker)
+        send_for_real(worker, unit)
+
+    monkeypatch.setattr(runner.Worker, "send", send)
+    plan = experiment.make_plan(toy.settings, toy.execution, print)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(plan)
+    assert len(sent) == 2
+    assert not any(alive(worker._process.pid) for worker in sent)
+
+
 def test_a_killed_worker_loses_only_its_sample_which_is_made_again(
     toy: Toy, wait_for: Wait
 ) -> None:

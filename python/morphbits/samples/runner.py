@@ -224,21 +224,22 @@ def run(units: Sequence[Unit], jobs: int, total: int) -> Outcome:
         mininterval=0.1 if sys.stderr.isatty() else 30,  # a log file wants fewer lines
     )
 
+    def dismiss(worker: Worker) -> None:
+        worker.close()
+        selector.unregister(worker.answers)  # last: an interrupt before it closes it once more
+
     def employ(worker: Worker | None) -> None:
         """Give a worker (a new one where its key does not fit) the next unit."""
-        if not waiting:
-            if worker:
-                worker.close()
-            return
         fitting = (i for i, unit in enumerate(waiting) if worker and key_of(unit) == worker.key)
         index = next(fitting, None)
-        if index is None:
-            if worker:
-                worker.close()
-            worker = Worker(waiting[0])
-        assert worker
-        worker.send(waiting.pop(index or 0))
-        selector.register(worker.answers, selectors.EVENT_READ, worker)
+        if index is None and worker:
+            dismiss(worker)
+        if not waiting:
+            return
+        if index is None or not worker:
+            worker, index = Worker(waiting[0]), 0
+            selector.register(worker.answers, selectors.EVENT_READ, worker)
+        worker.send(waiting.pop(index))
 
     with bar, selector:
         try:
@@ -250,12 +251,11 @@ def run(units: Sequence[Unit], jobs: int, total: int) -> Outcome:
                     reply = worker.receive()
                     if reply == {}:
                         continue
-                    selector.unregister(worker.answers)
                     unit = worker.unit
                     assert unit
                     if reply is None:
                         reason, deaths = worker.obituary(), deaths + 1
-                        worker.close()
+                        dismiss(worker)
                         attempts[unit] += 1
                         if deaths >= DEATHS_IN_A_ROW:
                             outcome.stopped = f"{deaths} workers in a row died; {unit}: {reason}"
@@ -274,7 +274,7 @@ def run(units: Sequence[Unit], jobs: int, total: int) -> Outcome:
                         outcome.stopped = (
                             f"the disk is full ({reply['message']}); make room and run again"
                         )
-                        worker.close()
+                        dismiss(worker)
                         continue
                     else:
                         outcome.failed[unit] = reply["message"]
