@@ -19,12 +19,15 @@ import sys
 from collections.abc import Iterator
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bench import note, processor, write_note
 from morphbits.errors import UserError, run_cli
+
+if TYPE_CHECKING:
+    import torch
 
 AVX2 = {
     "ONEDNN_MAX_CPU_ISA": "AVX2",
@@ -38,7 +41,8 @@ SETTINGS: tuple[tuple[str, str, int, dict[str, str]], ...] = (
     ("TensorFlow, oneDNN on", "tensorflow", 2, {"TF_ENABLE_ONEDNN_OPTS": "1"}),
     ("TensorFlow, oneDNN off", "tensorflow", 2, {"TF_ENABLE_ONEDNN_OPTS": "0"}),
 )
-# operator and the shapes of its tensors; a convolution's image and weight, with padding
+PROVEN = ": the same bytes"
+# operator and the shapes of its tensors; a convolution's image and weight, padded by half of it
 CASES: tuple[tuple[str, tuple[tuple[int, ...], ...]], ...] = (
     ("conv1d", ((2, 16, 200), (8, 16, 5))),
     ("conv2d", ((1, 3, 64, 64), (16, 3, 3, 3))),
@@ -49,6 +53,15 @@ CASES: tuple[tuple[str, tuple[tuple[int, ...], ...]], ...] = (
     ("conv3d", ((2, 64, 8, 8, 8), (32, 64, 3, 3, 3))),
     ("conv3d", ((1, 16, 12, 16, 12), (3, 16, 3, 3, 3))),
     ("conv3d, gradient of the input", ((1, 16, 16, 16, 16), (32, 16, 3, 3, 3))),
+    ("conv2d, stride 2", ((1, 64, 24, 24), (64, 64, 3, 3))),
+    ("conv2d, stride 2, gradient of the input", ((1, 64, 24, 24), (64, 64, 3, 3))),
+    ("conv3d, stride 2, gradient of the input", ((1, 16, 16, 16, 16), (32, 16, 3, 3, 3))),
+    ("conv2d, groups 4", ((1, 32, 24, 24), (64, 8, 3, 3))),
+    ("conv2d, groups 32", ((1, 32, 24, 24), (32, 1, 3, 3))),
+    ("conv3d, groups 16", ((1, 16, 12, 12, 12), (16, 1, 3, 3, 3))),
+    ("conv_transpose2d", ((1, 32, 12, 12), (32, 16, 3, 3))),
+    ("conv_transpose2d, stride 2", ((1, 32, 12, 12), (32, 16, 3, 3))),
+    ("conv_transpose3d, stride 2", ((1, 32, 8, 8, 8), (32, 16, 3, 3, 3))),
     ("matmul", ((64, 64), (64, 64))),
     ("matmul", ((128, 1000), (1000, 32))),
     ("matmul", ((1, 512), (512, 64))),
@@ -74,27 +87,43 @@ def torch_orders(threads: int) -> dict[str, str]:
     found = {}
     for operator, shapes in CASES:
         given = [torch.randn(shape, generator=generator) for shape in shapes]
-        pad = given[-1].shape[-1] // 2
-        backward = operator.endswith("input")
+        *forward, last = operator.split(", ")
+        backward = last == "gradient of the input"
+        forward += [] if backward else [last]
         given[0].requires_grad_(backward)
         with torch.set_grad_enabled(backward):
-            result = torch.conv3d(given[0], given[1], padding=pad) if backward else None
+            if backward:
+                result = computed(forward, given)
             with random_rounding("nearest", accumulation="probe") as stats:
-                if result is not None:
+                if backward:
                     result.backward(torch.ones_like(result))
-                elif operator.startswith("conv"):
-                    getattr(torch, operator)(*given, padding=pad)
-                elif operator == "linear":
-                    torch.nn.functional.linear(*given)
-                elif operator.startswith("sum"):
-                    torch.sum(given[0], {"sum": (0,), "sum of rows": (1,)}.get(operator, (0,)))
                 else:
-                    torch.matmul(*given)
-        # the gradient of the weight is not probed
-        (found[case_name(operator, shapes)],) = (
-            words for words in stats.orders.values() if not words.startswith("not probed")
-        )
+                    computed(forward, given)
+        # one for each remainder of a stride; the gradient of the weight is not probed
+        each = {words for words in stats.orders.values() if not words.startswith("not probed")}
+        found[case_name(operator, shapes)] = together(each)
     return found
+
+
+def computed(operator: list[str], given: list[torch.Tensor]) -> torch.Tensor:
+    """What torch makes of an operator of CASES: its name, and settings such as "stride 2"."""
+    import torch
+
+    name, *more = operator
+    if name.startswith("conv"):
+        settings = {key: int(value) for key, value in map(str.split, more)}
+        return getattr(torch, name)(*given, padding=given[1].shape[-1] // 2, **settings)
+    if name.startswith("sum"):
+        return torch.sum(given[0], 1 if name == "sum of rows" else 0)
+    return torch.nn.functional.linear(*given) if name == "linear" else torch.matmul(*given)
+
+
+def together(orders: set[str]) -> str:
+    """The orders of an operator's parts: proven where all of them are."""
+    unproven = [words for words in orders if not words.endswith(PROVEN)]
+    return " · ".join(sorted(unproven or (words.removesuffix(PROVEN) for words in orders))) + (
+        "" if unproven else PROVEN
+    )
 
 
 def tensorflow_orders(threads: int) -> dict[str, str]:
@@ -215,9 +244,9 @@ def main() -> None:
             if by_case.get(case):
                 by_words.setdefault(by_case[case], []).append(setting)
         for words, names in by_words.items():
-            order, _, comparison = words.rpartition(": ")
-            proven = comparison == "the same bytes"
-            cells = (case, "; ".join(names), order if proven else words, "yes" if proven else "no")
+            proven = words.endswith(PROVEN)
+            order = words.removesuffix(PROVEN)
+            cells = (case, "; ".join(names), order, "yes" if proven else "no")
             lines.append(f"| {' | '.join(cells)} |")
             print(lines[-1], flush=True)
     write_note(lines, arguments.output or note("orders", cpu))

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from morphbits.engines.native.accumulation import Terms, terms
 from morphbits.engines.native.library import Rounding, convolution
@@ -39,11 +40,13 @@ Convolve = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Ten
 
 @dataclass(frozen=True)
 class Steps:
-    """Stride, padding and dilation along each axis of a convolution."""
+    """Stride, padding and dilation along each axis of a convolution, and how many outputs it has
+    (left out: as many as the image holds)."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
+    outputs: tuple[int, ...] | None = None
 
     def axes(self) -> Iterator[tuple[int, int, int]]:
         """The three of each axis."""
@@ -78,12 +81,16 @@ class Geometry:
     def centres(self) -> list[tuple[int, ...]]:
         """Output voxels that have all taps inside the image, and no position in common."""
         axes = []
-        for n, k, (step, pad, spread) in zip(
-            self.image[2:], self.weight[2:], self.steps.axes(), strict=True
+        for n, k, outputs, (step, pad, spread) in zip(
+            self.image[2:],
+            self.weight[2:],
+            self.steps.outputs or self.image[2:],
+            self.steps.axes(),
+            strict=True,
         ):
             extent = spread * (k - 1) + 1
             first, last = -(-pad // step), (n + pad - extent) // step
-            axes.append(range(first, last + 1, -(-extent // step)))
+            axes.append(range(first, min(last + 1, outputs), -(-extent // step)))
         return list(product(*axes))
 
     def position(self, centre: tuple[int, ...], term: int) -> tuple[int, ...]:
@@ -231,9 +238,8 @@ def _place_of_bias(root: Node, bias: int) -> tuple[Node, bool, bool]:
 
 @dataclass(frozen=True)
 class Found:
-    """A layer, the order of its sums, and in words what it is and whether it is proven."""
+    """The order of a layer's sums, in words what it is, and whether it is proven."""
 
-    layer: str
     terms: Terms
     words: str
     proven: bool
@@ -249,35 +255,54 @@ def order(
     bias: torch.Tensor | None,
     steps: Steps,
     threads: int,
+    kernel: tuple = (),
 ) -> Found:
     """The order of the framework's convolution of these tensors; one chain where it is not read.
 
     Probed and proven once for each layout of the tensors and number of torch's threads, then
-    remembered for the life of the process.
+    remembered for the life of the process; ``kernel``: what else tells kernels apart.
     """
-    shapes = tuple(x.shape), tuple(weight.shape)
-    geometry = Geometry(*shapes, steps)
-    key = (geometry, x.stride(), weight.stride(), x.dtype, bias is None, torch.get_num_threads())
+    geometry = Geometry(tuple(x.shape), tuple(weight.shape), steps)
+    layout = (geometry, x.stride(), weight.stride(), x.dtype, bias is None)
+    key = (*layout, torch.get_num_threads(), kernel)
     if key not in _found:
-        layer = f"{'×'.join(map(str, shapes[0]))} by {'×'.join(map(str, shapes[1]))}"
-        proven, chosen = False, terms("sequential", geometry.taps, shapes[1][1])
+        proven, chosen = False, terms("sequential", geometry.taps, weight.shape[1])
         try:
             chosen = read(convolve, geometry, (x, weight), bias is not None)
-            nearest, sides = Rounding("nearest", threads=threads), (_widen(x), _widen(weight))
-            ours = convolution(nearest, *sides, bias, *steps.widened(), terms=chosen)
-            theirs = convolve(x, weight, bias)
-            share = float(same(ours.reshape(theirs.shape), theirs).double().mean())
+            theirs = widened(convolve(x, weight, bias))
+            ours = convolution(
+                Rounding("nearest", threads=threads),
+                lengthened(x, weight, steps),
+                widened(weight),
+                bias,
+                *steps.widened(),
+                terms=chosen,
+            )[tuple(map(slice, theirs.shape))]
+            share = float(same(ours, theirs).double().mean())
             proven = share == 1
             below = math.floor(1000 * share) / 10  # never 100 where one differs
             words = f"{describe(chosen, geometry.taps, bias is not None)}: "
             words += "the same bytes" if proven else f"{below:.1f}% of values the same"
         except UnreadableError as error:
             words = f"not read ({error}): one chain"
-        _found[key] = Found(layer, chosen, words, proven)
+        _found[key] = Found(chosen, words, proven)
     return _found[key]
 
 
-def _widen(x: torch.Tensor) -> torch.Tensor:
+def lengthened(x: torch.Tensor, weight: torch.Tensor, steps: Steps) -> torch.Tensor:
+    """The image, three axes of space, with the zeros after its end that let a convolution have
+    all outputs."""
+    pads: list[int] = []
+    for n, k, outputs, (step, pad, spread) in zip(
+        x.shape[2:], weight.shape[2:], steps.outputs or x.shape[2:], steps.axes(), strict=True
+    ):
+        reach = step * (outputs - 1) + spread * (k - 1) + 1 - 2 * pad if steps.outputs else n
+        pads = [0, max(0, reach - n), *pads]
+    return widened(F.pad(x, pads))
+
+
+def widened(x: torch.Tensor) -> torch.Tensor:
+    """(B, C, …) with three axes of space."""
     return x.reshape(*x.shape[:2], *(1,) * (5 - x.dim()), *x.shape[2:])
 
 
@@ -292,7 +317,8 @@ def describe(terms: Terms, taps: int, bias: bool) -> str:
         inner, width = "channels inner", int(runs[0]) + 1 if len(runs) else len(together)
         if width < len(np.unique(together)):
             inner += f" in blocks of {width}"
-    block = lengths[0] // taps if lengths[0] % taps == 0 else 0
+    within = len(np.unique(terms.tap[: lengths[0]]))
+    block = lengths[0] // taps if within == taps and lengths[0] % taps == 0 else 0
     sizes = " + ".join(
         f"{count}×{length}" if count > 1 else str(length) for length, count in _runs(lengths)
     )
@@ -300,6 +326,7 @@ def describe(terms: Terms, taps: int, bias: bool) -> str:
     if 1 < number == len(terms.tap):
         words, block = "each product rounded, then added", 0
     across = f", {block} channels each" if number > 1 and block else ""
+    across = ", a tap each" if taps > within == 1 < lengths[0] else across
     place = "start" if terms.bias_starts else "first" if terms.bias_first else "last"
     return f"{words}{across}, {inner}" + (f", bias {place}" if bias else "")
 

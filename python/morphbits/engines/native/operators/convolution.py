@@ -23,6 +23,7 @@ from morphbits.engines.native import accumulation as orders
 from morphbits.engines.native import probe, sums
 from morphbits.engines.native.arithmetic import Hand
 from morphbits.engines.native.library import convolution, convolution_size, rounded
+from morphbits.engines.native.probe import widened
 from morphbits.engines.native.rules import check, refused, rule
 from morphbits.errors import UserError
 
@@ -51,11 +52,6 @@ def _three(
     return _Geometry(fill(stride, 1), fill(padding, 0), fill(dilation, 1), groups)
 
 
-def _widen(x: torch.Tensor) -> torch.Tensor:
-    """(B, C, …) with three spatial axes."""
-    return x.reshape(*x.shape[:2], *(1,) * (5 - x.dim()), *x.shape[2:])
-
-
 def _inside(size: int, out: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
     """Pairs of (output position, tap) along an axis that read a voxel of the image."""
     at = np.arange(out)[:, None] * stride - padding + np.arange(kernel) * dilation
@@ -81,6 +77,53 @@ def operations(
     return products + additions * shape_in[0] * shape_weight[0] * prod(size)
 
 
+@dataclass(frozen=True)
+class _Own:
+    """The framework's kernel, whose order is to be read off it.
+
+    call: of image, weight and bias as the framework is given them; image, weight: what they are
+    shaped and laid out like.
+    """
+
+    call: probe.Convolve
+    image: torch.Tensor
+    weight: torch.Tensor
+    groups: int
+
+    def __call__(
+        self, image: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Of one group with three axes of space, which all groups are then alike."""
+        whole = image.repeat(1, self.groups, 1, 1, 1), weight.repeat(self.groups, 1, 1, 1, 1)
+        x, w = (
+            torch.empty_like(like).copy_(values.reshape(like.shape))
+            for like, values in zip((self.image, self.weight), whole, strict=True)
+        )
+        out = self.call(x, w, None if bias is None else bias.repeat(self.groups))
+        return widened(out)[:, : out.shape[1] // self.groups]
+
+    def order(
+        self,
+        mode: RandomRounding,
+        name: str,
+        tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
+        steps: probe.Steps,
+        convolve: probe.Convolve | None = None,
+        part: str = "",
+    ) -> orders.Terms:
+        """The order of a group's sums, entered into the statistics; ``convolve``: of the part of
+        its outputs that is a convolution of these tensors."""
+        dims = self.image.dim() - 2
+        shapes = ("×".join(map(str, (*v.shape[:2], *v.shape[5 - dims :]))) for v in tensors[:2])
+        among = f", in {self.groups} groups" if self.groups > 1 else ""
+        layer = f"{name} {' by '.join(shapes)}{among}{part}"
+        kernel = (layer, self.image.stride(), self.weight.stride(), self.image.shape)
+        outside = functools.partial(mode.outside, convolve or self)
+        found = probe.order(outside, *tensors, steps, mode.threads, kernel)
+        mode.statistics.orders[layer] = found.words
+        return found.terms
+
+
 def _forward(
     mode: RandomRounding,
     name: str,
@@ -88,17 +131,21 @@ def _forward(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     geometry: _Geometry,
-    terms: orders.Terms | None = None,
+    own: _Own | None,
 ) -> torch.Tensor:
-    """The convolution of (B, C, X, Y, Z), added in the order `terms` or else in that of the mode;
-    each group is an operator of its own."""
+    """The convolution of (B, C, X, Y, Z), added in the order of the framework's `own` kernel or
+    else in that of the mode; each group is an operator of its own."""
     g = geometry
     if g.groups > 1:
         one = replace(g, groups=1)
         biases = [None] * g.groups if bias is None else bias.chunk(g.groups)
         parts = zip(x.chunk(g.groups, 1), weight.chunk(g.groups), biases, strict=True)
-        return torch.cat([_forward(mode, name, *part, one) for part in parts], 1)
-    terms = terms or mode.order(name, prod(weight.shape[2:]), weight.shape[1])
+        return torch.cat([_forward(mode, name, *part, one, own) for part in parts], 1)
+    if own:
+        steps = probe.Steps(g.stride, g.padding, g.dilation)
+        terms = own.order(mode, name, (x, weight, bias), steps)
+    else:
+        terms = mode.order(name, prod(weight.shape[2:]), weight.shape[1])
     count = operations(x.shape, weight.shape, g, terms, bias is not None)
     rounding = mode.next_rounding(name, count, accumulates=True)
     if bias is not None:
@@ -113,23 +160,28 @@ def _input_gradient(
     name: str,
     gradient: torch.Tensor,
     weight: torch.Tensor,
+    bias: torch.Tensor | None,
     size: Sequence[int],
     geometry: _Geometry,
-    order: orders.Terms | None = None,
+    own: _Own | None,
 ) -> torch.Tensor:
-    """The gradient of a convolution's input of spatial `size`, from (B, O, X', Y', Z').
+    """The gradient of a convolution's input of spatial `size`, from (B, O, X', Y', Z'); or the
+    transposed convolution, with its bias.
 
     For each remainder of the padded position by the stride: a convolution with the taps that
     reach it, reversed, over output channels. Each of them, and each group, is an operator of its
-    own; its additions are in `order`, which only a stride of one can have, or else in that of the
-    mode.
+    own, added in the order of the framework's `own` kernel or else in that of the mode.
     """
     g = geometry
     if g.groups > 1:
         one = replace(g, groups=1)
-        parts = zip(gradient.chunk(g.groups, 1), weight.chunk(g.groups), strict=True)
-        return torch.cat([_input_gradient(mode, name, *p, size, one) for p in parts], 1)
+        biases = [None] * g.groups if bias is None else bias.chunk(g.groups)
+        parts = zip(gradient.chunk(g.groups, 1), weight.chunk(g.groups), biases, strict=True)
+        return torch.cat([_input_gradient(mode, name, *part, size, one, own) for part in parts], 1)
     out = torch.zeros((gradient.shape[0], weight.shape[1], *size), dtype=gradient.dtype)
+    if bias is not None:
+        bias = rounded(bias, mode.precision.stored)
+        out += bias.view(-1, 1, 1, 1)  # what no tap reaches
     swapped = weight.transpose(0, 1)
     for remainder in product(*(range(s) for s in g.stride)):
         axes = [
@@ -142,21 +194,48 @@ def _input_gradient(
         part, kernel, products = gradient, swapped, gradient.shape[0] * weight.shape[:2].numel()
         for d, axis in enumerate(found):
             part = part.narrow(2 + d, axis.skip, part.shape[2 + d] - axis.skip)
-            part = F.pad(part, (0, 0) * (2 - d) + (0, axis.extra))
             kernel = kernel.index_select(2 + d, torch.tensor(axis.taps))
             products *= axis.products
-        terms = order or mode.order(name, prod(kernel.shape[2:]), kernel.shape[1])
-        count = prod(axis.count for axis in found) * out.shape[0] * out.shape[1]
-        additions = (len(terms.segment_end) - 1) * count
-        rounding = mode.next_rounding(name, products + additions, accumulates=True)
-        steps, pads, spreads = (1, 1, 1), [a.padding for a in found], [a.spread for a in found]
-        sides = mode.factor(part), mode.factor(kernel)
-        result = convolution(rounding, *sides, None, steps, pads, spreads, terms)
-        result = mode.store(name, result)
-        i, j, k = (slice(a.first, None, s) for a, s in zip(found, g.stride, strict=True))
-        x, y, z = (slice(a.count) for a in found)
-        out[..., i, j, k] = result[..., x, y, z]
+        counts = tuple(axis.count for axis in found)
+        steps = probe.Steps(
+            (1, 1, 1), tuple(a.padding for a in found), tuple(a.spread for a in found), counts
+        )
+        starts = zip(found, g.stride, strict=True)
+        place: tuple[Any, ...] = (..., *(slice(axis.first, None, step) for axis, step in starts))
+        if own:
+            convolve = functools.partial(_placed, own, gradient.shape, weight.shape, found, place)
+            at = f", remainder {remainder[3 - own.image.dim() + 2 :]}" if max(g.stride) > 1 else ""
+            terms = own.order(mode, name, (part, kernel, bias), steps, convolve, at)
+        else:
+            terms = mode.order(name, prod(kernel.shape[2:]), kernel.shape[1])
+        count = prod(counts) * out.shape[0] * out.shape[1]
+        additions = len(terms.segment_end) - 1 + (bias is not None and not terms.bias_starts)
+        rounding = mode.next_rounding(name, products + additions * count, accumulates=True)
+        sides = mode.factor(probe.lengthened(part, kernel, steps)), mode.factor(kernel)
+        result = convolution(rounding, *sides, bias, *steps.widened(), terms)
+        x, y, z = map(slice, counts)
+        out[place] = mode.store(name, result)[..., x, y, z]
     return out
+
+
+def _placed(
+    own: _Own,
+    image_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    axes: Sequence[_Axis],
+    place: tuple[Any, ...],
+    part: torch.Tensor,
+    kernel: torch.Tensor,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """What the framework's kernel gives at the outputs of one remainder, from their part of the
+    image and of the weight; what they do not read is 0."""
+    image, weight = part.new_zeros(image_shape), kernel.new_zeros(weight_shape)
+    x, y, z = (slice(axis.skip, None) for axis in axes)
+    image[..., x, y, z] = part
+    i, j, k = map(torch.from_numpy, np.ix_(*(axis.taps for axis in axes)))
+    weight[..., i, j, k] = kernel.transpose(0, 1)
+    return own(image, weight, bias)[place]
 
 
 @dataclass(frozen=True)
@@ -164,8 +243,7 @@ class _Axis:
     """One axis of the gradient at the positions of one remainder.
 
     first, count: its positions, every stride-th; taps: the kernel's, from last to first; the
-    gradient of the output is cut by `skip` voxels at its start or padded by `padding`, and
-    lengthened by `extra` zeros.
+    gradient of the output is cut by `skip` voxels at its start or padded by `padding`.
     """
 
     first: int
@@ -174,7 +252,6 @@ class _Axis:
     spread: int
     skip: int
     padding: int
-    extra: int
     products: int
 
     @staticmethod
@@ -195,10 +272,9 @@ class _Axis:
         skip, low = max(0, -low), max(0, low)
         if skip >= out:
             return None
-        extra = max(0, count + spread * (len(taps) - 1) - (out - skip) - 2 * low)
         at = np.arange(count)[:, None] + np.arange(len(taps)) * spread - low + skip
         products = int(((at >= 0) & (at < out)).sum())
-        return _Axis(first, count, taps, spread, skip, low, extra, products)
+        return _Axis(first, count, taps, spread, skip, low, products)
 
 
 def _weight_gradient(
@@ -287,7 +363,7 @@ def _check(
         refused(func, *arguments)
     if not transposed:
         size = convolution_size(
-            _widen(x).shape[2:], _widen(weight).shape[2:], g.stride, g.padding, g.dilation
+            widened(x).shape[2:], widened(weight).shape[2:], g.stride, g.padding, g.dilation
         )
         if min(size) <= 0:
             refused(func, *arguments)
@@ -319,14 +395,13 @@ def _convolution(
     given = (x, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
     _check(func, given, x, weight, bias, g, transposed)
     name = func.overloadpacket.__name__
-    x3, w3 = _widen(x), _widen(weight)
+    x3, w3 = widened(x), widened(weight)
+    whole = None
+    if mode.probes(x):
+        call = own or (lambda *tensors: func(*tensors, *given[3:]))
+        whole = _Own(call, x, weight, groups)
     if not transposed:
-        terms = None
-        if mode.probes(x) and groups == 1:
-            kernel = own or (lambda *tensors: func(*tensors, *given[3:]))
-            steps = probe.Steps(*(v[3 - dims :] for v in (g.stride, g.padding, g.dilation)))
-            terms = _probed(mode, name, kernel, x, weight, bias, steps)
-        out = _forward(mode, name, x3, w3, bias, g, terms)
+        out = _forward(mode, name, x3, w3, bias, g, whole)
     else:
         more = _three(dims, stride, output_padding, dilation, 1).padding
         size = [
@@ -339,56 +414,8 @@ def _convolution(
         ]
         if min(size) <= 0 or any(m >= max(s, d) for m, s, d in zip(more, g.stride, g.dilation)):  # noqa: B905
             refused(func, *given)
-        out = _input_gradient(mode, name, x3, w3, size, g)
-        if bias is not None:
-            out = Hand(mode, name).add(out, bias.view(-1, 1, 1, 1))
+        out = _input_gradient(mode, name, x3, w3, bias, size, g, whole)
     return out.reshape(*out.shape[:2], *out.shape[5 - dims :])
-
-
-def _probed(
-    mode: RandomRounding,
-    name: str,
-    kernel: probe.Convolve,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    steps: probe.Steps,
-) -> orders.Terms:
-    """The order read off the framework's kernel, entered into the statistics."""
-    outside = functools.partial(mode.outside, kernel)
-    found = probe.order(outside, x, weight, bias, steps, mode.threads)
-    mode.statistics.orders[f"{name} {found.layer}"] = found.words
-    return found.terms
-
-
-def _probed_gradient(
-    mode: RandomRounding,
-    name: str,
-    func: Any,
-    gradient: torch.Tensor,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    geometry: _Geometry,
-    settings: tuple[Any, ...],
-) -> orders.Terms | None:
-    """The order of the framework's gradient of the input: as a convolution of the gradient with
-    the reversed kernel, which it is where the stride is one; None elsewhere."""
-    g, axes = geometry, tuple(range(2, weight.dim()))
-    stride, padding, dilation = (v[5 - weight.dim() :] for v in (g.stride, g.padding, g.dilation))
-    reach = (d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True))
-    pads = tuple(r - p for r, p in zip(reach, padding, strict=True))
-    if g.groups > 1 or max(stride) > 1 or min(pads) < 0:
-        return None
-
-    def reverse(w: torch.Tensor) -> torch.Tensor:
-        return w.flip(axes).transpose(0, 1)
-
-    def kernel(g: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        only_input = (*settings[:-1], (True, False, False))
-        return func(g, x, reverse(w).contiguous(), None, *only_input)[0]
-
-    steps = probe.Steps(stride, pads, dilation)
-    return _probed(mode, name, kernel, gradient, reverse(weight), None, steps)
 
 
 @rule("to_mkldnn", "stays as it is: what follows has a rule for the plain layout")
@@ -450,20 +477,25 @@ def _convolution_backward(
     )
     if gradient.shape != expected.shape or gradient.dtype != x.dtype:
         refused(func, *given)
-    g3, x3, w3 = _widen(gradient), _widen(x), _widen(weight)
+    g3, x3, w3 = widened(gradient), widened(x), widened(weight)
     to_x: torch.Tensor | None = None
     to_weight: torch.Tensor | None = None
     to_bias: torch.Tensor | None = None
     if output_mask[0]:
-        name = "convolution_backward (input)"
+        name, own = "convolution_backward (input)", None
+        if mode.probes(x):
+
+            def only_input(
+                gradient: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+            ) -> torch.Tensor:
+                return func(gradient, x, weight, None, *settings[:-1], (True, False, False))[0]
+
+            own = _Own(only_input, gradient, weight, groups)
         if transposed:
-            to_x = _forward(mode, name, g3, w3, None, g)
+            to_x = _forward(mode, name, g3, w3, None, g, own)
             to_x = to_x[..., : x3.shape[2], : x3.shape[3], : x3.shape[4]]
         else:
-            order = None
-            if mode.probes(x):
-                order = _probed_gradient(mode, name, func, gradient, x, weight, g, settings)
-            to_x = _input_gradient(mode, name, g3, w3, x3.shape[2:], g, order)
+            to_x = _input_gradient(mode, name, g3, w3, None, x3.shape[2:], g, own)
         to_x = to_x.reshape(x.shape)
     if output_mask[1]:
         name = "convolution_backward (weight)"
