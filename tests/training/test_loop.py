@@ -272,6 +272,8 @@ def test_estimates_are_of_the_right_size() -> None:
         for engine in ("ieee", "verrou")
     ]
     assert seconds == pytest.approx([0.155, 105], rel=0.2)  # as measured
+    tiny = replace(demo, enc="2 2", dec="2 2", engine="verrou")
+    assert estimate.seconds_per_step(tiny, (48, 48, 48), Ranks()) == pytest.approx(15, rel=0.2)
 
 
 def test_a_recipe_and_the_command_line_take_numbers(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from morphbits.training.recipe import TrainConfig
 
 RATE = 90e9  # floating-point operations of the convolutions per second and core
 VOXEL_SECONDS = 4.5e-7  # of one core per voxel, for all else: warps, losses, synthesis
-VERROU_SECONDS = 23e-9  # under Verrou, of one core per multiply-add of the convolutions, for all
+VERROU_SECONDS = 21.5e-9  # under Verrou, of one core per multiply-add of the convolutions
+VERROU_VOXEL_SECONDS = 1e-4  # under Verrou, per voxel, for all else
 VERROU_TRANSLATION = 2.0  # seconds of each step, in which Valgrind translates the code anew
 PROCESS_BYTES = 0.7e9  # Python, torch, the template
 FEATURE_COPIES = 3.0  # of every feature map: before and after its activation, and its derivative
@@ -50,7 +51,9 @@ def seconds_per_step(config: TrainConfig, shape: tuple[int, ...], ranks: Ranks) 
     # the backward pass computes two convolutions for each of the forward pass
     work = config.batch * (3 * cost.operations / RATE + math.prod(shape) * VOXEL_SECONDS)
     if config.engine == "verrou":
-        work = config.batch * 3 * cost.operations / 2 * VERROU_SECONDS + VERROU_TRANSLATION
+        convolutions = 3 * cost.operations / 2 * VERROU_SECONDS
+        rest = math.prod(shape) * VERROU_VOXEL_SECONDS
+        work = config.batch * (convolutions + rest) + VERROU_TRANSLATION
     cores = len(os.sched_getaffinity(0))
     assert config.threads is not None
     used = min(config.threads * ranks.host_size, cores)
