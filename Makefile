@@ -59,9 +59,9 @@ localize: $(stamp) ## which part of the network loses the bits, by Verrou's delt
 	$(venv) python/localize.py $(call options,BY)
 
 ##@ Train
-training = $(call options,EXPERIMENT EPOCHS STEPS BATCH SEED THREADS ENGINE MODE ACCUMULATION MODEL_DIR RESULTS \
-	LABELS TARGETS SYNTH_PROCS DATA) $(if $(LABELS),--source synthmorph) \
-	$(call flag,RESUME)
+recipe = $(call options,EXPERIMENT EPOCHS STEPS BATCH SEED THREADS ENGINE MODE ACCUMULATION SIZE LOSS LEARNING_RATE \
+	SMOOTHNESS LABELS TARGETS DATA RESULTS) $(if $(LABELS),--source synthmorph)
+training = $(recipe) $(call options,MODEL_DIR SYNTH_PROCS) $(call flag,RESUME)
 
 .PHONY: train-single
 train-single: $(stamp) ## train a model in one process (EXPERIMENT=train-demo: minutes; RESUME=1 goes on)
@@ -77,7 +77,7 @@ train-slurm: $(stamp) ## train in NPROC processes on each of NNODES machines of 
 
 .PHONY: training-stability
 training-stability: $(stamp) ## train RUNS times each with nothing, seeds, data or roundings varied; a report
-	$(venv) python/training_stability.py $(call options,EXPERIMENT RUNS EPOCHS STEPS BATCH SEED THREADS JOBS RESULTS)
+	$(venv) python/training_stability.py $(recipe) $(call options,RUNS JOBS)
 
 .PHONY: layers
 layers: $(stamp) ## which stage of the network costs how many bits, in one SUBJECT (EXPERIMENT, NOTES)
@@ -230,7 +230,7 @@ RUNS ?=          ## perturbed samples of each subject
 ENGINE ?=        ## auto, native, verrou or ieee
 MODE ?=          ## random, nearness, upward, downward, toward_zero or nearest
 DATASET ?=       ## auto, phantom, corr or the folder of a BIDS dataset
-SIZE ?=          ## voxels of the phantoms: 4mm, 2mm or 1mm
+SIZE ?=          ## voxels of the phantoms, also those of a training: 4mm, 2mm or 1mm
 MODEL ?=         ## an .h5 file in voxelmorph's format
 EXPERIMENT ?=    ## name of the folder below results/
 SEED ?=          ## first seed
@@ -262,10 +262,13 @@ AGAIN ?=         ## verify: how many samples to make again (default: 2)
 SOURCE ?=        ## where CoRR is cloned from: a mirror or a local copy (default: ///corr/RawDataBIDS)
 TABLE ?=         ## CSV of the CoRR images to get (default: the 35 + 5 of the study)
 ROUTE ?=         ## how CoRR is preprocessed: open, or freesurfer (needs its license)
-##@ Variables of train-single, train-ddp and train-slurm
+##@ Variables of train-single, train-ddp, train-slurm and training-stability
 EPOCHS ?=        ## training epochs
 STEPS ?=         ## training steps of an epoch
 BATCH ?=         ## pairs per step and process
+LOSS ?=          ## dice, or tissues
+SMOOTHNESS ?=    ## weight of the warp's roughness
+LEARNING_RATE ?= ## of Adam at its highest
 LABELS ?=        ## train on SynthMorph's images from label maps: shapes, phantom, corr or a folder
 TARGETS ?=       ## labels whose overlap to optimize: fs, all, numbers (default: fs for corr, else all)
 SYNTH_PROCS ?=   ## processes that make these images, on each machine (default: 1)

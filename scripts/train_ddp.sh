@@ -19,19 +19,11 @@ if [ "$machines" -gt 1 ]; then
   meeting=(--nnodes "$machines" --rdzv-backend c10d --rdzv-endpoint "$rendezvous" --rdzv-id "$run")
 fi
 
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # each process sets its own number; this keeps torchrun from warning
 python=$here/.venv/bin/python
 [ -x "$python" ] || python=python3
-program=("$here/python/train_ddp.py" "$@")
-words=" ${*//=/ } " patience=120 # seconds for the step under way, once a signal has come
-if [[ $words == *" --engine verrou "* ]]; then
-  mode=random patience=7200
-  [[ $words =~ " --mode "([a-z_]+) ]] && mode=${BASH_REMATCH[1]}
-  program=(--no-python "$here/scripts/with_verrou.sh" --mode "$mode" -- "$python" "${program[@]}")
-fi
 status=0 stopped=''
-"$python" -m torch.distributed.run "${meeting[@]}" --nproc-per-node "$processes" --shutdown-timeout "$patience" \
-  "${program[@]}" &
+PYTHONPATH=$here/python${PYTHONPATH:+:$PYTHONPATH} "$python" -m morphbits.training.launch "${meeting[@]}" \
+  --nproc-per-node "$processes" -- "$@" &
 child=$!
 trap 'stopped=143; kill -TERM $child' TERM
 trap 'stopped=130; kill -INT $child' INT

@@ -10,12 +10,14 @@ with the options of a training; without torchrun it is the only one.
 from __future__ import annotations
 
 import argparse
+import datetime
 import hashlib
 import multiprocessing
 import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -30,7 +32,7 @@ from morphbits.errors import UserError, run_cli
 from morphbits.synthesis import sources
 from morphbits.synthesis.pair import Pair
 from morphbits.synthesis.sources import Ranks, SourceConfig
-from morphbits.training import RunConfig, TrainConfig, loop
+from morphbits.training import RunConfig, TrainConfig, group, loop
 from morphbits.training.group import processes
 from morphbits.training.rounding import Rounding
 from morphbits.training.weights import Weights
@@ -82,10 +84,12 @@ def train_toy(
     ranks: Ranks | None = None,
     die: tuple[int, int] | None = None,
     differ: tuple[int, int] | None = None,
+    silent: tuple[int, int] | None = None,
     streams_of_their_own: bool = False,
     updates_of_their_own: bool = False,
 ) -> Path:
-    """Train in this process; as a rank, `die` (rank, step) by SIGKILL, or `differ` in a bit, or
+    """Train in this process; as a rank, `die` (rank, step) by SIGKILL, `differ` in a bit, be
+    `silent` for a while, or
     update the weights with roundings of its own: the native engine's, or a bit as Verrou might."""
     sources.open_source, real = toy_source, sources.open_source
     agree = loop._Training._agree
@@ -94,6 +98,8 @@ def train_toy(
     def agree_or_not(training: loop._Training, *arguments: object) -> tuple[int, bool]:
         if die == (training.ranks.rank, training.step):
             os.kill(os.getpid(), signal.SIGKILL)
+        if silent == (training.ranks.rank, training.step):
+            time.sleep(15)
         if differ == (training.ranks.rank, training.step):
             values = training.weights.values
             values[0] = torch.nextafter(values[0], torch.tensor(2.0))
@@ -113,7 +119,9 @@ def train_toy(
             weights.values[here] = torch.nextafter(weights.values[here], torch.tensor(2.0))
 
         Weights.update = own_update  # type: ignore[method-assign]
-        counted = SimpleNamespace(region=lambda *_: nullcontext(engines.Counts(operations=1)))
+        counted = SimpleNamespace(
+            region=lambda *_: nullcontext(engines.Counts(operations=1)), version=lambda: "toy"
+        )
         engines.get = lambda name: counted if name == "verrou" else get(name)  # type: ignore[assignment, return-value]
     try:
         return loop.train(config, folder, run, ranks)
@@ -167,6 +175,7 @@ def _rank(rank, size, port, answers, folder, arguments, options) -> None:  # typ
     )  # fmt: skip
     message = ""
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    group.PATIENCE = datetime.timedelta(seconds=options.pop("patience", 300))
     try:
         with processes() as ranks:
             train_toy(folder, *arguments, ranks=ranks, **options)

@@ -18,6 +18,7 @@ import torch
 
 from morphbits import config, images
 from morphbits.datasets import phantom
+from morphbits.errors import UserError
 from morphbits.images import Image
 from morphbits.models.synthmorph_torch import SynthMorph
 from morphbits.stats import accuracy
@@ -52,7 +53,13 @@ def register(model: SynthMorph, moving: Image, fixed: Image) -> np.ndarray:
         torch.from_numpy(a)[None, None] for a in (pair.moving, pair.fixed)
     )
     with torch.no_grad():
-        warp_BVXYZ = model.warp(model.svf(moving_BCXYZ, fixed_BCXYZ))
+        svf_BVXYZ = model.svf(moving_BCXYZ, fixed_BCXYZ)
+        if not svf_BVXYZ.isfinite().all():
+            raise UserError(
+                "the model's velocities are not finite: its training has diverged; train again "
+                "with a lower learning_rate"
+            )
+        warp_BVXYZ = model.warp(svf_BVXYZ)
     return pair.grid.unpad(np.ascontiguousarray(warp_BVXYZ[0].permute(1, 2, 3, 0).numpy()))
 
 

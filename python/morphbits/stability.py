@@ -5,9 +5,10 @@ Arms of the study, RUNS trainings each:
 - repeated: nothing is varied;
 - initialization: other first weights, the same pairs in the same order;
 - data: the same first weights, other pairs;
-- rounding: weights and pairs the same, every rounding of the training random (native engine);
+- rounding: weights and pairs the same, every rounding of the training random (native engine, or
+  Verrou);
 
-and one training of the native engine with every rounding to nearest, to which `rounding` belongs.
+and one training of that engine with every rounding to nearest, to which `rounding` belongs.
 
 A run is a folder, results/<experiment>/<arm>/run-NN: a training's files, the model after every
 epoch, and `registrations.npz`, what the trained model makes of phantoms it never saw (computed
@@ -19,6 +20,8 @@ Arrays: S runs, E epochs, N weights of a layer, X Y Z space, V warp component; f
 from __future__ import annotations
 
 import csv
+import json
+import signal
 import subprocess
 import sys
 import time
@@ -31,19 +34,27 @@ import numpy as np
 from tqdm import tqdm
 
 from morphbits import assessment, bids, config
+from morphbits.config import STOCHASTIC_MODES
 from morphbits.datasets import phantom
 from morphbits.errors import UserError
+from morphbits.images import NetworkGrid
 from morphbits.models.synthmorph_torch import SynthMorph
 from morphbits.models.weights import read_weights
 from morphbits.stats.significance import quantiles, significant_bits
 from morphbits.stats.variability import standard_deviation
-from morphbits.training import RunConfig, TrainConfig, loop
+from morphbits.synthesis.sources import Ranks
+from morphbits.training import RunConfig, TrainConfig, estimate, loop
 from morphbits.training.checkpoint import NAME as CHECKPOINT
+from morphbits.training.checkpoint import made_with
+from morphbits.training.log import duration
 
 ARMS = ("repeated", "initialization", "data", "rounding")
 NEAREST = "nearest"
 HELD_OUT = range(1, 5)  # phantoms of seed 1, which no training draws
+RUN_SECONDS = 20  # of one core, for all but the steps of a training: its start, and registering
+KEPT = 12  # epochs, at most, of which the models are kept
 DONE = "registrations.npz"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,17 @@ def plan(results: Path, experiment: str, recipe: TrainConfig, runs: int) -> list
     """All trainings of the study, `runs` of each arm."""
     if runs < 2:
         raise UserError("a spread needs two trainings or more: RUNS=2")
+    given = [n for n in ("init_seed", "rounding_seed") if getattr(recipe, n) is not None]
+    if given:
+        raise UserError(
+            f"{' and '.join(given)}: the study varies it itself, from seed; leave it out"
+        )
+    if recipe.mode not in STOCHASTIC_MODES:
+        raise UserError(
+            f"mode {recipe.mode} rounds the same way each time, and nothing would spread: choose "
+            f"{' or '.join(STOCHASTIC_MODES)}"
+        )
+    engine = "verrou" if recipe.engine == "verrou" else "native"
     recipe = replace(
         recipe,
         engine="ieee",
@@ -80,18 +102,23 @@ def plan(results: Path, experiment: str, recipe: TrainConfig, runs: int) -> list
             ("repeated", recipe),
             ("initialization", replace(recipe, init_seed=other)),
             ("data", replace(recipe, seed=other)),
-            ("rounding", replace(recipe, engine="native", rounding_seed=other)),
+            ("rounding", replace(recipe, engine=engine, rounding_seed=other)),
         ):
             planned.append(Run(arm, number, varied, folder / arm / f"run-{number:02d}"))
-    nearest = replace(recipe, engine="native", mode="nearest")
+    nearest = replace(recipe, engine=engine, mode="nearest")
     planned.append(Run(NEAREST, 1, nearest, folder / NEAREST / "run-01"))
     return planned
 
 
-def execute(run: Run) -> None:
+def execute(run: Run, register: bool = True) -> None:
     """Train, or go on, and register the held-out phantoms."""
-    resume = (run.folder / CHECKPOINT).exists()
-    path = loop.train(run.recipe, run.folder, RunConfig(resume=resume, keep_every=1))
+    path = run.folder / "model.h5"
+    if run.recipe.engine != "verrou" or not register:
+        resume = (run.folder / CHECKPOINT).exists()
+        kept = RunConfig(resume=resume, keep_every=_every(run.recipe.epochs))
+        path = loop.train(run.recipe, run.folder, kept)
+    if not register:
+        return
     model = SynthMorph.load(path)
     outcomes, warps = [], []
     for index in HELD_OUT:
@@ -104,35 +131,55 @@ def execute(run: Run) -> None:
             file,
             warps=np.stack(warps),
             outcomes=np.array(outcomes, np.float64),
-            recipe=config.to_json(run.recipe),
+            identity=identity(run.recipe),
         )
     partial.rename(run.folder / DONE)
 
 
+def identity(recipe: TrainConfig) -> str:
+    """All that decides the bytes of a training, as JSON."""
+    return json.dumps(
+        {"recipe": config.to_mapping(recipe), "made": made_with(recipe)}, default=str
+    )
+
+
+def describe(experiment: str, planned: Sequence[Run], jobs: int) -> str:
+    """What is to be done, about how long it will take, and the memory, in a line."""
+    recipe = planned[0].recipe
+    shape = NetworkGrid.around(phantom.SIZES[recipe.size].voxels).size
+    seconds = sum(
+        RUN_SECONDS + recipe.total_steps * estimate.seconds_per_step(run.recipe, shape, Ranks())
+        for run in planned
+        if not run.done
+    )
+    memory = jobs * estimate.process_bytes(recipe, shape) / 1e9
+    return (
+        f"{experiment}: {len(planned)} trainings of {recipe.total_steps} steps, {jobs} at a time; "
+        f"about {duration(seconds / jobs)}, {memory:.1f} GB of memory"
+    )
+
+
 def execute_all(planned: Sequence[Run], jobs: int, script: Path) -> None:
     """Every run that is not done, `jobs` at a time, each in a process of its own: `script` is
-    called with --run-folder and the recipe's options."""
+    called with --run-folder and the recipe's options; where Verrou perturbs a training, once under
+    Verrou to train, and once without to register."""
     for run in planned:
-        if run.done and str(np.load(run.folder / DONE)["recipe"]) != config.to_json(run.recipe):
+        if run.done and str(np.load(run.folder / DONE)["identity"]) != identity(run.recipe):
             raise UserError(
-                f"{run.folder}: was trained by another recipe; give the options that it was "
-                "trained with, another --results, or remove the folder"
+                f"{run.folder}: was trained by another recipe or other versions; give the options "
+                "that it was trained with, another RESULTS (--results), or remove the folder"
             )
-    waiting = [run for run in planned if not run.done]
+    waiting = [(run, words) for run in planned if not run.done for words in commands(run, script)]
     running: dict[subprocess.Popen[bytes], Run] = {}
-    with tqdm(total=len(planned), initial=len(planned) - len(waiting), unit="training") as bar:
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    finished = sum(run.done for run in planned)
+    with tqdm(total=len(planned), initial=finished, unit="training") as bar:
         try:
             while waiting or running:
-                while waiting and len(running) < jobs:
-                    run = waiting.pop(0)
-                    run.folder.mkdir(parents=True, exist_ok=True)
-                    words = [str(script), "--run-folder", str(run.folder)]
-                    words += config.to_arguments(run.recipe)
-                    with (run.folder / "output.txt").open("wb") as output:
-                        process = subprocess.Popen(
-                            [sys.executable, *words], stdout=output, stderr=subprocess.STDOUT
-                        )
-                    running[process] = run
+                for run, words in list(waiting):
+                    if len(running) < jobs and run not in running.values():
+                        running[_start(run, words)] = run
+                        waiting.remove((run, words))
                 for process in [p for p in running if p.poll() is not None]:
                     run = running.pop(process)
                     if process.returncode:
@@ -140,13 +187,30 @@ def execute_all(planned: Sequence[Run], jobs: int, script: Path) -> None:
                             f"the training in {run.folder} failed; {run.folder}/output.txt says "
                             "why, and the same command goes on"
                         )
-                    bar.update()
+                    bar.update(run.done)
                 time.sleep(0.2)
         finally:
             for process in running:  # they save, and the next start goes on
                 process.terminate()
             for process in running:
                 process.wait()
+            signal.signal(signal.SIGTERM, before)
+
+
+def commands(run: Run, script: Path) -> list[list[str]]:
+    """What trains a run and registers with it, one after the other."""
+    plain = [sys.executable, str(script), "--run-folder", str(run.folder)]
+    plain += config.to_arguments(run.recipe)
+    if run.recipe.engine != "verrou":
+        return [plain]
+    verrou = [str(SCRIPTS / "with_verrou.sh"), "--mode", run.recipe.mode, "--"]
+    return [[*verrou, *plain, "--only-train"], plain]
+
+
+def _start(run: Run, words: list[str]) -> subprocess.Popen[bytes]:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with (run.folder / "output.txt").open("ab") as output:
+        return subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT)
 
 
 # ---------------------------------------------------------------------- what came out
@@ -201,9 +265,23 @@ def _loss(arm: str, runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
         }
 
 
+def kept_models(run: Run) -> dict[int, Path]:
+    """The models of a run by their epochs, from 1: of every n-th, and of the last."""
+    epochs = run.recipe.epochs
+    kept = {
+        n: run.folder / f"epoch-{n:04d}.h5" for n in range(1, epochs) if n % _every(epochs) == 0
+    }
+    return kept | {epochs: run.folder / "model.h5"}
+
+
+def _every(epochs: int) -> int:
+    return -(-epochs // KEPT)
+
+
 def _weights(arm: str, runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
-    for epoch in range(1, runs[0].recipe.epochs + 1):
-        models = [read_weights(run.folder / f"epoch-{epoch:04d}.h5") for run in runs]
+    kept = [kept_models(run) for run in runs]
+    for epoch in kept[0]:
+        models = [read_weights(paths[epoch]) for paths in kept]
         for name in models[0]:
             if not name.endswith("/kernel"):
                 continue

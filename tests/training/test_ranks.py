@@ -127,6 +127,12 @@ def test_ranks_hear_that_another_has_died(two: Path, tmp_path: Path) -> None:
     assert torch.load(tmp_path / "checkpoint.pt")["step"] == 4
 
 
+def test_a_rank_that_does_not_answer_ends_the_training_in_a_sentence(tmp_path: Path) -> None:
+    said = train_ranks(2, tmp_path, silent=(1, 5), patience=5)
+    assert "another process of the training does not answer" in said[0], said
+    assert torch.load(tmp_path / "checkpoint.pt")["step"] == 4
+
+
 # ------------------------------------------------------------ as users start them
 
 
@@ -158,13 +164,34 @@ def test_two_machines_give_the_bytes_of_one(two: Path, tmp_path: Path) -> None:
     assert outputs(tmp_path) == outputs(two)
 
 
-def script(folder: Path, *words: str) -> subprocess.Popen[str]:
+def script(folder: Path, *words: str, stderr: int | None = None) -> subprocess.Popen[str]:
     """scripts/train_ddp.sh on small phantoms."""
     small = ["--enc=2 2", "--dec=2 2", "--threads=1", f"--model-dir={folder}"]
     return subprocess.Popen(
         [str(ROOT / "scripts" / "train_ddp.sh"), *small, *words],
-        env={**os.environ, "NPROC": "2"}, text=True, stdout=subprocess.PIPE,
+        env={**os.environ, "NPROC": "2"}, text=True, stdout=subprocess.PIPE, stderr=stderr,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--experiment=nope"], "there is no such recipe"),
+        (["--source=phantom-pairs", "--labels=shapes"], "are for the source synthmorph"),
+        ([], "holds a training already; RESUME=1"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_status_2(
+    words: list[str], sentence: str, tmp_path: Path
+) -> None:
+    """Found before any rank is started, by all ranks, or by the first one."""
+    if not words:
+        (tmp_path / "checkpoint.pt").write_bytes(b"")
+    job = script(tmp_path, *words, stderr=subprocess.PIPE)
+    _, said = job.communicate(timeout=300)
+    assert job.returncode == 2
+    assert [line for line in said.splitlines() if "error: " in line] == [said.strip()]
+    assert sentence in said
 
 
 @pytest.mark.slow

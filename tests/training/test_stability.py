@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -90,5 +94,66 @@ def test_one_run_has_no_spread_and_another_recipe_is_refused(
     other = [replace(planned[0], recipe=replace(planned[0].recipe, smoothness=0.5))]
     with pytest.raises(UserError, match="another recipe"):
         stability.execute_all(other, 1, Path("unused"))
+    for wrong in ({"init_seed": 5}, {"rounding_seed": 5}, {"mode": "upward"}):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            stability.plan(tmp_path, "toy", replace(RECIPE, **wrong), 2)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="not trained yet"):
         stability.analyse(stability.plan(tmp_path, "toy", RECIPE, 2), "toy")
+
+
+def test_a_long_study_keeps_some_models_and_the_last_one() -> None:
+    long = replace(RECIPE, epochs=100)
+    kept = stability.kept_models(stability.Run("data", 1, long, Path("run")))
+    assert list(kept) == [*range(9, 100, 9), 100]
+    assert kept[100] == Path("run/model.h5") and kept[9] == Path("run/epoch-0009.h5")
+
+
+def test_verrou_trains_and_a_process_without_it_registers(tmp_path: Path) -> None:
+    asked = replace(RECIPE, engine="verrou", mode="nearness")
+    runs = stability.plan(tmp_path, "toy", asked, 2)
+    by_arm = {run.arm: run for run in runs}
+    assert by_arm["repeated"].recipe.engine == "ieee"
+    assert by_arm["nearest"].recipe.engine == by_arm["rounding"].recipe.engine == "verrou"
+    under, without = stability.commands(by_arm["rounding"], Path("script.py"))
+    assert under[0].endswith("with_verrou.sh") and "nearness" in under
+    assert "--only-train" in under and without[0] == sys.executable
+    assert stability.commands(by_arm["repeated"], Path("script.py"))[0][0] == sys.executable
+
+
+TRAINING = """
+import pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[sys.argv.index("--run-folder") + 1])
+def save(*_):
+    (folder / "saved").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+(folder / "started").touch()
+time.sleep(60)
+"""
+STUDY = """
+import pathlib, sys
+import toy_training
+from dataclasses import replace
+from morphbits import stability
+runs = stability.plan(pathlib.Path(sys.argv[1]), "toy", toy_training.TOY, 2)
+stability.execute_all(runs, 2, pathlib.Path(sys.argv[2]))
+"""
+
+
+def test_a_study_that_is_ended_lets_its_trainings_save(tmp_path: Path) -> None:
+    script = tmp_path / "training.py"
+    script.write_text(TRAINING)
+    paths = os.pathsep.join(
+        str(Path(__file__).parents[n] / p) for n, p in ((1, ""), (2, "python"))
+    )
+    study = subprocess.Popen(
+        [sys.executable, "-c", STUDY, str(tmp_path), str(script)],
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    end = time.monotonic() + 60
+    while len(list(tmp_path.glob("toy/*/run-*/started"))) < 2:
+        assert time.monotonic() < end and study.poll() is None
+        time.sleep(0.05)
+    study.terminate()
+    assert study.wait(30) == 143
+    assert len(list(tmp_path.glob("toy/*/run-*/saved"))) == 2

@@ -67,6 +67,15 @@ class Source(Protocol):
         """The batch of `rank` at `step` (from 0, in its epoch) of `epoch` (from 0)."""
 
 
+def check(config: SourceConfig) -> None:
+    """Refuse options that the source has no use for."""
+    if config.labels and config.source != "synthmorph":
+        raise UserError(
+            f"labels ({config.labels}) are for the source synthmorph; {config.source} draws its "
+            "own phantoms: add --source synthmorph, or leave --labels out"
+        )
+
+
 @contextmanager
 def open_source(
     config: SourceConfig, ranks: Ranks, threads: int, synth_procs: int = 1
@@ -76,16 +85,12 @@ def open_source(
     synthmorph computes in `synth_procs` processes of its own, of one thread each, which serve all
     ranks of a host.
     """
+    check(config)
     if config.source == "synthmorph":
         from morphbits.synthesis import stream  # here, because it imports this module
 
         with stream.open_stream(config, ranks, synth_procs) as pairs:
             yield pairs
-    elif config.labels:
-        raise UserError(
-            f"labels ({config.labels}) are for the source synthmorph; {config.source} draws its "
-            "own phantoms: add --source synthmorph, or leave --labels out"
-        )
     else:
         yield _PhantomPairs(config, ranks, threads)
 

@@ -6,7 +6,11 @@ that the number of steps is the state of every random stream.
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from morphbits import bids, engines
 from morphbits.config import to_mapping
+from morphbits.engines import verrou
 from morphbits.errors import UserError
+from morphbits.samples.provenance import file_sha256, versions
 from morphbits.training.recipe import TrainConfig
 
 NAME = "checkpoint.pt"
+Made = Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -30,25 +38,70 @@ class State:
     moments: Tensor
 
 
-def prepare(folder: Path, resume: bool) -> None:
-    """Make the folder, or see that it can be resumed."""
+def made_with(config: TrainConfig) -> dict[str, str]:
+    """What else decides a training's bytes: versions of what computes, the engine's code, and the
+    files of its label maps."""
+    found = versions("torch")
+    if config.source == "synthmorph":
+        found = found | versions("tensorflow")
+    if config.engine == "native" or (config.engine == "verrou" and verrou.found()):
+        version = engines.get(config.engine).version()
+        found = found | {f"engine {config.engine}": str(version)}
+    if files := _label_files(config):
+        digest = hashlib.sha256()
+        for path in files:
+            digest.update(f"{path.name} {file_sha256(path)}\n".encode())
+        found = found | {"label maps": digest.hexdigest()[:16]}
+    return found
+
+
+def _label_files(config: TrainConfig) -> list[Path]:
+    if config.source != "synthmorph" or config.labels in ("", "phantom", "shapes"):
+        return []
+    if config.labels == "corr":
+        return bids.corr_segmentations(config.data)
+    folder = Path(config.labels)
+    return sorted(p for p in folder.glob("[!.]*") if p.is_file())
+
+
+@contextmanager
+def opened(folder: Path, resume: bool) -> Iterator[None]:
+    """The folder of one training, ours alone (a lock that the system takes back when its holder
+    dies): made, or seen to be one that can be resumed."""
     checkpoint = folder / NAME
     if resume and not checkpoint.exists():
-        raise UserError(f"{checkpoint}: there is no training to resume; leave --resume out")
-    if checkpoint.exists() and not resume:
         raise UserError(
-            f"{folder}: holds a training already; add --resume, or choose another folder"
+            f"{checkpoint}: there is no training to resume; leave RESUME (--resume) out"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
     except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror})") from None
+        raise UserError(
+            f"{folder}: cannot be written to ({error.strerror}); give another MODEL_DIR "
+            "(--model-dir)"
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"{folder}: another training is at work here; wait for it to end, or give another "
+                "MODEL_DIR (--model-dir)"
+            ) from None
+        if checkpoint.exists() and not resume:
+            raise UserError(
+                f"{folder}: holds a training already; RESUME=1 (--resume) goes on with it, "
+                "another MODEL_DIR (--model-dir) starts a new one"
+            )
+        yield
 
 
-def save(folder: Path, config: TrainConfig, ranks: int, state: State) -> None:
+def save(folder: Path, config: TrainConfig, ranks: int, made: Made, state: State) -> None:
     """Replace the folder's checkpoint: on disk before it gets its name."""
     content = {
         "config": to_mapping(config),
+        "made": dict(made),
         "ranks": ranks,
         "epoch": state.step // config.steps,
         "step": state.step,
@@ -68,24 +121,34 @@ def save(folder: Path, config: TrainConfig, ranks: int, state: State) -> None:
         partial.unlink(missing_ok=True)
 
 
-def load(folder: Path, config: TrainConfig, ranks: int) -> State:
-    """The folder's checkpoint, made by this configuration and number of processes."""
+def load(folder: Path, config: TrainConfig, ranks: int, made: Made) -> State:
+    """The folder's checkpoint, made by this configuration, number of processes and software."""
     path = folder / NAME
     try:
         content: dict[str, Any] = torch.load(path, weights_only=True)
+        then, was_made = dict(content["config"]), dict(content["made"])
+        then["processes"] = content["ranks"]
+        state = State(content["step"], content["weights"], content["moments"])
     except Exception as error:  # torch and pickle raise many kinds for a damaged file
-        raise UserError(f"{path}: cannot be read ({error!r}); start again elsewhere") from None
-    then, now = dict(content["config"]), dict(to_mapping(config))
+        kind = type(error).__name__
+        raise UserError(
+            f"{path}: is damaged or no checkpoint of this suite ({kind}); start again in another "
+            "MODEL_DIR (--model-dir)"
+        ) from None
+    now = {**to_mapping(config), "processes": ranks}
     if config.schedule == "constant":  # more epochs, or fewer, change no step
         then["epochs"] = now["epochs"]
-    then["processes"], now["processes"] = content["ranks"], ranks
-    differing = [key for key in then | now if then.get(key) != now.get(key)]
-    if differing:
-        was = ", ".join(f"{key} {then.get(key)}" for key in differing)
-        raise UserError(f"{folder}: was started with {was}; resume with that, or start elsewhere")
-    if content["step"] > config.total_steps:
+    for one, other in ((then, now), (was_made, made)):
+        differing = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+        if differing:
+            was = ", ".join(f"{key} {one.get(key)} (now {other.get(key)})" for key in differing)
+            raise UserError(
+                f"{folder}: was started with {was}; resume with that, or start in another "
+                "MODEL_DIR (--model-dir)"
+            )
+    if state.step > config.total_steps:
         raise UserError(
-            f"{folder}: is at step {content['step']} already, beyond the {config.total_steps} "
-            "steps asked for"
+            f"{folder}: is at step {state.step} already, beyond the {config.total_steps} steps "
+            "asked for"
         )
-    return State(content["step"], content["weights"], content["moments"])
+    return state

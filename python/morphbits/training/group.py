@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -20,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from morphbits.errors import UserError
+from morphbits.errors import SaidElsewhere, UserError
 from morphbits.synthesis.sources import Ranks
 
 PATIENCE = datetime.timedelta(minutes=10)  # for a rank that is there but does not answer
@@ -69,8 +70,12 @@ class Group:
         if self.ranks.size > 1:
             dist.broadcast_object_list(box, 0)
         if isinstance(box[0], UserError):
-            raise box[0]
+            raise self.error(str(box[0]))
         return box[0]  # type: ignore[no-any-return]
+
+    def error(self, message: str) -> UserError:
+        """What every rank has found: the first one says it."""
+        return UserError(message) if self.first else SaidElsewhere(message)
 
     def check_same(self, digest: str, when: str) -> None:
         """Replicas that differ end the training."""
@@ -80,7 +85,7 @@ class Group:
             dist.all_gather_object(digests, digest)
         differing = [rank for rank, other in enumerate(digests) if other != digests[0]]
         if differing:
-            raise UserError(
+            raise self.error(
                 f"the weights of rank {', '.join(map(str, differing))} differ from those of rank "
                 f"0 {when}: nothing of this was saved; look for faulty memory or a machine of "
                 "another kind, and resume from the last checkpoint"
@@ -89,7 +94,10 @@ class Group:
 
 @contextmanager
 def processes() -> Iterator[Ranks]:
-    """The ranks that torchrun has started this process as one of; one rank without torchrun."""
+    """The ranks that torchrun has started this process as one of; one rank without torchrun.
+
+    A UserError is said here, before torchrun can end this process because of another one.
+    """
     if "RANK" not in os.environ:
         yield Ranks()
         return
@@ -107,19 +115,25 @@ def processes() -> Iterator[Ranks]:
     dist.init_process_group("nccl" if gpus else "gloo", timeout=PATIENCE)
     try:
         yield Ranks(rank, size, host_rank, host_size)
-    except dist.DistError as error:
-        raise UserError(f"rank {rank}: {_lost(error)}") from error
-    except RuntimeError as error:
-        if "onnection" not in str(error) and "ProcessGroup" not in str(error):
+    except UserError as error:
+        if not isinstance(error, SaidElsewhere):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SaidElsewhere(*error.args) from None
+    except RuntimeError as error:  # also torch's DistError
+        words = ("onnection", "ProcessGroup", "Timed out")
+        if not isinstance(error, dist.DistError) and not any(word in str(error) for word in words):
             raise
-        raise UserError(f"rank {rank}: {_lost(error)}") from error
+        lost = UserError(f"rank {rank}: {_lost(error)}")
+        print(f"error: {lost}", file=sys.stderr, flush=True)
+        raise SaidElsewhere(*lost.args) from error
     finally:
         dist.destroy_process_group()
 
 
 def _lost(error: Exception) -> str:
     reason = str(error).strip().splitlines()[0]
+    what = "does not answer" if "Timed out" in reason else "has ended"
     return (
-        f"another process of the training has ended ({reason}); the message above it says why. "
-        "RESUME=1 goes on from the last checkpoint"
+        f"another process of the training {what} ({reason}); if it has said why, that stands "
+        "above. RESUME=1 goes on from the last checkpoint"
     )

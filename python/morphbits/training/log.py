@@ -6,6 +6,7 @@ log.csv is a function of the training, byte for byte; times are in times.csv.
 from __future__ import annotations
 
 import csv
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from morphbits import images
+from morphbits.errors import UserError
 from morphbits.training.network import TERMS
 from morphbits.training.recipe import TrainConfig
 
@@ -26,14 +29,27 @@ class _Table:
 
     def __init__(self, path: Path, columns: Sequence[str], first: int) -> None:
         lines = [",".join(columns)]
-        if first:
-            lines = path.read_text().splitlines()[: first + 1]
-        path.write_text("".join(f"{line}\n" for line in lines))
-        self.file = path.open("a", newline="")
+        try:
+            if first:
+                lines = path.read_text().splitlines()[: first + 1]
+            if len(lines) <= first:
+                raise UserError(
+                    f"{path}: lacks steps that the checkpoint has; put the whole file back, or "
+                    "start in another MODEL_DIR (--model-dir)"
+                )
+            images.write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
+            self.file = path.open("a", newline="")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read or written ({error.strerror})") from None
         self.writer = csv.DictWriter(self.file, columns, lineterminator="\n")
 
     def add(self, row: dict[str, float]) -> None:
         self.writer.writerow({name: f"{value:.9g}" for name, value in row.items()})
+
+    def write(self) -> None:
+        """Have every row on disk."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
 
 
 class _Events:
@@ -107,9 +123,9 @@ class Log:
         self.epoch = []
 
     def write(self) -> None:
-        """Have everything up to here in the files."""
+        """Have everything up to here in the files, on disk."""
         for table in (self.rows, self.times):
-            table.file.flush()
+            table.write()
         self.events.writer.flush()
 
     def close(self) -> None:

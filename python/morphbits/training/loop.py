@@ -85,7 +85,11 @@ def train(
         if config.engine != "native":
             stack.enter_context(OneDnnConvolution())
         _keep_freed_memory()
-        training = _Training(config, folder, run, ranks)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        group = Group(ranks, device)
+        group.from_first(lambda: stack.enter_context(checkpoint.opened(folder, run.resume)))
+        training = _Training(config, folder, run, group)
+        stack.callback(training.close)
         source = stack.enter_context(
             sources.open_source(config, ranks, config.threads, run.synth_procs)
         )
@@ -99,8 +103,10 @@ def train(
 
 
 def resolve(config: TrainConfig, ranks: Ranks) -> TrainConfig:
-    """The configuration with every number that was left out."""
+    """The configuration with every number that was left out; UserError where it asks for what
+    there is not."""
     seed, threads = config.seed, config.threads
+    sources.check(config)
     if config.engine == "verrou":
         if (threads or 1) > 1:
             raise UserError(
@@ -117,11 +123,10 @@ def resolve(config: TrainConfig, ranks: Ranks) -> TrainConfig:
 
 
 class _Training:
-    def __init__(self, config: TrainConfig, folder: Path, run: RunConfig, ranks: Ranks) -> None:
-        self.config, self.folder, self.run, self.ranks = config, folder, run, ranks
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.group = Group(ranks, self.device)
-        self.group.from_first(lambda: checkpoint.prepare(folder, run.resume))
+    def __init__(self, config: TrainConfig, folder: Path, run: RunConfig, group: Group) -> None:
+        self.config, self.folder, self.run, self.group = config, folder, run, group
+        self.ranks, self.device = group.ranks, group.device
+        ranks = self.ranks
         assert config.init_seed is not None and config.threads is not None
         self.model = init_model(config.architecture(), config.init_seed, FLOW_STD).to(self.device)
         shards = ranks.size if run.zero else 1
@@ -129,12 +134,24 @@ class _Training:
         self.rounding = Rounding(config, config.threads)
         self.warm: set[torch.Size] = set()
         self.step = 0
+        self.made = group.from_first(lambda: checkpoint.made_with(config))
         if run.resume:
-            state = self.group.from_first(lambda: checkpoint.load(folder, config, ranks.size))
+            state = group.from_first(
+                lambda: checkpoint.load(folder, config, ranks.size, self.made)
+            )
             self.weights.restore(state.values, state.moments, state.step)
             self.step = state.step
         self.updated = self.step < config.total_steps
-        self.log = Log(folder, config, ranks.size, self.step) if self.group.first else None
+        self.log: Log | None = None
+        group.from_first(self._open_log)
+
+    def _open_log(self) -> None:
+        self.log = Log(self.folder, self.config, self.ranks.size, self.step)
+
+    def close(self) -> None:
+        """Whatever ended the training."""
+        if self.log:
+            self.log.close()
 
     def keys(self) -> Iterator[Key]:
         """Of the pairs of this rank, from the next step to the last."""
@@ -143,28 +160,25 @@ class _Training:
 
     def run_to_end(self, pairs: Prefetch, stop: Callable[[], int]) -> Path:
         saved = time.perf_counter()
-        try:
-            while self.step < self.config.total_steps:
-                start, waited = time.perf_counter(), pairs.waited
-                pair = _on(self.device, pairs.next())
-                if self.config.engine == "verrou":
-                    self._warm_up(pair)
-                with self.rounding.of_rank(self.step, self.ranks.rank):
-                    terms = registration_loss(self.model, pair, self.config)
-                    terms["loss"].backward()
-                due = start - saved > 60 * self.run.save_minutes
-                signalled, due = self._agree(terms, stop(), due, pairs.waited - waited)
-                self._update()
-                self.step += 1
-                self._log(time.perf_counter() - start)
-                if signalled or due or self.step % self.config.steps == 0:
-                    self._save()
-                    saved = time.perf_counter()
-                if signalled:
-                    self._stop(signalled)
-        finally:
-            if self.log:
-                self.log.close()
+        while self.step < self.config.total_steps:
+            start, waited = time.perf_counter(), pairs.waited
+            pair = _on(self.device, pairs.next())
+            if self.config.engine == "verrou":
+                self._warm_up(pair)
+            with self.rounding.of_rank(self.step, self.ranks.rank):
+                terms = registration_loss(self.model, pair, self.config)
+                terms["loss"].backward()
+            due = start - saved > 60 * self.run.save_minutes
+            signalled, due = self._agree(terms, stop(), due, pairs.waited - waited)
+            self._update()
+            self.step += 1
+            self._log(time.perf_counter() - start)
+            if signalled or due or self.step % self.config.steps == 0:
+                self._save()
+                saved = time.perf_counter()
+            if signalled:
+                self._stop(signalled)
+        self.close()
         self._sum_up()
         path = self.folder / "model.h5"
         self.group.from_first(lambda: self.model.save(path))
@@ -186,7 +200,9 @@ class _Training:
         rows_RN = self.group.gather([memory, self.rounding.operations])
         memory_R, operations_R = rows_RN.T
         if self.config.engine != "ieee" and self.updated and not operations_R.all():
-            raise UserError(f"engine {self.config.engine} perturbed nothing: no result is written")
+            raise self.group.error(
+                f"engine {self.config.engine} perturbed nothing: no result is written"
+            )
         if self.log:
             perturbed = f"; {operations_R.sum():,.0f} operations perturbed"
             print(
@@ -206,11 +222,15 @@ class _Training:
         signalled_R, due_R, waited_R = rows_RN[:, len(TERMS) :].T
         self.waited = float(waited_R.max())
         if not rows_RN[:, 0].isfinite().all():
-            raise UserError(
-                f"the loss is not finite at step {self.step} of the training: "
-                f"lower learning_rate, which is {self.config.learning_rate:g}"
-            )
+            raise self._not_finite("the loss is")
         return int(signalled_R.max()), bool(due_R[0])
+
+    def _not_finite(self, what: str) -> UserError:
+        rate = self.config.learning_rate
+        return self.group.error(
+            f"{what} not finite at step {self.step} of the training: lower learning_rate, which "
+            f"is {rate:g}"
+        )
 
     def _update(self) -> None:
         """The mean of all ranks' gradients, then Adam: the same on every rank."""
@@ -248,6 +268,8 @@ class _Training:
     def _save(self) -> None:
         """A checkpoint, of replicas that are the same; and the model where it is to be kept."""
         weights, ranks = self.weights, self.ranks
+        if not weights.values.isfinite().all():  # the same on every rank
+            raise self._not_finite("the weights are")
         self.group.check_same(weights.digest(), f"after step {self.step}")
         moments = weights.moments
         if self.run.zero and ranks.size > 1:
@@ -257,12 +279,13 @@ class _Training:
             moments = torch.stack(whole)
         if not self.log:
             return
+        # the checkpoint last: what it says is done is then in the other files
         self.log.write()
-        state = checkpoint.State(self.step, weights.values.cpu().clone(), moments.cpu())
-        checkpoint.save(self.folder, self.config, ranks.size, state)
         epoch, within = divmod(self.step, self.config.steps)
         if self.run.keep_every and within == 0 and epoch % self.run.keep_every == 0:
             self.model.save(self.folder / f"epoch-{epoch:04d}.h5")
+        state = checkpoint.State(self.step, weights.values.cpu().clone(), moments.cpu())
+        checkpoint.save(self.folder, self.config, ranks.size, self.made, state)
 
     def _stop(self, signalled: int) -> None:
         if self.log:

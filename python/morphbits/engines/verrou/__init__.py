@@ -103,7 +103,10 @@ def version() -> str:
 
 @functools.cache
 def found() -> str | None:
-    """Where Verrou can be started: on this ``machine``, in the image (``container``), or not."""
+    """Where Verrou can be started: on this ``machine`` (under which this process may be running),
+    in the image (``container``), or not."""
+    if markers.settings():
+        return "machine"
     prefix = os.environ.get("VERROU_PREFIX")
     valgrind = f"{prefix}/bin/valgrind" if prefix else shutil.which("valgrind")
     if valgrind and "verrou" in _output([valgrind, "--tool=verrou", "--version"]):

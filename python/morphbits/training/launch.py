@@ -1,0 +1,57 @@
+"""Start the ranks of a training on this machine, by torchrun.
+
+    python -m morphbits.training.launch TORCHRUN-OPTION... -- OPTION OF python/train_ddp.py...
+
+Options are looked at once, before any rank is started. What a rank says is all that is said:
+torchrun's own report of a rank that failed, with its traceback, is left out, and the exit status
+is that of the rank that failed first.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from morphbits.errors import UserError, run_cli
+from morphbits.synthesis.sources import Ranks
+from morphbits.training import loop
+from morphbits.training.options import parse
+
+ROOT = Path(__file__).parents[3]
+# seconds for the step under way, once a signal has come
+PATIENCE, PATIENCE_UNDER_VERROU = 120, 7200
+
+
+def main() -> int:
+    """The exit status: 0, or of the rank that failed first."""
+    if "--" not in sys.argv:
+        raise UserError(f"no -- among the options; {__doc__}")
+    at = sys.argv.index("--")
+    meeting, words = sys.argv[1:at], sys.argv[at + 1 :]
+    config = loop.resolve(parse(__doc__, words, "train_ddp.py").config, Ranks())
+    patience = PATIENCE
+    program = [str(ROOT / "python" / "train_ddp.py"), *words]
+    if config.engine == "verrou":
+        patience = PATIENCE_UNDER_VERROU
+        verrou = [str(ROOT / "scripts" / "with_verrou.sh"), "--mode", config.mode, "--"]
+        program = ["--no-python", *verrou, sys.executable, *program]
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # each rank sets its own number of threads
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    try:
+        torchrun.main([*meeting, f"--shutdown-timeout={patience}", *program])
+    except ChildFailedError as error:
+        code = error.get_first_failure()[1].exitcode
+        return code if code >= 0 else 128 - code
+    except SignalException as error:
+        return 128 + error.sigval
+    return 0
+
+
+if __name__ == "__main__":
+    run_cli(main)

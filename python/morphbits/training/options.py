@@ -1,0 +1,59 @@
+"""What the training scripts are told: a recipe by its name, and options that go before it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from morphbits import bids
+from morphbits.config import add_arguments, from_arguments, from_toml
+from morphbits.errors import UserError
+from morphbits.training.loop import RunConfig
+from morphbits.training.recipe import TrainConfig
+
+RECIPES = Path(__file__).parents[2] / "experiments"
+
+
+@dataclass(frozen=True)
+class Options:
+    """A training as it was asked for; numbers that were left out are still None."""
+
+    experiment: str
+    folder: Path
+    config: TrainConfig
+    run: RunConfig
+
+
+def parse(
+    description: str | None, words: Sequence[str] | None = None, program: str | None = None
+) -> Options:
+    """The options in `words` (the command line's, unless given). Raises UserError for a recipe or
+    a combination that there is not; argparse ends the process for an option that there is not."""
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--experiment", default="train-demo", help="name of the recipe")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="of all experiments")
+    parser.add_argument("--model-dir", type=Path, help="default: RESULTS/EXPERIMENT")
+    for options in (TrainConfig, RunConfig):
+        add_arguments(parser, options)
+    arguments = parser.parse_args(words)
+    config = from_arguments(TrainConfig, arguments, recipe(arguments.experiment))
+    folder = arguments.model_dir or bids.experiment_folder(arguments.results, arguments.experiment)
+    return Options(arguments.experiment, folder, config, from_arguments(RunConfig, arguments))
+
+
+def recipe(experiment: str) -> TrainConfig:
+    """The recipe of that name."""
+    path = RECIPES / f"{experiment}.toml"
+    if not path.exists():
+        names = ", ".join(sorted(p.stem for p in RECIPES.glob("*train*.toml")))
+        raise UserError(
+            f"{path}: there is no such recipe; write it, or choose another one (such as {names})"
+        )
+    return from_toml(TrainConfig, path)
