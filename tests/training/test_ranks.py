@@ -194,6 +194,30 @@ def test_a_mistake_is_one_sentence_and_status_2(
     assert sentence in said
 
 
+def test_a_rank_that_is_killed_is_named(tmp_path: Path) -> None:
+    job = script(tmp_path, stderr=subprocess.PIPE)
+    assert job.stdout is not None and job.stderr is not None
+    job.stdout.readline()  # of the first rank: all have been started
+    own = str(tmp_path).encode()
+    ranks = [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if own in (words := _content(path)) and b"train_ddp.py" in words
+    ]
+    os.kill(max(ranks), signal.SIGKILL)
+    said = job.communicate(timeout=120)[1]
+    assert job.returncode == 128 + signal.SIGKILL
+    assert "was ended by SIGKILL (often memory ran out" in said
+    assert "Traceback" not in said
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # that process has ended
+        return b""
+
+
 @pytest.mark.slow
 def test_the_script_saves_at_sigterm_and_resumes(tmp_path: Path) -> None:
     sizes = ("--epochs=3", "--steps=10")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -42,12 +43,21 @@ def main() -> int:
         verrou = [str(ROOT / "scripts" / "with_verrou.sh"), "--mode", config.mode, "--"]
         program = ["--no-python", *verrou, sys.executable, *program]
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # each rank sets its own number of threads
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    logging.disable(logging.CRITICAL)
     try:
         torchrun.main([*meeting, f"--shutdown-timeout={patience}", *program])
     except ChildFailedError as error:
-        code = error.get_first_failure()[1].exitcode
-        return code if code >= 0 else 128 - code
+        rank, failure = error.get_first_failure()
+        if failure.exitcode >= 0:
+            return failure.exitcode
+        number = signal.Signals(-failure.exitcode)
+        often = " (often memory ran out: give a smaller NPROC)" if number == signal.SIGKILL else ""
+        print(
+            f"error: rank {rank} was ended by {number.name}{often}; RESUME=1 goes on from the "
+            "last checkpoint, if there is one",
+            file=sys.stderr,
+        )
+        return 128 + number
     except SignalException as error:
         return 128 + error.sigval
     return 0
