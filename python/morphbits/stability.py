@@ -222,6 +222,7 @@ class Study:
 
     experiment: str
     recipe: TrainConfig
+    rounding: TrainConfig  # of the arm of that name
     runs: int
     loss: list[dict[str, Any]]  # arm, epoch, mean, std, min, max over runs
     weights: list[dict[str, Any]]  # arm, epoch, layer, mean and quantiles of bits
@@ -236,7 +237,8 @@ def analyse(planned: Sequence[Run], experiment: str) -> Study:
     if missing:
         raise UserError(f"not trained yet: {', '.join(missing)}")
     by_arm = {arm: [run for run in planned if run.arm == arm] for arm in ARMS}
-    study = Study(experiment, planned[0].recipe, len(by_arm[ARMS[0]]), [], [], [], [], True)
+    recipes = planned[0].recipe, by_arm["rounding"][0].recipe
+    study = Study(experiment, *recipes, len(by_arm[ARMS[0]]), [], [], [], [], True)
     for arm, runs in by_arm.items():
         study.loss.extend(_loss(arm, runs))
         study.weights.extend(_weights(arm, runs))

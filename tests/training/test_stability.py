@@ -78,6 +78,7 @@ def test_bits_say_what_the_models_are(study: stability.Study) -> None:
 def test_the_page_holds_tables_and_figures(study: stability.Study, tmp_path: Path) -> None:
     page = build(study, tmp_path).read_text(encoding="utf-8")
     assert "all 2 models have the same bytes" in page
+    assert "(native engine, order of sums sequential, mode random)" in page
     assert page.count("data:image/svg+xml;base64,") == 3
     assert "http://" not in page and "<script" not in page
     with (tmp_path / "weights.csv").open(newline="") as file:
