@@ -131,16 +131,30 @@ def execute(run: Run, register: bool = True) -> None:
             file,
             warps=np.stack(warps),
             outcomes=np.array(outcomes, np.float64),
-            identity=identity(run.recipe),
+            identity=json.dumps(identity(run.recipe)),
         )
     partial.rename(run.folder / DONE)
 
 
-def identity(recipe: TrainConfig) -> str:
-    """All that decides the bytes of a training, as JSON."""
-    return json.dumps(
-        {"recipe": config.to_mapping(recipe), "made": made_with(recipe)}, default=str
-    )
+def identity(recipe: TrainConfig) -> dict[str, Any]:
+    """All that decides the bytes of a training: its recipe, and what computes."""
+    made = {"recipe": config.to_mapping(recipe), "made": made_with(recipe)}
+    return json.loads(json.dumps(made, default=str))  # type: ignore[no-any-return]
+
+
+def _check_identity(run: Run, goes_on: bool) -> None:
+    """Refuse a run that is done by another recipe, and where the study goes on, by other
+    versions: they are not mixed."""
+    then, now = json.loads(str(np.load(run.folder / DONE)["identity"])), identity(run.recipe)
+    for what in ("recipe", "made") if goes_on else ("recipe",):
+        one, other = then[what], now[what]
+        differing = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+        if differing:
+            was = ", ".join(f"{key} {one.get(key)} (now {other.get(key)})" for key in differing)
+            raise UserError(
+                f"{run.folder}: was trained with {was}; give the options that it was trained "
+                "with, another RESULTS (--results), or remove the folder"
+            )
 
 
 def describe(experiment: str, planned: Sequence[Run], jobs: int) -> str:
@@ -164,11 +178,8 @@ def execute_all(planned: Sequence[Run], jobs: int, script: Path) -> None:
     called with --run-folder and the recipe's options; where Verrou perturbs a training, once under
     Verrou to train, and once without to register."""
     for run in planned:
-        if run.done and str(np.load(run.folder / DONE)["identity"]) != identity(run.recipe):
-            raise UserError(
-                f"{run.folder}: was trained by another recipe or other versions; give the options "
-                "that it was trained with, another RESULTS (--results), or remove the folder"
-            )
+        if run.done:
+            _check_identity(run, goes_on=not all(other.done for other in planned))
     waiting = [(run, words) for run in planned if not run.done for words in commands(run, script)]
     running: dict[subprocess.Popen[bytes], Run] = {}
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

@@ -88,13 +88,18 @@ def test_the_page_holds_tables_and_figures(study: stability.Study, tmp_path: Pat
 
 
 def test_one_run_has_no_spread_and_another_recipe_is_refused(
-    planned: list[stability.Run], tmp_path: Path
+    planned: list[stability.Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError, match="two trainings or more"):
         stability.plan(tmp_path, "toy", RECIPE, 1)
     other = [replace(planned[0], recipe=replace(planned[0].recipe, smoothness=0.5))]
-    with pytest.raises(UserError, match="another recipe"):
+    with pytest.raises(UserError, match=r"trained with smoothness 0\.1 \(now 0\.5\)"):
         stability.execute_all(other, 1, Path("unused"))
+    monkeypatch.setattr(stability, "made_with", lambda recipe: {"torch": "9.9"})
+    stability.execute_all(planned, 1, Path("unused"))  # all are done: only read
+    more = [*planned, replace(planned[0], folder=tmp_path / "more")]
+    with pytest.raises(UserError, match=r"torch \S+ \(now 9\.9\)"):
+        stability.execute_all(more, 1, Path("unused"))
     for wrong in ({"init_seed": 5}, {"rounding_seed": 5}, {"mode": "upward"}):
         with pytest.raises(UserError, match=next(iter(wrong))):
             stability.plan(tmp_path, "toy", replace(RECIPE, **wrong), 2)  # type: ignore[arg-type]
