@@ -88,6 +88,7 @@ def _prepare(text: str, threads: int, cores: int) -> _Made:
         generator = generator_tf.Generator(config, maps)
     if drawing:
         drawing.result()  # raises what it ended with
+    generator.image(0, (), (0, 0))  # TensorFlow takes a second more for the first one
 
     def make(slots: wire.Slots, request: Request) -> None:
         images, targets = slots.images(request["slot"]), slots.targets(request["slot"])

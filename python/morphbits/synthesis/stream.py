@@ -43,7 +43,7 @@ SLOTS = 3  # of each trainer: the pair it waits for, or has, and two ahead
 START = 60  # seconds within which the first trainer's process must listen
 END = 30  # seconds that the first trainer waits for the others to leave
 LOADING = 6.0  # seconds until TensorFlow is there and the generator compiled
-DRAWERS = 4  # threads that draw label maps, at most: each takes 70 bytes a voxel meanwhile
+DRAWERS = 4  # threads that draw label maps, at most
 # What torchrun gives the processes that it starts: alike for all of one host and no other's.
 TORCHRUN = (
     "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "TORCHELASTIC_RESTART_COUNT"
@@ -229,7 +229,7 @@ def open_stream(
             started = [_Process(name, ranks.host_size, config, cores) for name in names]
         seconds = drawing_seconds(config.labels or "shapes", config.maps, config.size)
         if seconds:
-            wait = max(LOADING, seconds / cores) if cores > 1 else LOADING + seconds
+            wait = max(LOADING, (LOADING + seconds) / cores)
             say(f"{config.maps} label maps are drawn before the first step: about {_time(wait)}")
         for name in names:
             connections.append(_connected(name, started))
