@@ -6,7 +6,8 @@ First one image: neurite's model as it comes, run eagerly (as a loop that seeds 
 must), and the compiled function of `generator_tf`. Then pairs from the synthesis process to a
 trainer that computes nothing. Then trainings as users start them, with as many label maps as there
 are by default: seconds until the first step, and the share of the time for which the trainer waits
-from that step on. Each measurement is a process of its own. Prints Markdown and writes it to notes/benchmarks/.
+from that step on. Each measurement is a process of its own. Prints Markdown and writes it to
+notes/benchmarks/.
 """
 
 from __future__ import annotations
@@ -143,7 +144,7 @@ def _trainer(widths: list[str], size: str, steps: int, folder: str) -> None:
                 Path(folder, "opened").write_text(str(time.perf_counter() - start))
             yield source
 
-    sources.open_source = timed
+    sources.open_source = timed  # type: ignore[assignment]
     with processes() as ranks:
         train(config, Path(folder), ranks=ranks)
 

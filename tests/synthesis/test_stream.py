@@ -159,7 +159,7 @@ def test_all_ranks_of_a_host_and_nobody_else_have_one_session(
 
 
 def test_drawn_maps_are_there_before_the_first_pair(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that no trainer waits for them with its first pairs; those of files are read as needed."""
+    """So that no trainer waits for them with its first pairs."""
     drawn: list[LabelMaps] = []
 
     def generator(config: SourceConfig, maps: LabelMaps) -> SimpleNamespace:

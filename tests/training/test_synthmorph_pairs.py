@@ -66,9 +66,10 @@ def test_stopped_and_resumed_ranks_equal_ranks_under_shells_of_their_own(tmp_pat
     under Verrou: nothing but what torchrun tells them leads all ranks to one synthesis process."""
     labels = tmp_path / "labels"
     for number in range(3):
-        blocks = np.random.default_rng(number).integers(0, 3, (4, 4, 4)).astype(np.int32)
+        blocks = np.random.default_rng(number).integers(0, 3, (4, 4, 4))
         labels.mkdir(exist_ok=True)
-        images.save(labels / f"{number}.nii.gz", np.kron(blocks, np.ones((4,) * 3, int)), np.eye(4))
+        volume = np.kron(blocks, np.ones((4, 4, 4), int))
+        images.save(labels / f"{number}.nii.gz", volume, np.eye(4))
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train_ranks(whole, labels, shell=True)
     said = train_ranks(cut, labels, stop=6)

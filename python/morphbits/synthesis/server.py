@@ -1,13 +1,12 @@
 """The synthesis process: makes pairs for all trainers of a host, in the order of their requests.
 
-    python -m morphbits.synthesis.server NAME TRAINERS THREADS CORES CONFIG    (started by `stream`)
+    python -m morphbits.synthesis.server NAME TRAINERS THREADS CORES CONFIG   (started by `stream`)
 
-Listens at the socket NAME (see `wire`) at once, then loads TensorFlow and the label maps: those
-that are drawn are drawn meanwhile, all of them, by CORES threads, while the trainers wait to be let
-in. One pair is made at a time, by THREADS; what a trainer waits for goes before what it will need
-next. Ends when all
-TRAINERS have come and left, or at once when the process that started it dies: standard input is a
-pipe that nobody writes to, and its end is the signal.
+Listens at the socket NAME (see `wire`) at once, then loads TensorFlow and the label maps. Maps
+that are drawn are drawn meanwhile, all of them, by CORES threads; then the trainers are let in.
+One pair is made at a time, by THREADS; what a trainer waits for goes before what it will need
+next. Ends when all TRAINERS have come and left, or at once when the process that started it dies:
+standard input is a pipe that nobody writes to, and its end is the signal.
 """
 
 from __future__ import annotations
@@ -147,9 +146,11 @@ class _Server:
             failure = self.made.failure
             if message["config"] != self.config:
                 failure = "the synthesis process of this host serves another training"
-            welcome = {"layout": self.made.layout and vars(self.made.layout)}
-            welcome["description"] = self.made.description
-            self._tell(trainer, {"error": failure} if failure else welcome)
+            if failure or self.made.layout is None:
+                self._tell(trainer, {"error": failure})
+                return
+            layout, description = vars(self.made.layout), self.made.description
+            self._tell(trainer, {"layout": layout, "description": description})
         elif file is not None and self.made.layout is not None:
             trainer.slots = wire.Slots(file, self.made.layout, message["slots"])
             os.close(file)

@@ -21,9 +21,9 @@ VOXEL_SECONDS = 2.85e-7  # of one core per voxel, for all else: warps, phantoms 
 CHANNEL_SECONDS = 5.5e-8  # … and for each channel of labels: warps, losses
 SYNTHESIS_SECONDS = 0.012  # of the synthesis process, per pair …
 SYNTHESIS_VOXEL_SECONDS = 8e-7  # … and voxel
-NATIVE_SECONDS = 1.5e-10  # by the native engine, of one core per multiply-add of the convolutions
-NATIVE_VOXEL_SECONDS = 2.5e-6  # by the native engine, per voxel, for all else …
-NATIVE_CHANNEL_SECONDS = 5e-7  # … and for each channel of labels
+NATIVE_SECONDS = 1.1e-10  # by the native engine, of one core per multiply-add of the convolutions
+NATIVE_VOXEL_SECONDS = 1.4e-6  # by the native engine, per voxel, for all else …
+NATIVE_CHANNEL_SECONDS = 9e-7  # … and for each channel of labels
 VERROU_SECONDS = 21.5e-9  # under Verrou, of one core per multiply-add of the convolutions
 VERROU_VOXEL_SECONDS = 1e-4  # under Verrou, per voxel, for all else
 VERROU_TRANSLATION = 2.0  # seconds of each step, in which Valgrind translates the code anew
@@ -34,6 +34,7 @@ SYNTHESIS_VOXEL_BYTES = 550  # … and per voxel, whatever the batch
 FEATURE_COPIES = 3.0  # of every feature map: before and after its activation, and its derivative
 VOXEL_BYTES = 165  # per voxel, for all else …
 CHANNEL_BYTES = 45  # … and for each channel of labels: four pairs in memory, and the loss's copies
+NATIVE_CHANNEL_BYTES = 190  # … of which the native engine makes more
 
 
 class Cost(NamedTuple):
@@ -73,7 +74,8 @@ def seconds_per_step(
         convolutions = added * NATIVE_SECONDS
         rest = NATIVE_VOXEL_SECONDS + channels * NATIVE_CHANNEL_SECONDS
     if config.engine == "verrou":
-        convolutions, rest, fixed = added * VERROU_SECONDS, VERROU_VOXEL_SECONDS, VERROU_TRANSLATION
+        convolutions, rest = added * VERROU_SECONDS, VERROU_VOXEL_SECONDS
+        fixed = VERROU_TRANSLATION
     work = ranks.host_size * (config.batch * (convolutions + voxels * rest) + fixed)
     cores = len(os.sched_getaffinity(0))
     assert config.threads is not None
@@ -91,7 +93,8 @@ def seconds_per_step(
 def process_bytes(config: TrainConfig, shape: tuple[int, ...], channels: int = 3) -> float:
     """Peak memory of one process of the training, whose pairs have `channels` labels."""
     features = network(config.architecture(), shape).features
-    per_voxel = VOXEL_BYTES + channels * CHANNEL_BYTES
+    each = NATIVE_CHANNEL_BYTES if config.engine == "native" else CHANNEL_BYTES
+    per_voxel = VOXEL_BYTES + channels * each
     per_pair = 4 * FEATURE_COPIES * features + per_voxel * math.prod(shape)
     alone = SYNTHMORPH_PROCESS_BYTES if config.source == "synthmorph" else PROCESS_BYTES
     return alone + config.batch * per_pair + 32 * config.architecture().parameters()
