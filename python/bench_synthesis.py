@@ -4,8 +4,10 @@
 
 First one image: neurite's model as it comes, run eagerly (as a loop that seeds before each call
 must), and the compiled function of `generator_tf`. Then pairs from the synthesis process to a
-trainer that computes nothing. Then trainings, with the share of the time for which they wait.
-Each measurement is a process of its own. Prints Markdown and writes it to notes/benchmarks/.
+trainer that computes nothing. Then trainings as users start them, with as many label maps as there
+are by default: seconds until the first step, and the share of the time for which the trainer waits
+from that step on. Each measurement is a process of its own. Prints Markdown and writes it to
+notes/benchmarks/.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +32,11 @@ from bench import note, processor
 from morphbits.errors import UserError, run_cli
 from morphbits.synthesis.sources import Ranks, SourceConfig, open_source
 
-MAPS = 3  # drawn in the first steps, which are not counted
-WARM_UP = 4
-TRAININGS = [  # name, widths, voxels, processes, steps
-    ("demo (16 32 32 32)", ("16 32 32 32", "32 32 32 32 16 16"), "4mm", 1, 24),
-    ("demo (16 32 32 32)", ("16 32 32 32", "32 32 32 32 16 16"), "4mm", 2, 24),
-    ("published (64)", ("64 64 64 64", "64 64 64 64 64 64"), "2mm", 1, 4),
+MAPS = 3  # where nothing depends on their number
+TRAININGS = [  # name, widths, voxels, processes, steps: all of the first epoch
+    ("demo (16 32 32 32)", ("16 32 32 32", "32 32 32 32 16 16"), "4mm", 1, 100),
+    ("demo (16 32 32 32)", ("16 32 32 32", "32 32 32 32 16 16"), "4mm", 2, 100),
+    ("published (64)", ("64 64 64 64", "64 64 64 64 64 64"), "2mm", 1, 6),
 ]
 
 
@@ -79,8 +82,7 @@ def pairs(size: str) -> dict[str, float]:
     """Seconds per pair, and for which a trainer waits that computes longer than that; memory."""
     config = SourceConfig(source="synthmorph", size=size, maps=MAPS)
     with open_source(config, Ranks(), 1) as source:
-        for step in range(2 * MAPS):
-            source.pair(0, step, 0)
+        source.pair(0, 0, 0)
         start = time.perf_counter()
         for step in range(10, 20):
             source.pair(0, step, 0)
@@ -104,7 +106,8 @@ def pairs(size: str) -> dict[str, float]:
 
 
 def training(widths: list[str], size: str, processes: int, steps: int) -> dict[str, float]:
-    """Seconds per step of a training on shapes, and for how many of them it waits."""
+    """Seconds per step of a training on shapes, and for how many of them it waits, from its first
+    step on; before that, seconds in which the source of its pairs is opened."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable, "-m", "torch.distributed.run", "--standalone",
@@ -116,20 +119,32 @@ def training(widths: list[str], size: str, processes: int, steps: int) -> dict[s
         if done.returncode:
             raise UserError(f"the training failed: {done.stderr.strip()[-300:]}")
         with Path(folder, "times.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))[-steps:]
+            rows = list(csv.DictReader(file))
+        opened = float(Path(folder, "opened").read_text())
     seconds, waited = (sum(float(row[name]) for row in rows) for name in ("seconds", "waited"))
-    return {"seconds": seconds / steps, "waited": waited / steps}
+    return {"opened": opened, "seconds": seconds / steps, "waited": waited / steps}
 
 
 def _trainer(widths: list[str], size: str, steps: int, folder: str) -> None:
+    from morphbits.synthesis import sources
     from morphbits.training import TrainConfig, train
     from morphbits.training.group import processes
 
     enc, dec = widths
     config = TrainConfig(
-        source="synthmorph", enc=enc, dec=dec, size=size, maps=MAPS, epochs=1,
-        steps=steps + WARM_UP, threads=1,
-    )  # fmt: skip
+        source="synthmorph", enc=enc, dec=dec, size=size, epochs=1, steps=steps, threads=1
+    )
+    opened = sources.open_source
+
+    @contextmanager
+    def timed(*arguments: Any) -> Iterator[Any]:
+        start = time.perf_counter()
+        with opened(*arguments) as source:
+            if ranks.rank == 0:
+                Path(folder, "opened").write_text(str(time.perf_counter() - start))
+            yield source
+
+    sources.open_source = timed  # type: ignore[assignment]
     with processes() as ranks:
         train(config, Path(folder), ranks=ranks)
 
@@ -181,17 +196,19 @@ def main() -> None:
         f"# SynthMorph's synthesis, {cpu}, {today}",
         "",
         f"`make bench-synthesis` on {cpu}, {len(os.sched_getaffinity(0))} cores. Shapes of 26 "
-        "labels; synthesis and each trainer on one thread. Seconds: medians of images, means of "
-        "pairs and steps.",
+        f"labels, {SourceConfig().maps} maps of them in a training; synthesis and each trainer on "
+        "one thread. Seconds: medians of images, means of pairs and of all steps of the first "
+        "epoch (of its first six at 2 mm).",
         "",
-        "| training on shapes | voxels | processes | seconds per step | waits, s | share |",
-        "|---|---|---|---|---|---|",
+        "| training on shapes | voxels | processes | TensorFlow and maps before the first step, s "
+        "| seconds per step | waits, s | share |",
+        "|---|---|---|---|---|---|---|",
     )
     for name, widths, size, processes, steps in TRAININGS:
         found = measured("training", widths, size, processes, steps)
         share = f"{100 * found['waited'] / found['seconds']:.1f} %"
         step, wait = f"{found['seconds']:.2f}", f"{found['waited']:.3f}"
-        report.row(name, size, processes, step, wait, share)
+        report.row(name, size, processes, f"{found['opened']:.0f}", step, wait, share)
     report.add(
         "",
         "| voxels | seconds per pair | trainer waits for one that lies ready, s | "

@@ -10,13 +10,18 @@ import sys
 import time
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+import morphbits.synthesis
 from morphbits import images
+from morphbits.config import to_json
 from morphbits.errors import UserError
+from morphbits.synthesis import server, stream, wire
+from morphbits.synthesis.labels import LabelMaps
 from morphbits.synthesis.pair import Pair
 from morphbits.synthesis.sources import Ranks, SourceConfig, open_source
 from morphbits.synthesis.stream import Stream, _channels
@@ -73,7 +78,9 @@ def test_a_key_gives_the_same_bytes_in_another_process_order_and_batch(folder: P
     keys = [divmod(step, STEPS) for step in range(2 * STEPS)]
     trainers = [trainer(str(folder), str(rank)) for rank in (0, 1)]
     config = SourceConfig(source="synthmorph", labels=str(folder), steps=STEPS, batch=2)
-    with open_source(config, Ranks(), 1) as source:
+    lines: list[str] = []
+    with open_source(config, Ranks(), 1, say=lines.append) as source:
+        assert lines == [f"3 label maps ({folder}) of 4 labels, 3 of them targets"]
         both = {key: source.pair(*key, 0) for key in (keys[3], keys[0], keys[2], keys[1])}
         assert digest(source.pair(*keys[3], 0)) == digest(both[keys[3]])
         next_rank = source.pair(0, 0, 1)
@@ -123,6 +130,50 @@ def test_what_is_wrong_with_label_maps_reaches_the_trainer(tmp_path: Path) -> No
     images.save(tmp_path / "one.nii.gz", np.arange(4096).reshape(16, 16, 16) % 3, np.eye(4))
     with pytest.raises(UserError, match="pairs from different subjects need two label maps"):
         opened()
+
+
+def test_all_ranks_of_a_host_and_nobody_else_have_one_session(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever their parent is, as long as torchrun started them."""
+    told = dict(zip(stream.TORCHRUN, ("run", "127.0.0.1", "29400", "0", "0"), strict=True))
+    for name in stream.TORCHRUN:
+        monkeypatch.delenv(name, raising=False)
+    ranks = [Ranks(rank, 4, rank, 4) for rank in range(2)]
+    alone = stream._session(Ranks())
+    by_parent = {stream._session(one) for one in ranks}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "getppid", iter(range(2, 99)).__next__)
+    by_torchrun = {stream._session(one) for one in ranks}
+    assert len(by_parent) == len(by_torchrun) == 1
+    others = {alone, *by_parent, *by_torchrun}
+    for name in told:  # another job, machine of the job, or start of it
+        monkeypatch.setenv(name, "7")
+        others.add(stream._session(ranks[0]))
+        monkeypatch.setenv(name, told[name])
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    others.add(stream._session(ranks[0]))
+    assert len(others) == 3 + len(told) + 1
+    assert max(map(len, others)) < 100 - len("-123-99")  # names of sockets have 107 bytes
+
+
+def test_drawn_maps_are_there_before_the_first_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that no trainer waits for them with its first pairs."""
+    drawn: list[LabelMaps] = []
+
+    def generator(config: SourceConfig, maps: LabelMaps) -> SimpleNamespace:
+        drawn.append(maps)
+        return SimpleNamespace(image=lambda *_: None)
+
+    instead = SimpleNamespace(set_threads=lambda threads: None, Generator=generator)
+    monkeypatch.setitem(sys.modules, "morphbits.synthesis.generator_tf", instead)
+    monkeypatch.setattr(morphbits.synthesis, "generator_tf", instead, raising=False)
+    config = SourceConfig(source="synthmorph", size="4mm", maps=3)
+    made = server._prepare(to_json(config), 1, 2)
+    assert drawn[0]._map.cache_info().currsize == 3
+    assert made.description == drawn[0].describe()
+    assert made.layout == wire.Layout((48, 48, 48), 26, 1)
 
 
 def test_the_process_dies_with_its_trainer() -> None:

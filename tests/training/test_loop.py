@@ -405,8 +405,45 @@ def test_estimates_are_of_the_right_size() -> None:
         for engine in ("ieee", "verrou")
     ]
     assert seconds == pytest.approx([0.155, 105], rel=0.2)  # as measured
+    native = replace(demo, engine="native")
+    for enc, dec, least, most in (
+        (demo.enc, demo.dec, 0.9, 1.2),
+        ("8 16 16 16", "16 16 16 16 8 8", 0.45, 0.6),
+        ("64 64 64 64", "64 64 64 64 64 64", 2.5, 4),
+    ):
+        wide = replace(native, enc=enc, dec=dec)
+        found = estimate.seconds_per_step(wide, (48, 48, 48), Ranks())
+        assert least / 1.25 < found < 1.25 * most, enc
     tiny = replace(demo, enc="2 2", dec="2 2", engine="verrou")
     assert estimate.seconds_per_step(tiny, (48, 48, 48), Ranks()) == pytest.approx(15, rel=0.2)
+
+
+def test_estimates_of_synthmorphs_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 26 labels, beside a synthesis process: what was measured (notes/synthesis.md), GB."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    tiny = TrainConfig(source="synthmorph", enc="2 2", dec="2 2", threads=1)
+    demo = replace(tiny, enc="16 32 32 32", dec="32 32 32 32 16 16")
+    small, large = (48, 48, 48), (80, 96, 80)
+    for recipe, shape, channels, trainer in (
+        (tiny, small, 26, 0.61), (tiny, large, 26, 1.22), (tiny, large, 3, 0.66),
+        (replace(tiny, batch=2), large, 26, 2.09), (demo, small, 26, 0.67),
+        (demo, large, 26, 1.44),
+    ):  # fmt: skip
+        found = estimate.process_bytes(recipe, shape, channels) / 1e9
+        assert trainer < found < 1.25 * trainer
+    native = estimate.process_bytes(replace(demo, engine="native"), small, 26) / 1e9
+    assert 1.09 < native < 1.25 * 1.09
+    for shape, process in ((small, 1.10), (large, 1.36)):
+        assert process < estimate.synthesis_bytes(tiny, shape) / 1e9 < 1.25 * process
+
+    said = estimate.describe(demo, Ranks(host_size=2), large, 0, channels=26, synth_procs=2)
+    assert "1.6 GB per process, 1.4 GB for synthesis, 6.0 GB on this machine" in said
+    # the synthesis needs cores too, and a trainer that computes less waits for it
+    alone = estimate.seconds_per_step(replace(demo, source="phantom-pairs"), small, Ranks(), 26)
+    two = estimate.seconds_per_step(demo, small, Ranks(host_size=2), 26)
+    assert estimate.seconds_per_step(demo, small, Ranks(), 26) == alone
+    assert two == pytest.approx(alone + 0.1, rel=0.05)
+    assert estimate.seconds_per_step(tiny, large, Ranks(), 1) == pytest.approx(0.5, rel=0.05)
 
 
 def test_a_recipe_and_the_command_line_take_numbers(tmp_path: Path) -> None:

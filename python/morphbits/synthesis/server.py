@@ -1,11 +1,12 @@
 """The synthesis process: makes pairs for all trainers of a host, in the order of their requests.
 
-    python -m morphbits.synthesis.server NAME TRAINERS THREADS CONFIG     (started by `stream`)
+    python -m morphbits.synthesis.server NAME TRAINERS THREADS CORES CONFIG   (started by `stream`)
 
-Listens at the socket NAME (see `wire`) at once, then loads TensorFlow and the label maps. One pair
-is made at a time; what a trainer waits for goes before what it will need next. Ends when all
-TRAINERS have come and left, or at once when the process that started it dies: standard input is a
-pipe that nobody writes to, and its end is the signal.
+Listens at the socket NAME (see `wire`) at once, then loads TensorFlow and the label maps. Maps
+that are drawn are drawn meanwhile, all of them, by CORES threads; then the trainers are let in.
+One pair is made at a time, by THREADS; what a trainer waits for goes before what it will need
+next. Ends when all TRAINERS have come and left, or at once when the process that started it dies:
+standard input is a pipe that nobody writes to, and its end is the signal.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -29,15 +31,14 @@ Make = Callable[[wire.Slots, Request], None]  # puts the pair of a request into 
 
 
 def main() -> None:
-    name, trainers, threads, config = sys.argv[1:]
+    name, trainers, threads, cores, config = sys.argv[1:]
     threading.Thread(target=_end_with_parent, daemon=True).start()
     listener = wire.listen(name)
     try:
-        make, layout = _prepare(config, int(threads))
-        failure = ""
+        made = _prepare(config, int(threads), int(cores))
     except Exception as error:
-        make, layout, failure = _refuse, None, _sentence(error)
-    _Server(listener, config, make, layout, failure).serve(int(trainers))
+        made = _Made(_refuse, failure=_sentence(error))
+    _Server(listener, config, made).serve(int(trainers))
 
 
 def _end_with_parent() -> None:
@@ -55,21 +56,38 @@ def _refuse(slots: wire.Slots, request: Request) -> None:
     raise AssertionError("nobody who asks has been let in")
 
 
-def _prepare(text: str, threads: int) -> tuple[Make, wire.Layout]:
+@dataclass(frozen=True)
+class _Made:
+    """What the trainers are served with, and what it is in words; or, instead, the `failure` that
+    all of them are told."""
+
+    make: Make
+    layout: wire.Layout | None = None
+    description: str = ""
+    failure: str = ""
+
+
+def _prepare(text: str, threads: int, cores: int) -> _Made:
     # here, so that the socket is there at once, and faults are found before TensorFlow is loaded
     from morphbits.config import from_json
     from morphbits.synthesis.generator import choose
-    from morphbits.synthesis.labels import open_labels
+    from morphbits.synthesis.labels import drawing_seconds, open_labels
     from morphbits.synthesis.sources import SourceConfig
 
     config = from_json(SourceConfig, text, "the trainer's configuration")
     labels = config.labels or "shapes"
     maps = open_labels(labels, config.targets, config.maps, config.seed, config.size, config.data)
     choose(config, maps.count, config.seed, 0, 0, 0)  # raises where one map is not enough
-    from morphbits.synthesis import generator_tf
+    with ThreadPoolExecutor(1) as beside:
+        drawn = bool(drawing_seconds(labels, config.maps, config.size))
+        drawing = beside.submit(maps.draw_all, cores) if drawn else None
+        from morphbits.synthesis import generator_tf
 
-    generator_tf.set_threads(threads)
-    generator = generator_tf.Generator(config, maps)
+        generator_tf.set_threads(threads)
+        generator = generator_tf.Generator(config, maps)
+    if drawing:
+        drawing.result()  # raises what it ended with
+    generator.image(0, (), (0, 0))  # TensorFlow takes a second more for the first one
 
     def make(slots: wire.Slots, request: Request) -> None:
         images, targets = slots.images(request["slot"]), slots.targets(request["slot"])
@@ -81,7 +99,8 @@ def _prepare(text: str, threads: int) -> tuple[Make, wire.Layout]:
             for side, (image, target) in enumerate(generator.pair(choice)):
                 images[side, k], targets[side, k] = image, target
 
-    return make, wire.Layout(maps.shape, len(maps.targets), config.batch)
+    layout = wire.Layout(maps.shape, len(maps.targets), config.batch)
+    return _Made(make, layout, maps.describe())
 
 
 @dataclass(eq=False)
@@ -91,18 +110,10 @@ class _Trainer:
 
 
 class _Server:
-    """Answers the trainers; `failure` is what to tell all of them instead."""
+    """Answers the trainers."""
 
-    def __init__(
-        self,
-        listener: socket.socket,
-        config: str,
-        make: Make,
-        layout: wire.Layout | None,
-        failure: str,
-    ) -> None:
-        self.listener, self.config, self.make = listener, config, make
-        self.layout, self.failure = layout, failure
+    def __init__(self, listener: socket.socket, config: str, made: _Made) -> None:
+        self.listener, self.config, self.made = listener, config, made
         self.selector = selectors.DefaultSelector()
         self.selector.register(listener, selectors.EVENT_READ)
         self.jobs: deque[tuple[_Trainer, Request]] = deque()
@@ -132,12 +143,16 @@ class _Server:
         if message is None:
             self._dismiss(trainer)
         elif "config" in message:
-            failure = self.failure
+            failure = self.made.failure
             if message["config"] != self.config:
                 failure = "the synthesis process of this host serves another training"
-            self._tell(trainer, {"error": failure} if failure else vars(self.layout))
-        elif file is not None and self.layout is not None:
-            trainer.slots = wire.Slots(file, self.layout, message["slots"])
+            if failure or self.made.layout is None:
+                self._tell(trainer, {"error": failure})
+                return
+            layout, description = vars(self.made.layout), self.made.description
+            self._tell(trainer, {"layout": layout, "description": description})
+        elif file is not None and self.made.layout is not None:
+            trainer.slots = wire.Slots(file, self.made.layout, message["slots"])
             os.close(file)
         elif message["wanted"]:
             self.jobs.appendleft((trainer, message))
@@ -147,7 +162,7 @@ class _Server:
     def _answer(self, trainer: _Trainer, request: Request) -> None:
         assert trainer.slots is not None
         try:
-            self.make(trainer.slots, request)
+            self.made.make(trainer.slots, request)
             self._tell(trainer, {"slot": request["slot"]})
         except Exception as error:
             self._tell(trainer, {"error": _sentence(error)})

@@ -9,7 +9,7 @@ training draws does not depend on how it was interrupted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -59,9 +59,10 @@ class Ranks:
 
 class Source(Protocol):
     """A stream of training pairs that can be asked for any of them; `shape` (X, Y, Z) is that of
-    the largest."""
+    the largest, `channels` the number of their labels."""
 
     shape: tuple[int, int, int]
+    channels: int
 
     def pair(self, epoch: int, step: int, rank: int) -> Pair:
         """The batch of `rank` at `step` (from 0, in its epoch) of `epoch` (from 0)."""
@@ -78,18 +79,22 @@ def check(config: SourceConfig) -> None:
 
 @contextmanager
 def open_source(
-    config: SourceConfig, ranks: Ranks, threads: int, synth_procs: int = 1
+    config: SourceConfig,
+    ranks: Ranks,
+    threads: int,
+    synth_procs: int = 1,
+    say: Callable[[str], object] | None = None,
 ) -> Iterator[Source]:
     """The source that `config` names, for one process; `threads` are for what computes in it.
 
     synthmorph computes in `synth_procs` processes of its own, of one thread each, which serve all
-    ranks of a host.
+    ranks of a host. `say` takes lines about it for the user; without it nobody hears them.
     """
     check(config)
     if config.source == "synthmorph":
         from morphbits.synthesis import stream  # here, because it imports this module
 
-        with stream.open_stream(config, ranks, synth_procs) as pairs:
+        with stream.open_stream(config, ranks, synth_procs, say or (lambda line: None)) as pairs:
             yield pairs
     else:
         yield _PhantomPairs(config, ranks, threads)
@@ -101,6 +106,7 @@ class _PhantomPairs:
     def __init__(self, config: SourceConfig, ranks: Ranks, threads: int) -> None:
         self.config, self.ranks, self.threads = config, ranks, threads
         self.shape = NetworkGrid.around(SIZES[config.size].voxels).size
+        self.channels = 3  # tissues
 
     def pair(self, epoch: int, step: int, rank: int) -> Pair:
         config = self.config

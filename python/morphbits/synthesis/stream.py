@@ -11,7 +11,9 @@ channels as they leave it.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import os
 import signal
 import socket
@@ -19,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -33,12 +35,19 @@ import morphbits
 from morphbits.config import to_json
 from morphbits.errors import UserError
 from morphbits.synthesis import wire
+from morphbits.synthesis.labels import drawing_seconds
 from morphbits.synthesis.pair import Pair
 from morphbits.synthesis.sources import Ranks, SourceConfig
 
 SLOTS = 3  # of each trainer: the pair it waits for, or has, and two ahead
 START = 60  # seconds within which the first trainer's process must listen
 END = 30  # seconds that the first trainer waits for the others to leave
+LOADING = 6.0  # seconds until TensorFlow is there and the generator compiled
+DRAWERS = 4  # threads that draw label maps, at most
+# What torchrun gives the processes that it starts: alike for all of one host and no other's.
+TORCHRUN = (
+    "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "TORCHELASTIC_RESTART_COUNT"
+)  # fmt: skip
 
 Key = tuple[int, int, int]  # epoch, step, rank
 
@@ -58,9 +67,11 @@ class Stream:
         self.config, self._connections, self._processes = config, connections, processes
         for connection in connections:
             wire.send(connection, {"config": to_json(config)})
-        *_, layout = [self._heard(connection) for connection in connections]
+        *_, welcome = [self._heard(connection) for connection in connections]
+        layout = welcome["layout"]
         self.layout = wire.Layout(tuple(layout["shape"]), layout["labels"], layout["batch"])
-        self.shape = self.layout.shape
+        self.shape, self.channels = self.layout.shape, self.layout.labels
+        self.description: str = welcome["description"]
         count = SLOTS + len(connections) - 1
         memory = wire.shared_memory(self.layout, count)
         for connection in connections:
@@ -160,13 +171,13 @@ def _channels(targets_BXYZ: NDArray[Any], labels: int) -> Tensor:
 class _Process:
     """A synthesis process that this one has started, and that dies with it."""
 
-    def __init__(self, name: str, trainers: int, config: SourceConfig) -> None:
+    def __init__(self, name: str, trainers: int, config: SourceConfig, cores: int = 1) -> None:
         package = Path(morphbits.__file__).parents[1]
         paths = [str(package), os.environ.get("PYTHONPATH", "")]
         module = ["-m", "morphbits.synthesis.server"]
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
         self._process = subprocess.Popen(
-            [sys.executable, *module, name, str(trainers), "1", to_json(config)],
+            [sys.executable, *module, name, str(trainers), "1", str(cores), to_json(config)],
             stdin=subprocess.PIPE,
             stderr=self._errors,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
@@ -198,23 +209,33 @@ class _Process:
 
 
 @contextmanager
-def open_stream(config: SourceConfig, ranks: Ranks, processes: int) -> Iterator[Stream]:
+def open_stream(
+    config: SourceConfig, ranks: Ranks, processes: int, say: Callable[[str], object]
+) -> Iterator[Stream]:
     """Pairs from `processes` synthesis processes on this host; the host's first rank starts them.
 
-    All ranks of a host call this equally often, so that they agree on the names of the sockets.
+    `say` takes lines for the user: what is being waited for, then what the pairs are made of. All
+    ranks of a host call this equally often, so that they agree on the names of the sockets.
     """
     # without what a kind of training has in addition
     config = SourceConfig(**{one.name: getattr(config, one.name) for one in fields(SourceConfig)})
     names = [f"{_session(ranks)}-{next(_opened)}-{number}" for number in range(processes)]
+    cores = min(DRAWERS, max(1, len(os.sched_getaffinity(0)) // processes))
     started: list[_Process] = []
     connections: list[socket.socket] = []
     patience = 0.0
     try:
         if ranks.host_rank == 0:
-            started = [_Process(name, ranks.host_size, config) for name in names]
+            started = [_Process(name, ranks.host_size, config, cores) for name in names]
+        seconds = drawing_seconds(config.labels or "shapes", config.maps, config.size)
+        if seconds:
+            wait = max(LOADING, (LOADING + seconds) / cores)
+            say(f"{config.maps} label maps are drawn before the first step: about {_time(wait)}")
         for name in names:
             connections.append(_connected(name, started))
-        yield Stream(config, connections, started)
+        stream = Stream(config, connections, started)
+        say(stream.description)
+        yield stream
         patience = END
     finally:
         for connection in connections:
@@ -224,11 +245,19 @@ def open_stream(config: SourceConfig, ranks: Ranks, processes: int) -> Iterator[
 
 
 def _session(ranks: Ranks) -> str:
-    """What the ranks of one training on one host have in common, and nobody else has: torchrun's
-    process, which started them, and how often it has."""
+    """What the ranks of one training on one host have in common, and nobody else has: what
+    torchrun tells them, also through a shell between it and them; without it their parent."""
+    user = f"morphbits-{os.getuid()}"
     if ranks.host_size == 1:
-        return f"morphbits-{os.getpid()}"
-    return f"morphbits-{os.getppid()}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}-host"
+        return f"{user}-{os.getpid()}"
+    told = [os.environ.get(name, "") for name in TORCHRUN]
+    if "MASTER_PORT" not in os.environ:  # which no two jobs of one host have at a time
+        return f"{user}-parent-{os.getppid()}"
+    return f"{user}-{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]}"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
 
 
 def _connected(name: str, started: list[_Process]) -> socket.socket:

@@ -1,7 +1,8 @@
 """What a training will take, said before it starts.
 
-The constants were measured with `make bench-train` (AMD EPYC with AVX-512, torch 2.13) and hold
-within a factor of two on one kind of machine; time left is measured while it runs.
+The constants were measured (AMD EPYC with AVX-512, torch 2.13) and hold within a factor of two on
+one kind of machine; time left is measured while it runs. notes/synthesis.md has what those of
+SynthMorph's pairs were fitted to.
 """
 
 from __future__ import annotations
@@ -16,13 +17,24 @@ from morphbits.training.log import duration
 from morphbits.training.recipe import TrainConfig
 
 RATE = 90e9  # floating-point operations of the convolutions per second and core
-VOXEL_SECONDS = 4.5e-7  # of one core per voxel, for all else: warps, losses, synthesis
+VOXEL_SECONDS = 2.85e-7  # of one core per voxel, for all else: warps, phantoms …
+CHANNEL_SECONDS = 5.5e-8  # … and for each channel of labels: warps, losses
+SYNTHESIS_SECONDS = 0.012  # of the synthesis process, per pair …
+SYNTHESIS_VOXEL_SECONDS = 8e-7  # … and voxel
+NATIVE_SECONDS = 1.1e-10  # by the native engine, of one core per multiply-add of the convolutions
+NATIVE_VOXEL_SECONDS = 1.4e-6  # by the native engine, per voxel, for all else …
+NATIVE_CHANNEL_SECONDS = 9e-7  # … and for each channel of labels
 VERROU_SECONDS = 21.5e-9  # under Verrou, of one core per multiply-add of the convolutions
 VERROU_VOXEL_SECONDS = 1e-4  # under Verrou, per voxel, for all else
 VERROU_TRANSLATION = 2.0  # seconds of each step, in which Valgrind translates the code anew
 PROCESS_BYTES = 0.7e9  # Python, torch, the template
+SYNTHMORPH_PROCESS_BYTES = 0.55e9  # without the template
+SYNTHESIS_BYTES = 1.05e9  # a synthesis process: TensorFlow …
+SYNTHESIS_VOXEL_BYTES = 550  # … and per voxel, whatever the batch
 FEATURE_COPIES = 3.0  # of every feature map: before and after its activation, and its derivative
-VOXEL_BYTES = 300  # per voxel, for all else
+VOXEL_BYTES = 165  # per voxel, for all else …
+CHANNEL_BYTES = 45  # … and for each channel of labels: four pairs in memory, and the loss's copies
+NATIVE_CHANNEL_BYTES = 190  # … of which the native engine makes more
 
 
 class Cost(NamedTuple):
@@ -45,38 +57,79 @@ def network(architecture: Architecture, shape: tuple[int, ...]) -> Cost:
     return Cost(operations, features)
 
 
-def seconds_per_step(config: TrainConfig, shape: tuple[int, ...], ranks: Ranks) -> float:
+def seconds_per_step(
+    config: TrainConfig,
+    shape: tuple[int, ...],
+    ranks: Ranks,
+    channels: int = 3,
+    synth_procs: int = 1,
+) -> float:
     """On a machine like that of the constants, with this one's cores and nothing else to do."""
-    cost = network(config.architecture(), shape)
-    # the backward pass computes two convolutions for each of the forward pass
-    work = config.batch * (3 * cost.operations / RATE + math.prod(shape) * VOXEL_SECONDS)
+    operations, voxels = network(config.architecture(), shape).operations, math.prod(shape)
+    # the backward pass computes two convolutions for each of the forward pass; two operations are
+    # a multiply-add
+    convolutions, added = 3 * operations / RATE, 3 * operations / 2
+    rest, fixed = VOXEL_SECONDS + channels * CHANNEL_SECONDS, 0.0
+    if config.engine == "native":
+        convolutions = added * NATIVE_SECONDS
+        rest = NATIVE_VOXEL_SECONDS + channels * NATIVE_CHANNEL_SECONDS
     if config.engine == "verrou":
-        convolutions = 3 * cost.operations / 2 * VERROU_SECONDS
-        rest = math.prod(shape) * VERROU_VOXEL_SECONDS
-        work = config.batch * (convolutions + rest) + VERROU_TRANSLATION
+        convolutions, rest = added * VERROU_SECONDS, VERROU_VOXEL_SECONDS
+        fixed = VERROU_TRANSLATION
+    work = ranks.host_size * (config.batch * (convolutions + voxels * rest) + fixed)
     cores = len(os.sched_getaffinity(0))
     assert config.threads is not None
-    used = min(config.threads * ranks.host_size, cores)
-    return work * ranks.host_size / used
+    threads = config.threads * ranks.host_size
+    seconds = work / min(threads, cores)
+    if config.source == "synthmorph":
+        pairs = ranks.host_size * config.batch
+        synthesis = pairs * (SYNTHESIS_SECONDS + voxels * SYNTHESIS_VOXEL_SECONDS)
+        # one waits for the other, or both for cores
+        both = (work + synthesis) / min(threads + synth_procs, cores)
+        seconds = max(seconds, synthesis / min(synth_procs, cores), both)
+    return seconds
 
 
-def process_bytes(config: TrainConfig, shape: tuple[int, ...]) -> float:
-    """Peak memory of one process."""
+def process_bytes(config: TrainConfig, shape: tuple[int, ...], channels: int = 3) -> float:
+    """Peak memory of one process of the training, whose pairs have `channels` labels."""
     features = network(config.architecture(), shape).features
-    per_pair = 4 * FEATURE_COPIES * features + VOXEL_BYTES * math.prod(shape)
-    return PROCESS_BYTES + config.batch * per_pair + 32 * config.architecture().parameters()
+    each = NATIVE_CHANNEL_BYTES if config.engine == "native" else CHANNEL_BYTES
+    per_voxel = VOXEL_BYTES + channels * each
+    per_pair = 4 * FEATURE_COPIES * features + per_voxel * math.prod(shape)
+    alone = SYNTHMORPH_PROCESS_BYTES if config.source == "synthmorph" else PROCESS_BYTES
+    return alone + config.batch * per_pair + 32 * config.architecture().parameters()
 
 
-def describe(config: TrainConfig, ranks: Ranks, shape: tuple[int, ...], done: int) -> str:
-    """Time and memory, and a warning where there are more processes than cores; lines."""
+def synthesis_bytes(config: TrainConfig, shape: tuple[int, ...]) -> float:
+    """Peak memory of a synthesis process; 0 where there is none."""
+    if config.source != "synthmorph":
+        return 0.0
+    return SYNTHESIS_BYTES + (SYNTHESIS_VOXEL_BYTES + config.maps) * math.prod(shape)
+
+
+def describe(
+    config: TrainConfig,
+    ranks: Ranks,
+    shape: tuple[int, ...],
+    done: int,
+    channels: int = 3,
+    synth_procs: int = 1,
+) -> str:
+    """Time and memory, and a warning where there are more processes than cores; lines.
+
+    channels: labels of the pairs. synth_procs: synthesis processes on this machine, if any.
+    """
     cores = len(os.sched_getaffinity(0))
-    per_step = seconds_per_step(config, shape, ranks)
+    per_step = seconds_per_step(config, shape, ranks, channels, synth_procs)
     left = duration(per_step * (config.total_steps - done))
-    memory = process_bytes(config, shape) / 1e9
+    memory = process_bytes(config, shape, channels) / 1e9
+    synthesis = synthesis_bytes(config, shape) / 1e9
+    beside = f", {synthesis:.1f} GB for synthesis" if synthesis else ""
     lines = [
-        f"pairs of {' x '.join(map(str, shape))} voxels; {config.total_steps - done} steps of "
-        f"about {per_step:.2g} s, about {left}; memory about {memory:.1f} GB per process, "
-        f"{memory * ranks.host_size:.1f} GB on this machine"
+        f"pairs of {' x '.join(map(str, shape))} voxels, {channels} labels; "
+        f"{config.total_steps - done} steps of about {per_step:.2g} s, about {left}; memory about "
+        f"{memory:.1f} GB per process{beside}, "
+        f"{memory * ranks.host_size + synthesis * synth_procs:.1f} GB on this machine"
     ]
     assert config.threads is not None
     if config.threads * ranks.host_size > cores:
