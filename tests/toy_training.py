@@ -47,6 +47,7 @@ class ToySource:
     """Two blobs somewhere, in images of random brightness."""
 
     shape = (16, 16, 16)
+    channels = 2
 
     def __init__(self, config: SourceConfig, ranks: Ranks) -> None:
         self.config, self.ranks = config, ranks

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -90,11 +91,13 @@ def train(
         group.from_first(lambda: stack.enter_context(checkpoint.opened(folder, run.resume)))
         training = _Training(config, folder, run, group)
         stack.callback(training.close)
+        say = partial(print, flush=True) if training.log else None
         source = stack.enter_context(
-            sources.open_source(config, ranks, config.threads, run.synth_procs)
+            sources.open_source(config, ranks, config.threads, run.synth_procs, say)
         )
-        if training.log:
-            print(estimate.describe(config, ranks, source.shape, training.step), flush=True)
+        if say:
+            cost = source.shape, training.step, source.channels, run.synth_procs
+            say(estimate.describe(config, ranks, *cost))
         # Verrou perturbs a process, all its threads: pairs are drawn between its regions
         ahead = 0 if config.engine == "verrou" else 2
         pairs = stack.enter_context(prefetch(source, training.keys(), ahead))
