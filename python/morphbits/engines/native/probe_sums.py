@@ -150,7 +150,8 @@ def _either(words: Sequence[str]) -> str:
 def terms_first(x: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
     """(N, I): the elements that are summed, in row-major order, of each sum."""
     kept = [d for d in range(x.dim()) if d not in axes]
-    return x.permute([*axes, *kept]).reshape(prod(x.shape[d] for d in axes), -1)
+    terms, inner = (prod(x.shape[d] for d in some) for some in (axes, kept))
+    return x.permute([*axes, *kept]).reshape(terms, inner)
 
 
 def _read_sum(
