@@ -240,6 +240,26 @@ def test_strides_groups_and_gradients_have_torchs_bytes(
     assert sum(layer.startswith(f"{strided} 2×") for layer in orders) == parts
 
 
+@pytest.mark.parametrize("size", [16, 33])
+def test_a_network_on_channels_last_has_torchs_bytes(size: int) -> None:
+    """Each layer is read in the layout in which torch hands its input on."""
+    torch.manual_seed(2)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.ReLU(),
+        torch.nn.Conv2d(16, 32, 3, padding=1), torch.nn.LeakyReLU(0.25),
+        torch.nn.Conv2d(32, 8, 3),
+    )  # fmt: skip
+    x = torch.randn(2, 3, size, size).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        plain = model(x)
+        with random_rounding("nearest", accumulation="probe") as stats:
+            ours = model(x)
+    proven = all("the same bytes" in words for words in stats.orders.values())
+    assert len(stats.orders) == 3 and ours.stride() == plain.stride()
+    assert same_bytes(ours, plain) == proven
+    assert proven or "avx512" not in available_variants(), stats.orders
+
+
 def test_what_is_not_probed_is_said() -> None:
     x, w, _ = layer(4, 4, (6, 6, 6))
     w.requires_grad_()
