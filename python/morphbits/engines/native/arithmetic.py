@@ -175,7 +175,7 @@ class Hand:
             return None
         kernel = partial(mode.outside, partial(torch.sum, dim=axes))
         found = probe_sums.sum_order(kernel, x, axes, mode.threads)
-        mode.statistics.orders[f"{self.name} {found.layer}"] = found.words
+        mode.probed(f"{self.name} {found.layer}", found.words)
         return found if found.parts else None
 
     def mean(

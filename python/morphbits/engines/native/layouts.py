@@ -71,9 +71,10 @@ def laid_out(result: Any, func: Any, args: Any, kwargs: Any) -> Any:
 
 def _strides(leaves: list[Any], func: Any, args: Any, kwargs: Any) -> list[Strides | None]:
     """Of each of the results, where it is a tensor and torch says."""
-    name, row_order = func.overloadpacket.__name__, torch.contiguous_format
-    known = {name: row_order for name in ROW_MAJOR}.get(name)
-    if name == "convolution":
+    name, known = func.overloadpacket.__name__, None
+    if name in ROW_MAJOR:
+        known = torch.contiguous_format
+    elif name == "convolution":
         known = _of_convolution(*args)
     elif name in CHANNELS_LAST:
         known = suggested(args[0])

@@ -165,6 +165,7 @@ class RandomRounding(TorchDispatchMode):
         self.allowed: frozenset[str] = frozenset()
         self.statistics = Statistics()
         self._operators = 0
+        self._widened = False  # an operator on float16 or bfloat16 is computed in float32
 
     def next_rounding(self, name: str, operations: int, accumulates: bool = False) -> Rounding:
         """Count an operator of `operations` elementary operations and give it its own random
@@ -204,6 +205,14 @@ class RandomRounding(TorchDispatchMode):
                 "sequential, direct or blocked:K"
             )
         return self.accumulation == "probe"
+
+    def probed(self, layer: str, words: str) -> None:
+        """Enter what was found into the statistics. Of 16-bit operands the kernel that was read is
+        that of float32, which says nothing of the framework's bytes."""
+        if self._widened:
+            layer, words = f"{layer}, 16 bits", words.removesuffix(": the same bytes")
+            words = words if words.startswith("not read") else f"{words}, read in float32"
+        self.statistics.orders[layer] = words
 
     def not_probed(self, name: str, instead: str) -> None:
         """Say in the statistics that the additions of an operator were not read off."""
@@ -321,7 +330,11 @@ class RandomRounding(TorchDispatchMode):
         that torch gives them."""
         hand = Hand(self, func.overloadpacket.__name__)
         wide = tree_map(lambda x: x.to(torch.float32) if _is_half(x) else x, (args, kwargs))
-        result = rule.handler(self, func, *wide[0], **wide[1])
+        outer, self._widened = self._widened, True
+        try:
+            result = rule.handler(self, func, *wide[0], **wide[1])
+        finally:
+            self._widened = outer
         # what the operator changed in place
         for argument, *values in zip(func._schema.arguments, args, wide[0], strict=False):
             written = argument.alias_info is not None and argument.alias_info.is_write

@@ -120,7 +120,7 @@ class _Own:
         kernel = (layer, self.image.stride(), self.weight.stride(), self.image.shape)
         outside = functools.partial(mode.outside, convolve or self)
         found = probe.order(outside, *tensors, steps, mode.threads, kernel)
-        mode.statistics.orders[layer] = found.words
+        mode.probed(layer, found.words)
         return found.terms
 
 

@@ -362,8 +362,7 @@ def _grid_sampler_backward(
     check(func, gradient, x, grid)
     h, dims = Hand(mode, func.overloadpacket.__name__), grid.shape[-1]
     if not len(x):
-        found = [v.new_empty(v.shape) if wanted else None for v, wanted in zip((x, grid), output_mask)]
-        return found[0], found[1]
+        return x.clone() if output_mask[0] else None, grid.clone() if output_mask[1] else None
     to_x, to_grid = [], []
     for image, points, out in zip(x, grid, gradient, strict=True):
         channels = image.shape[0]
