@@ -73,6 +73,26 @@ def test_results_have_torchs_strides(case: Case, layout: Callable[[Tensor], Tens
         assert same_bytes(found[0].contiguous(), plain[0].contiguous())
 
 
+@pytest.mark.parametrize("last", [(True, False), (False, True)])
+def test_a_gradient_lies_as_torch_lays_it(last: tuple[bool, bool]) -> None:
+    """Where the image and the gradient that comes in have layouts of their own."""
+    aten, given = torch.ops.aten, torch.randn(2, 2, 4, 6, 6)
+    g, x = (channels_last(v) if of else v for v, of in zip(given, last, strict=True))
+    wide, w, per_group, mask = F.pad(g, (1,) * 4), torch.ones(4), torch.ones(2, 2), [True] * 3
+    for f in (
+        lambda: aten.native_batch_norm_backward(g, x, w, w, w, w, w, True, 1e-5, mask)[0],
+        lambda: aten.native_group_norm_backward(g, x, *(per_group,) * 2, w, 2, 4, 36, 2, mask)[0],
+        lambda: aten.reflection_pad2d_backward(wide, x, [1] * 4),
+        lambda: aten.replication_pad2d_backward(wide, x, [1] * 4),
+        lambda: aten.mse_loss_backward(g, x, x, 0),
+        lambda: aten.upsample_bilinear2d_backward(g, [6, 6], [2, 4, 3, 3], False, None, None),
+    ):
+        expected = f()
+        with random_rounding():
+            found = f()
+        assert found.stride() == expected.stride(), f
+
+
 def test_a_view_of_a_result_is_taken_as_in_torch() -> None:
     convolution, x = nn.Conv2d(3, 8, 3), channels_last(torch.randn(2, 3, 8, 8))
     with random_rounding():

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-# Kernels that return new tensors in row-major order, and those that keep channels last but no
-# other order.
+# Kernels that return new tensors in row-major order, and those that keep the image's channels last
+# but no other order.
 ROW_MAJOR = frozenset(
     """
     _upsample_lanczos2d_aa_backward huber_loss_backward log_sigmoid_forward mse_loss_backward
@@ -25,8 +25,8 @@ ROW_MAJOR = frozenset(
 CHANNELS_LAST = frozenset(
     """
     _native_batch_norm_legit _native_batch_norm_legit_no_training native_batch_norm
-    native_batch_norm_backward reflection_pad2d_backward reflection_pad3d_backward
-    replication_pad2d_backward replication_pad3d_backward
+    native_batch_norm_backward native_group_norm_backward reflection_pad2d_backward
+    reflection_pad3d_backward replication_pad2d_backward replication_pad3d_backward
     """.split()
 )
 Strides = tuple[int, ...]
@@ -77,7 +77,7 @@ def _strides(leaves: list[Any], func: Any, args: Any, kwargs: Any) -> list[Strid
     elif name == "convolution":
         known = _of_convolution(*args)
     elif name in CHANNELS_LAST:
-        known = suggested(args[0])
+        known = suggested(args[name.endswith("_backward")])
     if known is not None:
         return [None if x is None else _strides_in(known, x.shape) for x in leaves]
     try:
