@@ -240,6 +240,67 @@ def test_strides_groups_and_gradients_have_torchs_bytes(
     assert sum(layer.startswith(f"{strided} 2×") for layer in orders) == parts
 
 
+def test_a_proof_needs_more_than_the_data_at_hand() -> None:
+    """On zeros every order gives the same bytes. Where a row of 9³ results does not begin at a
+    multiple of 16 bytes, the gemm of few output channels adds its first ones otherwise."""
+    x, w, b = layer(4, 3, (9, 9, 9))
+    zeros, known = torch.zeros_like(x), terms("direct", 27, 4)
+
+    def almost(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
+        out = kernel(known)(x, w, b)
+        out[:, 1, 0, 0, :3] = kernel(terms("blocked:5", 27, 4))(x, w, b)[:, 1, 0, 0, :3]
+        return out
+
+    found = probe.order(almost, zeros, w, b, STEPS, threads=1)
+    assert not found.proven and "of values the same" in found.words
+    with torch.no_grad():
+        for image in (zeros, x):
+            with random_rounding("nearest", accumulation="probe") as stats:
+                ours = torch.conv3d(image, w, b, padding=1)
+            (words,) = stats.orders.values()
+            theirs = torch.conv3d(image, w, b, padding=1)
+            assert same_bytes(ours, theirs) or "the same bytes" not in words
+
+
+@pytest.mark.parametrize("size", [16, 33])
+def test_a_network_on_channels_last_has_torchs_bytes(size: int) -> None:
+    """Each layer is read in the layout in which torch hands its input on."""
+    torch.manual_seed(2)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.ReLU(),
+        torch.nn.Conv2d(16, 32, 3, padding=1), torch.nn.LeakyReLU(0.25),
+        torch.nn.Conv2d(32, 8, 3),
+    )  # fmt: skip
+    x = torch.randn(2, 3, size, size).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        plain = model(x)
+        with random_rounding("nearest", accumulation="probe") as stats:
+            ours = model(x)
+    proven = all("the same bytes" in words for words in stats.orders.values())
+    assert len(stats.orders) == 3 and ours.stride() == plain.stride()
+    assert same_bytes(ours, plain) == proven
+    assert proven or "avx512" not in available_variants(), stats.orders
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_are_read_in_float32_and_say_so(dtype: torch.dtype) -> None:
+    x, w = torch.randn(2, 8, 9, 9), torch.randn(8, 8, 3, 3)
+    found = []
+    for kind in (torch.float32, dtype):
+        image, weight = x.to(kind), w.to(kind)
+        with random_rounding("nearest", accumulation="probe") as stats:
+            torch.conv2d(image, weight)
+            image.sum()
+            image[0].flatten(1) @ image[1].flatten(1).t()
+        found.append(stats.orders)
+    plain, half = found
+    assert len(plain) == len(half) == 3
+    for layer, words in half.items():
+        assert "same bytes" not in words
+        assert words.endswith(", read in float32") or words.startswith("not read"), words
+        assert words.removesuffix(", read in float32") in plain[layer.removesuffix(", 16 bits")]
+
+
 def test_what_is_not_probed_is_said() -> None:
     x, w, _ = layer(4, 4, (6, 6, 6))
     w.requires_grad_()

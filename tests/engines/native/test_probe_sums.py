@@ -170,6 +170,20 @@ def test_an_order_may_depend_on_where_a_tensor_lies() -> None:
     check(lambda x: x.sum(0), memory[:1].expand(30, 80))
 
 
+@pytest.mark.parametrize("dims", [0, 1, 2, (0, 1), "mm"])
+def test_what_is_computed_before_keeps_its_layout(dims: Any) -> None:
+    """A sum or product of a result that torch leaves transposed."""
+    generator = torch.Generator().manual_seed(11)
+    x = torch.randn(40, 30, 50, generator=generator).transpose(0, 2)
+    if dims == "mm":
+        a, w = torch.randn(200, 300, generator=generator).t(), torch.randn(200, 1)
+        words = check(lambda a: (a * 1.5) @ w, a)
+    else:
+        words = check(lambda x: (x * 1.5).sum(dims), x)
+    proven = all("the same bytes" in found for found in words.values())
+    assert words and (proven or "avx512" not in available_variants()), words
+
+
 def test_products_begin_from_what_they_are_added_to() -> None:
     """A kernel whose chains start from the bias: the order that some processors' gemm has."""
     a, b, c = torch.randn(1, 9, 30), torch.randn(1, 30, 5), torch.randn(5)

@@ -124,8 +124,8 @@ class Hand:
         some of the terms are nothing.
         """
         terms, rest = x.shape[0], x.shape[1:]
-        if terms == 0:
-            return torch.full(rest, float(operation == "mul"), dtype=x.dtype)
+        if x.numel() == 0:
+            return torch.full(x.shape if scan else rest, float(operation == "mul"), dtype=x.dtype)
         out = sums.reduce(
             self.rounding((terms - 1) * prod(rest) if operations is None else operations),
             operation,
@@ -149,7 +149,7 @@ class Hand:
         sums are summed in the same way. Where orders are probed, `torchs` says that the framework
         calls its own `sum` here: then in the order of that, if it can be read.
         """
-        axes = sorted({d % max(x.dim(), 1) for d in dims}) if dims else list(range(x.dim()))
+        axes = sorted({d % x.dim() for d in dims}) if dims and x.dim() else list(range(x.dim()))
         out_shape = [n for d, n in enumerate(x.shape) if d not in axes]
         terms, inner = prod(x.shape[d] for d in axes), prod(out_shape)
         flat = probe_sums.terms_first(x, axes).reshape(-1)
@@ -175,7 +175,7 @@ class Hand:
             return None
         kernel = partial(mode.outside, partial(torch.sum, dim=axes))
         found = probe_sums.sum_order(kernel, x, axes, mode.threads)
-        mode.statistics.orders[f"{self.name} {found.layer}"] = found.words
+        mode.probed(f"{self.name} {found.layer}", found.words)
         return found if found.parts else None
 
     def mean(

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from morphbits import stages
 from morphbits.engines.native import accumulation as orders
-from morphbits.engines.native import operators  # noqa: F401  (fills the table)
+from morphbits.engines.native import layouts, operators  # noqa: F401  (fills the table)
 from morphbits.engines.native import precision as formats
 from morphbits.engines.native.arithmetic import HALVES, Hand
 from morphbits.engines.native.gpu import NoKernel
@@ -165,6 +165,7 @@ class RandomRounding(TorchDispatchMode):
         self.allowed: frozenset[str] = frozenset()
         self.statistics = Statistics()
         self._operators = 0
+        self._widened = False  # an operator on float16 or bfloat16 is computed in float32
 
     def next_rounding(self, name: str, operations: int, accumulates: bool = False) -> Rounding:
         """Count an operator of `operations` elementary operations and give it its own random
@@ -204,6 +205,14 @@ class RandomRounding(TorchDispatchMode):
                 "sequential, direct or blocked:K"
             )
         return self.accumulation == "probe"
+
+    def probed(self, layer: str, words: str) -> None:
+        """Enter what was found into the statistics. Of 16-bit operands the kernel that was read is
+        that of float32, which says nothing of the framework's bytes."""
+        if self._widened:
+            layer, words = f"{layer}, 16 bits", words.removesuffix(": the same bytes")
+            words = words if words.startswith("not read") else f"{words}, read in float32"
+        self.statistics.orders[layer] = words
 
     def not_probed(self, name: str, instead: str) -> None:
         """Say in the statistics that the additions of an operator were not read off."""
@@ -265,9 +274,14 @@ class RandomRounding(TorchDispatchMode):
             with _where(func, args, kwargs):
                 if "out" in kwargs:
                     return self._into(func, args, kwargs)
-                if not rule.halves and any(_is_half(x) for x in tree_leaves((args, kwargs))):
-                    return self._in_single(rule, func, args, kwargs)
-                return rule.handler(self, func, *args, **kwargs)
+                given = tree_leaves((args, kwargs))
+                if not rule.halves and any(_is_half(x) for x in given):
+                    result = self._in_single(rule, func, args, kwargs)
+                else:
+                    result = rule.handler(self, func, *args, **kwargs)
+                if name.endswith("_") or all(map(layouts.in_order, given)):
+                    return result
+                return self.outside(layouts.laid_out, result, func, args, kwargs)
         if name in ONE_TYPE and any(_is_half(x) for x in tree_leaves((args, kwargs))):
             args, kwargs = self._to_one_type(name, args, kwargs)
         if passes(func, args, kwargs):
@@ -297,7 +311,7 @@ class RandomRounding(TorchDispatchMode):
         if not isinstance(to, torch.Tensor) or not isinstance(result, torch.Tensor):
             raise UserError(f"the native engine has no rule for {func}; call it without out")
         if to.shape != result.shape:
-            to.resize_(result.shape)
+            to.resize_(result.shape).as_strided_(result.shape, result.stride())
         return to.copy_(Hand(self, func.overloadpacket.__name__).to(result, to.dtype))
 
     def _to_one_type(self, name: str, args: Any, kwargs: Any) -> Any:
@@ -316,7 +330,11 @@ class RandomRounding(TorchDispatchMode):
         that torch gives them."""
         hand = Hand(self, func.overloadpacket.__name__)
         wide = tree_map(lambda x: x.to(torch.float32) if _is_half(x) else x, (args, kwargs))
-        result = rule.handler(self, func, *wide[0], **wide[1])
+        outer, self._widened = self._widened, True
+        try:
+            result = rule.handler(self, func, *wide[0], **wide[1])
+        finally:
+            self._widened = outer
         # what the operator changed in place
         for argument, *values in zip(func._schema.arguments, args, wide[0], strict=False):
             written = argument.alias_info is not None and argument.alias_info.is_write
@@ -329,7 +347,7 @@ class RandomRounding(TorchDispatchMode):
             return args[0] if func._schema.returns else None
         leaves, structure = tree_flatten(result)
         try:
-            returned = tree_leaves(_on_meta(func, args, kwargs))
+            returned = tree_leaves(layouts.on_meta(func, args, kwargs))
         except NotImplementedError:  # torch does not say: the type that came in
             half = next(x for x in tree_leaves((args, kwargs)) if _is_half(x))
             returned = [half if _is_floating(x) else x for x in leaves]
@@ -353,14 +371,6 @@ def _mix64(x: int) -> int:
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & mask
     x = (x ^ x >> 27) * 0x94D049BB133111EB & mask
     return x ^ x >> 31
-
-
-def _on_meta(func: Any, args: Any, kwargs: Any) -> Any:
-    """What torch returns, in shape and type only."""
-    on_meta = tree_map(
-        lambda x: x.to("meta") if isinstance(x, torch.Tensor) else x, (args, kwargs)
-    )
-    return func(*on_meta[0], **on_meta[1])
 
 
 _TRACERS = (

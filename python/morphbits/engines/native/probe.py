@@ -5,8 +5,8 @@ own in the image, or an output channel of its own.
 
 The tree does not say which of a chain's first two products was rounded and which one was fused
 with the addition: that is asked with a product that loses a bit when it is rounded. An order
-counts as found only when the kernel of this engine, in mode nearest, has the framework's bytes on
-the data at hand.
+counts as proven only when the kernel of this engine, in mode nearest, has the framework's bytes on
+random numbers and on the data at hand.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from morphbits.engines.native.trees import (
     UnreadableError,
     chain,
     chains,
+    drawn,
     lossy,
     same,
     tree,
@@ -259,7 +260,7 @@ def order(
 ) -> Found:
     """The order of the framework's convolution of these tensors; one chain where it is not read.
 
-    Probed and proven once for each layout of the tensors and number of torch's threads, then
+    Probed and compared once for each layout of the tensors and number of torch's threads, then
     remembered for the life of the process; ``kernel``: what else tells kernels apart.
     """
     geometry = Geometry(tuple(x.shape), tuple(weight.shape), steps)
@@ -269,17 +270,23 @@ def order(
         proven, chosen = False, terms("sequential", geometry.taps, weight.shape[1])
         try:
             chosen = read(convolve, geometry, (x, weight), bias is not None)
-            theirs = widened(convolve(x, weight, bias))
-            ours = convolution(
-                Rounding("nearest", threads=threads),
-                lengthened(x, weight, steps),
-                widened(weight),
-                bias,
-                *steps.widened(),
-                terms=chosen,
-            )[tuple(map(slice, theirs.shape))]
-            share = float(same(ours, theirs).double().mean())
-            proven = share == 1
+            equal = compared = 0
+            given = [x, weight, *([] if bias is None else [bias])]
+            outputs = x.shape[0] * weight.shape[0] * math.prod(steps.outputs or x.shape[2:])
+            for image, kernels, *biases in drawn(given, outputs * geometry.terms):
+                b = biases[0] if biases else None
+                theirs = widened(convolve(image, kernels, b))
+                ours = convolution(
+                    Rounding("nearest", threads=threads),
+                    lengthened(image, kernels, steps),
+                    widened(kernels),
+                    b,
+                    *steps.widened(),
+                    terms=chosen,
+                )[tuple(map(slice, theirs.shape))]
+                equal += int(same(ours, theirs).sum())
+                compared += theirs.numel()
+            share, proven = equal / compared, equal == compared
             below = math.floor(1000 * share) / 10  # never 100 where one differs
             words = f"{describe(chosen, geometry.taps, bias is not None)}: "
             words += "the same bytes" if proven else f"{below:.1f}% of values the same"

@@ -11,7 +11,7 @@ to nearest, the framework's bytes on random numbers and on the data at hand.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -30,6 +30,7 @@ from morphbits.engines.native.trees import (
     UnreadableError,
     chain,
     describe,
+    drawn,
     grouped,
     layout,
     like,
@@ -42,8 +43,6 @@ from morphbits.engines.native.trees import (
 TERMS = 2**14
 # Orders that the results of one call may have.
 ORDERS = 8
-# Random tensors on which an order is compared: so many, or as many as this many operations give.
-DRAWS, DRAWN_OPERATIONS = 16, 2_000_000_000
 Draw = Callable[[int], Rounding]  # the random bits of a kernel of so many operations
 
 _found: dict[tuple, Any] = {}
@@ -55,14 +54,6 @@ def _times(shape: Sequence[int]) -> str:
 
 def _nearest(threads: int) -> Draw:
     return lambda operations: Rounding("nearest", threads=threads)
-
-
-def _drawn(given: Sequence[torch.Tensor], operations: int) -> Iterator[list[torch.Tensor]]:
-    """Random tensors of the same layouts, always the same ones; then those given."""
-    generator = torch.Generator().manual_seed(1)
-    for _ in range(min(DRAWS, 1 + DRAWN_OPERATIONS // max(operations, 1))):
-        yield [like(x, 0).normal_(generator=generator) for x in given]
-    yield list(given)
 
 
 def _counts(values: Sequence[float], most: int) -> list[int]:
@@ -131,9 +122,9 @@ def _sum_order(
     while len(left):
         root = _read_sum(kernel, x, axes, left, alone=bool(parts))
         plan, fits = Plan.of(root, terms), torch.ones(len(left), dtype=torch.bool)
-        for (drawn,) in _drawn([x], x.numel()):
-            ours = plan.add(nearest, terms_first(drawn, axes)[:, left])
-            fits &= same(ours, kernel(drawn).reshape(-1)[left])
+        for (one,) in drawn([x], x.numel()):
+            ours = plan.add(nearest, terms_first(one, axes)[:, left])
+            fits &= same(ours, kernel(one).reshape(-1)[left])
         if not fits[0] or len(parts) == ORDERS:
             raise UnreadableError("the order that was read does not give its bytes")
         parts.append((left[fits], plan))
@@ -150,7 +141,8 @@ def _either(words: Sequence[str]) -> str:
 def terms_first(x: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
     """(N, I): the elements that are summed, in row-major order, of each sum."""
     kept = [d for d in range(x.dim()) if d not in axes]
-    return x.permute([*axes, *kept]).reshape(prod(x.shape[d] for d in axes), -1)
+    terms, inner = (prod(x.shape[d] for d in some) for some in (axes, kept))
+    return x.permute([*axes, *kept]).reshape(terms, inner)
 
 
 def _read_sum(
@@ -356,7 +348,7 @@ def _product_order(
     while left_MN.any():
         order, place = _read_part(kernel, a, b, addend, left_MN, alone=bool(parts))
         fits_MN = left_MN.clone()
-        for x, y, *z in _drawn([a, b, *([] if addend is None else [addend])], a.numel() * columns):
+        for x, y, *z in drawn([a, b, *([] if addend is None else [addend])], a.numel() * columns):
             added = z[0] if z else None
             ours, theirs = order.compute(_nearest(threads), x, y, added), kernel(x, y, added)
             fits_MN &= same(ours, theirs).all(0)

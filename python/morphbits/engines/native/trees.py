@@ -9,7 +9,7 @@ which it is added to the rest, each of which is asked in the same way.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +19,8 @@ from morphbits.engines.native import sums
 from morphbits.engines.native.library import Rounding
 
 MASK = 2.0**100  # swallows sums below 2^76; a product with 1 is exact
+# Random tensors on which an order is compared: so many, or as many as this many operations give.
+DRAWS, DRAWN_OPERATIONS = 16, 2_000_000_000
 Pair = tuple[int, int]
 Sizes = Callable[[Sequence[Pair]], Sequence[int]]
 
@@ -216,6 +218,14 @@ def like(x: torch.Tensor, value: float) -> torch.Tensor:
     shift = x.data_ptr() % 64 // x.element_size()
     memory = torch.full((max(extent, 0) + 16,), value, dtype=x.dtype)  # begins at a multiple of 64
     return memory.as_strided(x.shape, strides, shift)
+
+
+def drawn(given: Sequence[torch.Tensor], operations: int) -> Iterator[list[torch.Tensor]]:
+    """Random tensors of the same layouts, always the same ones; then those given."""
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(min(DRAWS, 1 + DRAWN_OPERATIONS // max(operations, 1))):
+        yield [like(x, 0).normal_(generator=generator) for x in given]
+    yield list(given)
 
 
 def layout(x: torch.Tensor) -> tuple:

@@ -266,6 +266,8 @@ def _softmax(mode: Any, func: Any, x: T, dim: int, half_to_float: bool) -> T:
 def _safe_softmax(mode: Any, func: Any, x: T, dim: int, dtype: Any = None) -> T:
     h = Hand(mode, "_safe_softmax")
     x = h.to(x, dtype or x.dtype)
+    if x.numel() == 0:
+        return x.clone()
     masked = (x == -torch.inf).all(dim, keepdim=True)
     e = h.function("exp", h.sub(x, x.amax(dim, keepdim=True)))
     out = h.div(e, h.sum(e, [dim], keepdim=True))

@@ -120,7 +120,7 @@ class _Own:
         kernel = (layer, self.image.stride(), self.weight.stride(), self.image.shape)
         outside = functools.partial(mode.outside, convolve or self)
         found = probe.order(outside, *tensors, steps, mode.threads, kernel)
-        mode.statistics.orders[layer] = found.words
+        mode.probed(layer, found.words)
         return found.terms
 
 
@@ -397,7 +397,7 @@ def _convolution(
     name = func.overloadpacket.__name__
     x3, w3 = widened(x), widened(weight)
     whole = None
-    if mode.probes(x):
+    if mode.probes(x) and x.numel():
         call = own or (lambda *tensors: func(*tensors, *given[3:]))
         whole = _Own(call, x, weight, groups)
     if not transposed:
@@ -483,7 +483,7 @@ def _convolution_backward(
     to_bias: torch.Tensor | None = None
     if output_mask[0]:
         name, own = "convolution_backward (input)", None
-        if mode.probes(x):
+        if mode.probes(x) and gradient.numel():
 
             def only_input(
                 gradient: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None

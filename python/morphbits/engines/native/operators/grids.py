@@ -162,7 +162,7 @@ def _linear_backward(
 def _scattered(h: Hand, places: Sequence[T], shares_CN: Sequence[T], image_CN: T) -> T:
     """The shares added to their places in a flat image of zeros, point by point."""
     index = torch.stack(list(places), 1).reshape(-1)
-    source = torch.stack(list(shares_CN), 2).reshape(image_CN.shape[0], -1)
+    source = torch.stack(list(shares_CN), 2).flatten(1)
     return h.scatter_add(torch.zeros_like(image_CN), index, source)
 
 
@@ -327,8 +327,10 @@ def _grid_sampler(
 ) -> T:
     check(func, x, grid)
     h, dims = Hand(mode, func.overloadpacket.__name__), grid.shape[-1]
-    if x.dim() != dims + 2 or (interpolation, dims) == (2, 3) or 0 in x.shape:
+    if x.dim() != dims + 2 or (interpolation, dims) == (2, 3) or 0 in x.shape[1:]:
         refused(func, x, grid, interpolation, padding, align)
+    if not len(x):
+        return x.new_empty((0, x.shape[1], *grid.shape[1:-1]))
     images = []
     for image, points in zip(x, grid, strict=True):
         values, flat = image.reshape(image.shape[0], -1), points.reshape(-1, dims)
@@ -359,6 +361,8 @@ def _grid_sampler_backward(
 ) -> Gradients:
     check(func, gradient, x, grid)
     h, dims = Hand(mode, func.overloadpacket.__name__), grid.shape[-1]
+    if not len(x):
+        return x.clone() if output_mask[0] else None, grid.clone() if output_mask[1] else None
     to_x, to_grid = [], []
     for image, points, out in zip(x, grid, gradient, strict=True):
         channels = image.shape[0]

@@ -34,7 +34,7 @@ def _mse(mode: Any, func: Any, x: T, y: T, reduction: int = _MEAN) -> T:
 def _mse_backward(mode: Any, func: Any, g: T, x: T, y: T, reduction: int) -> T:
     check(func, g, x, y)
     h = Hand(mode, "mse_loss_backward")
-    return h.mul(h.mul(2 / x.numel() if reduction == _MEAN else 2.0, h.sub(x, y)), g)
+    return h.mul(h.mul(2 / max(x.numel(), 1) if reduction == _MEAN else 2.0, h.sub(x, y)), g)
 
 
 @rule("smooth_l1_loss", "½·z·z / beta where |z| < beta, else |z| − ½·beta; then sum or mean")
@@ -54,7 +54,7 @@ def _smooth_l1(mode: Any, func: Any, x: T, y: T, reduction: int = _MEAN, beta: f
 def _smooth_l1_backward(mode: Any, func: Any, g: T, x: T, y: T, reduction: int, beta: float) -> T:
     check(func, g, x, y)
     h = Hand(mode, "smooth_l1_loss_backward")
-    norm = 1 / x.numel() if reduction == _MEAN else 1.0
+    norm = 1 / max(x.numel(), 1) if reduction == _MEAN else 1.0
     z = h.sub(x, y)
     far = h.mul(torch.full((), norm, dtype=x.dtype), g)
     if beta == 0:
@@ -78,7 +78,7 @@ def _huber(mode: Any, func: Any, x: T, y: T, reduction: int = _MEAN, delta: floa
 def _huber_backward(mode: Any, func: Any, g: T, x: T, y: T, reduction: int, delta: float) -> T:
     check(func, g, x, y)
     h = Hand(mode, "huber_loss_backward")
-    norm = 1 / x.numel() if reduction == _MEAN else 1.0
+    norm = 1 / max(x.numel(), 1) if reduction == _MEAN else 1.0
     z = h.sub(x, y)
     far = h.mul(h.mul(torch.full((), norm, dtype=x.dtype), g), delta)
     near = h.mul(h.mul(norm, z), g)

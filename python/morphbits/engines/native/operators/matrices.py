@@ -43,7 +43,7 @@ def product(
     elif mode.probes(a) and a.shape[2] > 1 and a.shape[0] * a.shape[1] * b.shape[2]:
         kernel = partial(mode.outside, own)
         found = probe_sums.product_order(kernel, a, b, addend, mode.threads)
-        mode.statistics.orders[f"{name} {found.layer}"] = found.words
+        mode.probed(f"{name} {found.layer}", found.words)
         if found.parts:
             draw = partial(mode.next_rounding, name, accumulates=True)
             sides = mode.factor(a), mode.factor(b)

@@ -116,7 +116,7 @@ def _group_norm(
 ) -> tuple[T, T, T]:
     check(func, x)
     h = Hand(mode, "native_group_norm")
-    mean, rstd = _moments(h, x.reshape(n * groups, -1), eps)
+    mean, rstd = _moments(h, x.reshape(n * groups, channels // groups * voxels), eps)
     per_channel = (n, groups, channels // groups)
     scale = rstd.view(n, groups, 1).expand(per_channel)
     center = mean.view(n, groups, 1).expand(per_channel)

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 def _planes(x: torch.Tensor, dims: int) -> torch.Tensor:
     """(planes, elements of a plane): the last `dims` axes make a plane."""
-    return x.reshape(-1, prod(x.shape[x.dim() - dims :]))
+    cut = x.dim() - dims
+    return x.reshape(prod(x.shape[:cut]), prod(x.shape[cut:]))
 
 
 def _scattered(
@@ -118,7 +119,7 @@ class _Windows:
         """What `sums` gathered from gets the share (planes, out voxels) of each window."""
         index, valid = self.places()
         where = valid.t().reshape(-1)  # voxel by voxel, its taps in order
-        source = share[:, :, None].expand(-1, -1, index.shape[0]).reshape(share.shape[0], -1)
+        source = share[:, :, None].expand(-1, -1, index.shape[0]).flatten(1)
         return _scattered(mode, name, index.t().reshape(-1)[where], source[:, where], shape)
 
 
@@ -221,11 +222,11 @@ class _Adaptive(_Windows):
 
     def share(self, hand: Hand, x: torch.Tensor) -> torch.Tensor:
         """(planes, voxels) divided by the windows' lengths, axis by axis, as torch does."""
-        x = x.view(-1, *self.out)
+        x = x.view(x.shape[0], *self.out)
         for d, (_, _, length) in enumerate(self.axes):
             shape = [-1 if e == d + 1 else 1 for e in range(x.dim())]
             x = hand.div(x, length.view(shape))
-        return x.view(x.shape[0], -1)
+        return x.flatten(1)
 
 
 @rule("_adaptive_avg_pool2d _adaptive_avg_pool3d", "a chain over the window; a division an axis")
@@ -301,6 +302,6 @@ def _col2im(
     index = torch.ops.aten.im2col.default(numbers, *window).long().reshape(-1) - 1
     inside = index >= 0
     planes = batched.reshape(-1, index.shape[0])[:, inside]
-    channels = planes.shape[0] // max(batched.shape[0], 1)
+    channels = batched.shape[1] * batched.shape[2] // index.shape[0]
     added = _scattered(mode, "col2im", index[inside], planes, [batched.shape[0], channels, *size])
     return added if columns.dim() == 3 else added[0]

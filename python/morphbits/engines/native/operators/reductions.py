@@ -194,6 +194,8 @@ def _logsumexp(
 ) -> torch.Tensor:
     check(func, x)
     hand, dims = Hand(mode, "logsumexp"), as_dims(dim) or list(range(x.dim()))
+    if x.numel() == 0:
+        return hand.function("log", hand.sum(hand.function("exp", x), dims, keepdim))
     top = x.amax(dims, keepdim=True)
     top = torch.where(top.isinf(), torch.zeros((), dtype=x.dtype), top)
     total = hand.sum(hand.function("exp", hand.sub(x, top)), dims, keepdim)

@@ -73,7 +73,7 @@ def _spread(h: Hand, gradient: T, input_size: Sequence[int], axes: Sequence[Axis
         source.append(h.mul(weight.reshape(-1), planes))
     zeros = torch.zeros(planes.shape[0], prod(input_size[2:]), dtype=gradient.dtype)
     order = torch.stack(index, 1).reshape(-1)  # voxel by voxel, its taps in order
-    sources = torch.stack(source, 2).reshape(planes.shape[0], -1)
+    sources = torch.stack(source, 2).flatten(1)
     return h.scatter_add(zeros, order, sources).view(list(input_size))
 
 

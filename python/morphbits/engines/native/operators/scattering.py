@@ -19,7 +19,8 @@ _ORDER = "one addition a source element, in the order of the sources"
 
 def _moved(x: torch.Tensor, dim: int) -> torch.Tensor:
     """The axis `dim` first, everything else flat behind it."""
-    return x.movedim(dim, 0).reshape(x.shape[dim], -1)
+    moved = x.movedim(dim, 0)
+    return moved.reshape(moved.shape[0], prod(moved.shape[1:]))
 
 
 @rule("index_add index_add_", f"{_ORDER}; a factor alpha is one operation more")
@@ -62,7 +63,7 @@ def _scatter_add(
     source: torch.Tensor,
 ) -> torch.Tensor:
     name = func.overloadpacket.__name__
-    if not to.is_floating_point() or index.numel() == 0:
+    if not to.is_floating_point() or index.numel() == 0 or source.numel() == 0:
         return func(to, dim, index, source)
     if to.dim() == 0:
         to1, index, source = to.view(1), index.reshape(1), source.reshape(1)
@@ -201,7 +202,7 @@ def _reduce_into(
     include_self: bool = True,
 ) -> torch.Tensor:
     name = func.overloadpacket.__name__
-    if not to.is_floating_point() or index.numel() == 0:
+    if not to.is_floating_point() or index.numel() == 0 or source.numel() == 0:
         return func(to, dim, index, source, reduce, include_self=include_self)
     if source.dtype != to.dtype:
         refused(func, to, dim, index, source, reduce, include_self=include_self)
