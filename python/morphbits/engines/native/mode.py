@@ -12,9 +12,10 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ContextDecorator, contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from operator import index
 from typing import Any
 
@@ -30,7 +31,15 @@ from morphbits.engines.native.arithmetic import HALVES, Hand
 from morphbits.engines.native.gpu import NoKernel
 from morphbits.engines.native.library import MODES, Rounding, elementwise, rounded
 from morphbits.engines.native.promotion import in_one_type
-from morphbits.engines.native.rules import ONE_TYPE, RULES, Rule, passes, short_name
+from morphbits.engines.native.rules import (
+    ONE_TYPE,
+    RULES,
+    Rule,
+    onednn,
+    passes,
+    refuse_overlap,
+    short_name,
+)
 from morphbits.engines.native.selftest import self_test
 from morphbits.errors import UserError
 
@@ -92,6 +101,9 @@ def random_rounding(
     seed = _whole("seed", seed, "0 to 2^64 - 1", range(2**64))
     if threads is not None:
         threads = _whole("threads", threads, "1 or more", range(1, 2**31))
+    for name, value in (("accumulation", accumulation), ("perturb", perturb)):
+        if not isinstance(value, str):
+            raise UserError(f"{name} {value!r} is not a word")
     orders.parse(accumulation)
     fewer = formats.parse(precision)
     if fewer != formats.FULL and subnormals == "flush":
@@ -110,7 +122,12 @@ def random_rounding(
         rounding = RandomRounding(mode, seed, accumulation, flush, threads, fewer)
         rounding.selection, rounding.allowed = selection, allowed
         with plain.paths(_inside), rounding:
-            yield rounding.statistics
+            try:
+                yield rounding.statistics
+            except RuntimeError as error:
+                if "TorchScript" in str(error) and rounding.refusal:
+                    raise UserError(rounding.refusal) from error
+                raise
         rounding.check_stages()
 
     return Region(region)
@@ -155,6 +172,8 @@ def _names(allow: Sequence[str]) -> frozenset[str]:
     """The operators' names; UserError if one of them is none, or has a rule."""
     if isinstance(allow, str):
         raise UserError(f"allow is a list of operators' names: use allow=['{allow}']")
+    if not isinstance(allow, Iterable) or not all(isinstance(name, str) for name in allow):
+        raise UserError(f"allow {allow!r} is not a list of operators' names")
     for name in allow:
         if "::" not in name and not hasattr(torch.ops.aten, name):
             raise UserError(
@@ -185,6 +204,22 @@ def _self_test_once() -> None:
         _tested.append(torch.device("cpu"))
 
 
+def _remembering(dispatch: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep what was refused last: TorchScript says only that an operator failed."""
+
+    @wraps(dispatch)
+    def remembering(self: RandomRounding, *args: Any) -> Any:
+        try:
+            result = dispatch(self, *args)
+        except UserError as refusal:
+            self.refusal = str(refusal)
+            raise
+        self.refusal = None
+        return result
+
+    return remembering
+
+
 class RandomRounding(TorchDispatchMode):
     """The mode behind `random_rounding`; one object is one random stream."""
 
@@ -207,6 +242,7 @@ class RandomRounding(TorchDispatchMode):
         self.statistics = Statistics()
         self._operators = 0
         self._process = os.getpid()
+        self.refusal: str | None = None
 
     def next_rounding(self, name: str, operations: int, accumulates: bool = False) -> Rounding:
         """Count an operator of `operations` elementary operations and give it its own random
@@ -291,6 +327,7 @@ class RandomRounding(TorchDispatchMode):
         super().__enter__()
         return self
 
+    @_remembering
     def __torch_dispatch__(
         self,
         func: Any,
@@ -306,12 +343,16 @@ class RandomRounding(TorchDispatchMode):
         if rule is not None:
             if _holds_no_values(func, args, kwargs):
                 return func(*args, **kwargs)
+            if name.endswith("_"):
+                refuse_overlap(func, args, kwargs)
             with _where(func, args, kwargs):
                 if "out" in kwargs:
                     return self._into(func, args, kwargs)
                 if not rule.halves and any(_is_half(x) for x in tree_leaves((args, kwargs))):
                     return self._in_single(rule, func, args, kwargs)
                 return rule.handler(self, func, *args, **kwargs)
+        if name == "to_mkldnn":
+            raise onednn()
         if passes(func, args, kwargs):
             return func(*args, **kwargs)
         if name in ONE_TYPE and "out" in kwargs:
@@ -326,7 +367,9 @@ class RandomRounding(TorchDispatchMode):
             result = func.decompose(*args, **kwargs)
         if result is not NotImplemented:
             return result
-        if not any(_is_floating(x) for x in tree_leaves((args, kwargs))):
+        floating = [x for x in tree_leaves((args, kwargs)) if _is_floating(x)]
+        _refuse_layouts(func, floating)
+        if not floating:
             result = func(*args, **kwargs)
             if not any(_is_floating(x) for x in tree_leaves(result)):
                 return result
@@ -420,10 +463,16 @@ def _holds_no_values(func: Any, args: Any, kwargs: Any) -> bool:
             "torch.export, torch.func.linearize): its kernels would be missing in the trace; "
             "trace before, and run what was traced inside"
         )
-    for x in floating:
+    _refuse_layouts(func, floating)
+    return False
+
+
+def _refuse_layouts(func: Any, tensors: Sequence[torch.Tensor]) -> None:
+    for x in tensors:
+        if x.is_mkldnn:
+            raise onednn()
         if x.layout != torch.strided:
             raise UserError(f"the native engine has no rule for {func} on {x.layout} tensors")
-    return False
 
 
 def _is_half(x: Any) -> bool:

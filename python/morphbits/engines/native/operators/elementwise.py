@@ -33,7 +33,12 @@ def _binary(operation: str) -> Callable[..., Any]:
     ) -> Any:
         name = func.overloadpacket.__name__
         dtype = torch.result_type(a, b)
-        if name in ("div", "div_") and "rounding_mode" not in options and not dtype.is_floating_point and not dtype.is_complex:
+        if (
+            name in ("div", "div_")
+            and options.get("rounding_mode") is None
+            and not dtype.is_floating_point
+            and not dtype.is_complex
+        ):
             dtype = torch.get_default_dtype()
         if not dtype.is_floating_point and not dtype.is_complex:
             return func(a, b, **({"alpha": alpha} if alpha != 1 else {}), **options)
