@@ -77,6 +77,23 @@ def test_a_step_and_a_backward_pass_that_were_compiled_before_are_perturbed() ->
     assert torch._dynamo.eval_frame._stance.stance == "default"
 
 
+def test_a_region_inside_of_a_compiled_function() -> None:
+    x = torch.rand(10)
+    scale = torch.compile(_scale, backend="eager")
+    expected = scale(x)
+
+    @torch.compile(backend="eager")
+    def inside(x: Tensor) -> tuple[Tensor, int]:
+        with random_rounding("upward") as stats:
+            y = scale(x)
+        return y, stats.operations
+
+    for _ in range(2):
+        y, count = inside(x)
+        assert count == 10 and (y.double() >= x.double() * float(torch.tensor(0.1))).all()
+    assert torch.equal(scale(x), expected)
+
+
 @pytest.mark.slow
 def test_a_backward_pass_that_the_compiler_generated_is_an_error() -> None:
     x = torch.rand(20, requires_grad=True)

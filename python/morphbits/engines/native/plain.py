@@ -10,7 +10,7 @@ import functools
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -26,17 +26,18 @@ def paths(inside: Callable[[], bool]) -> Iterator[None]:
     """Fused attention, fused transformer layers, oneDNN's own operators and compiled functions
     switched off; `inside` says whether the calling thread is in a region."""
     _guard_inductor(inside)
-    with _lock:
-        if not _open[0]:
-            _switch_off()
-        _open[0] += 1
-    try:
-        yield
-    finally:
+    with _uncompiled():
         with _lock:
-            _open[0] -= 1
             if not _open[0]:
-                _before.close()
+                _switch_off()
+            _open[0] += 1
+        try:
+            yield
+        finally:
+            with _lock:
+                _open[0] -= 1
+                if not _open[0]:
+                    _before.close()
 
 
 def _switch_off() -> None:
@@ -48,31 +49,25 @@ def _switch_off() -> None:
     ):
         _before.callback(write, read())
         write(False)
-    try:
-        _before.enter_context(_uncompiled())
-    except UserError:
-        _before.close()
-        raise
+    if "torch._dynamo" in sys.modules:
+        _before.enter_context(torch.compiler.set_stance("force_eager"))
 
 
 @contextmanager
 def _uncompiled() -> Iterator[None]:
-    """What torch.compile made before runs as it was written. Torch's compiler is not loaded for
-    this (seconds of every process): where it is not, nothing has been compiled, and what is
-    compiled inside of a region runs uncompiled by itself."""
+    """The calling thread is not in a function of torch.compile, which would not let its stance be
+    set. Torch's compiler is not loaded for this (seconds of every process): where it is not,
+    nothing has been compiled, and what is compiled inside of a region runs uncompiled anyway."""
     if "torch._dynamo" not in sys.modules:
         yield
         return
-    stance: AbstractContextManager
+    from torch._C._dynamo.eval_frame import set_eval_frame
+
+    compiling = set_eval_frame(None)
     try:
-        stance = torch.compiler.set_stance("force_eager")
-    except RuntimeError:
-        raise UserError(
-            "random_rounding was opened inside a function of torch.compile; open it around the "
-            "call of that function"
-        ) from None
-    with stance:
         yield
+    finally:
+        set_eval_frame(compiling)
 
 
 def _guard_inductor(inside: Callable[[], bool]) -> None:
