@@ -1,11 +1,14 @@
-"""What a core can do in registers, and what the convolution kernels make of it.
+"""What a core can do in registers, what the convolution kernels make of it, and what operators
+cost beside torch's.
 
-    python python/bench_kernels.py            two minutes
+    python python/bench_kernels.py            three minutes
+    python python/bench_kernels.py --only operators
 
 The limit is the instruction mix of one operation alone (bench_limit.c). Rates are per second of
 the thread's own processor time, the best of short runs, so that a loaded machine can be measured
 on.
-Prints a Markdown table and writes it to notes/benchmarks/.
+Operators are timed in turn with torch's own on a million elements: the least of each.
+Prints a Markdown table of each and writes it to notes/benchmarks/.
 """
 
 from __future__ import annotations
@@ -17,11 +20,15 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from bench import note, processor, write_note
+from morphbits.engines.native import Statistics, random_rounding
 from morphbits.engines.native.accumulation import terms
 from morphbits.engines.native.library import Rounding, available_variants, convolution
 from morphbits.errors import UserError, run_cli
@@ -83,23 +90,91 @@ def table() -> list[str]:
     return lines
 
 
+def operators() -> dict[str, tuple[str, Callable[[], object]]]:
+    """By name: the kind of the bound, and a call on a million elements."""
+    x, rows, index = torch.randn(1000, 1000), torch.ones(1000), torch.arange(1000)
+    positive = torch.rand(1000, 1000) + 0.1
+    volume, kernel = torch.randn(1, 16, 40, 40, 40), torch.randn(16, 16, 3, 3, 3)
+    batch, half = x.view(10, 100, 1000), torch.randn(1000, 256)
+    weight = torch.nn.Parameter(x.clone())
+    weight.grad = x
+    adam = torch.optim.Adam([weight])
+    return {
+        "mul": ("elementwise", lambda: x * x),
+        "div": ("elementwise", lambda: x / x),
+        "sqrt": ("elementwise", lambda: positive.sqrt()),
+        "mul by a column": ("elementwise", lambda: x * x[:, :1]),
+        "Adam, a step": ("elementwise", adam.step),
+        "exp": ("function", lambda: x.exp()),
+        "tanh": ("function", lambda: x.tanh()),
+        "pow 1.7": ("function", lambda: positive.pow(1.7)),
+        "sigmoid": ("function", lambda: x.sigmoid()),
+        "gelu": ("function", lambda: F.gelu(x)),
+        "softmax": ("function", lambda: x.softmax(1)),
+        "sum(0)": ("chains", lambda: x.sum(0)),
+        "sum(1)": ("chains, transposed", lambda: x.sum(1)),
+        "cumsum(1)": ("chains, transposed", lambda: x.cumsum(1)),
+        "layer_norm": ("several passes", lambda: F.layer_norm(x, (1000,), rows, rows)),
+        "group_norm": ("several passes", lambda: F.group_norm(batch, 10)),
+        "batch_norm": ("several passes", lambda: F.batch_norm(batch, None, None, training=True)),
+        "index_add": ("copies", lambda: torch.zeros(1000, 1000).index_add_(0, index, x)),
+        "avg_pool3d": ("chains", lambda: F.avg_pool3d(volume, 2)),
+        "mm": ("products", lambda: x[:, :256] @ half.t()),
+        "conv3d": ("products", lambda: F.conv3d(volume, kernel, padding=1)),
+    }
+
+
+def costs() -> list[str]:
+    """Lines of the table of operators: milliseconds of processor time, torch and mode random."""
+    lines = [
+        "| operator | kind | torch, ms | random, ms | ratio | operations, 10⁶ | ns an operation |"
+    ]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for name, (kind, call) in operators().items():
+        least, operations = [float("inf")] * 2, 0
+        begin = time.thread_time()
+        while time.thread_time() < begin + SECONDS:
+            turns: list[AbstractContextManager[Statistics | None]]
+            turns = [nullcontext(), random_rounding(seed=1)]
+            for i, region in enumerate(turns):
+                with torch.no_grad(), region as stats:
+                    start = time.thread_time()
+                    call()
+                    least[i] = min(least[i], time.thread_time() - start)
+                operations = stats.operations if stats is not None else operations
+        plain, ours = least
+        cells = [f"{1e3 * plain:.3g}", f"{1e3 * ours:.3g}", f"{ours / plain:.1f}"]
+        cells += [f"{operations / 1e6:.3g}", f"{1e9 * ours / operations:.2g}"]
+        lines.append(f"| {name} | {kind} | {' | '.join(cells)} |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--output", type=Path, help="Markdown file (default: notes/benchmarks/…)")
+    parser.add_argument("--only", choices=("kernels", "operators"), help="one of the two parts")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(1)
     cpu, today = processor(), datetime.date.today().isoformat()
-    lines = [
-        f"# Convolution kernels against the instruction limit, {cpu}, {today}",
-        "",
-        f"`make bench-kernels` on {cpu}: one thread, 10⁹ operations per second of its processor "
-        "time, the best of short runs. A product outside the image counts as one.",
-        "",
-        *table(),
-    ]
-    print("\n".join(lines))
-    write_note(lines, arguments.output or note("kernels", cpu))
+    parts = {
+        "kernels": (
+            f"# Convolution kernels against the instruction limit, {cpu}, {today}",
+            f"`make bench-kernels` on {cpu}: one thread, 10⁹ operations per second of its "
+            "processor time, the best of short runs. A product outside the image counts as one.",
+            table,
+        ),
+        "operators": (
+            f"# Operators beside torch's, {cpu}, {today}",
+            f"`make bench-kernels` on {cpu}: float32, one thread, a million elements, the least "
+            "processor time of turns with torch's own (oneDNN on).",
+            costs,
+        ),
+    }
+    for name in [arguments.only] if arguments.only else parts:
+        title, how, measure = parts[name]
+        lines = [title, "", how, "", *measure()]
+        print("\n".join(lines))
+        write_note(lines, note(name, cpu))
 
 
 if __name__ == "__main__":

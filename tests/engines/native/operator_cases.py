@@ -285,6 +285,7 @@ def _functions() -> list[Case]:
             lambda x, y: (
                 torch.div(x, y, rounding_mode="floor") * x
                 + torch.div(x, y, rounding_mode="trunc") * y
+                + torch.floor_divide(x.detach() * 9, y.detach()) * x
             ),
             ((40,), (40,)),
         ),
@@ -692,6 +693,8 @@ def _more_functions() -> list[Case]:
         "degrees": lambda x: torch.deg2rad(x) + torch.rad2deg(x),
         "entr": torch.special.entr,
         "digamma": lambda x: torch.digamma(x.detach() * 20) * torch.digamma(-x.detach()) * x,
+        "polygamma": lambda x: torch.digamma(x * 3 - 1) + torch.polygamma(0, x + 1),
+        "erfinv": lambda x: torch.erfinv(x * 1.9 - 0.95),
         "lgamma": lambda x: torch.lgamma(x * 3) + torch.mvlgamma(x + 3, 2),
         "decimals": lambda x: x * x.detach().round(decimals=2) * (x * 900).round(decimals=-2),
         "fractions": lambda x: x.frac() * 1.1,

@@ -146,6 +146,16 @@ def test_a_conversion_inside_an_operator_is_an_error_or_perturbed() -> None:
     a, third = torch.zeros(3), torch.full((3,), 1 / 3, dtype=torch.float64)
     whole, where = torch.tensor([2**24 + 1] * 3), torch.tensor([True, False, True])
     for call in (
+        lambda: torch.complex(a, a).abs(),
+        lambda: third.to(torch.complex64),
+        lambda: torch.complex(third, third).to(torch.float32),
+        lambda: third.to(torch.float8_e4m3fn),
+        lambda: torch.tensor([2**53 + 1]) + third,
+    ):
+        with random_rounding() as stats, pytest.raises(UserError, match="no rule"):
+            call()
+        assert stats.operations == 0
+    for call in (
         lambda: torch.cat([a, whole]),
         lambda: torch.cat([third, third], out=torch.empty(6)),
         lambda: torch.stack([a, whole]),
@@ -158,15 +168,10 @@ def test_a_conversion_inside_an_operator_is_an_error_or_perturbed() -> None:
         lambda: a.clone().fill_(third[0]),
         lambda: a.masked_fill(where, third[0]),
         lambda: a.eq(whole),
-        lambda: torch.complex(a, a).abs(),
-        lambda: third.to(torch.complex64),
-        lambda: torch.complex(third, third).to(torch.float32),
-        lambda: third.to(torch.float8_e4m3fn),
-        lambda: torch.tensor([2**53 + 1]) + third,
     ):
-        with random_rounding() as stats, pytest.raises(UserError, match="no rule"):
+        with random_rounding() as stats:
             call()
-        assert stats.operations == 0
+        assert any("conversion" in name for name in stats.operators)
     with random_rounding("upward") as stats:
         found = torch.ones(3).mul_(third)
     assert stats.operators == {"mul_": 3, "to (conversion)": 3}
@@ -380,3 +385,51 @@ def test_the_engines_version_is_of_its_python_too(tmp_path: Path) -> None:
 def test_a_key_per_operator_spreads() -> None:
     keys = {mode._mix64(mode._mix64(seed) + i) for seed in range(100) for i in range(100)}
     assert len(keys) == 10_000 and abs(np.mean([k >> 63 for k in keys]) - 0.5) < 0.025
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"seed": 1.5}, {"seed": None}, {"threads": "2"}, {"accumulation": None}, {"allow": None}],
+    ids=str,
+)
+def test_an_option_of_another_type_is_named(option: dict) -> None:
+    with pytest.raises(UserError, match=next(iter(option))):
+        random_rounding(**option)
+
+
+def test_a_region_opens_again_with_the_same_stream() -> None:
+    x, region = torch.rand(50), random_rounding(seed=int(np.int64(3)))
+    found = []
+    for _ in range(2):
+        with region as stats:
+            found.append(x * 0.1)
+        assert stats.operations == 50
+    with region as outer, region as inner:
+        found.append(x * 0.1)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    assert (outer.operations, inner.operations) == (0, 50)
+    assert torch.equal(region(lambda: x * 0.1)(), found[0])
+
+
+def test_orders_are_not_probed_inside_another_region() -> None:
+    inner = random_rounding(accumulation="probe")
+    with random_rounding(), pytest.raises(UserError, match="inside another region"), inner:
+        pass
+
+
+def test_memory_that_is_read_and_written_is_refused_as_in_torch() -> None:
+    two = torch.tensor([0, 1])
+    calls: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
+        lambda x: x[1:].mul_(x[:-1]),
+        lambda x: x[1:].index_add_(0, two, x[:2]),
+        lambda x: x[:1].expand(4).add_(1.5),
+        lambda x: x.view(3, 3).mul_(x.view(3, 3).t()),
+    )
+    for call in calls:
+        with pytest.raises(RuntimeError, match="unsupported operation"):
+            call(torch.arange(9.0))
+        with random_rounding(), pytest.raises(RuntimeError, match="unsupported operation"):
+            call(torch.arange(9.0))
+    x = torch.arange(9.0)
+    with random_rounding("nearest"):
+        x.mul_(x), x[:4].add_(x[4:8]), x.view(3, 3)[:, 0].add_(x.view(3, 3)[:, 1])

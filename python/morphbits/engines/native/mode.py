@@ -9,26 +9,37 @@ without recompilation", SCAN 2016), for torch.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ContextDecorator, contextmanager
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import wraps
+from operator import index
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from morphbits import stages
 from morphbits.engines.native import accumulation as orders
-from morphbits.engines.native import layouts, operators  # noqa: F401  (fills the table)
+from morphbits.engines.native import layouts, operators, plain  # noqa: F401  (fills the table)
 from morphbits.engines.native import precision as formats
 from morphbits.engines.native.arithmetic import HALVES, Hand
 from morphbits.engines.native.gpu import NoKernel
 from morphbits.engines.native.library import MODES, Rounding, elementwise, rounded
-from morphbits.engines.native.rules import ONE_TYPE, RULES, Rule, passes, short_name
+from morphbits.engines.native.promotion import in_one_type
+from morphbits.engines.native.rules import (
+    ONE_TYPE,
+    RULES,
+    Rule,
+    onednn,
+    passes,
+    refuse_overlap,
+    short_name,
+)
 from morphbits.engines.native.selftest import self_test
 from morphbits.errors import UserError
 
@@ -50,7 +61,6 @@ class Statistics:
         return sum(self.operators.values())
 
 
-@contextmanager
 def random_rounding(
     mode: str = "random",
     seed: int = 1,
@@ -60,7 +70,7 @@ def random_rounding(
     precision: str | int = 24,
     perturb: str = "all",
     allow: Sequence[str] = (),
-) -> Iterator[Statistics]:
+) -> Region:
     """Round every floating-point operation of the torch operators inside by `mode`.
 
         with random_rounding(mode="random", seed=1) as stats:
@@ -82,32 +92,88 @@ def random_rounding(
     Inside, torch's fused paths for attention, transformer layers and oneDNN are off, and functions
     of torch.compile run uncompiled: their plain forms are perturbed. Raises UserError for an
     option that is not known and, inside, for an operator that the engine does not perturb.
+    Opened again, a region draws the same stream again; a process forked inside is not in it.
     """
     if mode not in MODES:
         raise UserError(f"rounding mode '{mode}' is not known; use one of {', '.join(MODES)}")
     if subnormals not in SUBNORMALS:
         raise UserError(f"subnormals '{subnormals}' is not known; use keep or flush")
-    if not 0 <= seed < 2**64:
-        raise UserError(f"seed {seed} is out of range; use 0 to 2^64 - 1")
-    if threads is not None and threads < 1:
-        raise UserError(f"threads {threads} is out of range; use 1 or more")
+    seed = _whole("seed", seed, "0 to 2^64 - 1", range(2**64))
+    if threads is not None:
+        threads = _whole("threads", threads, "1 or more", range(1, 2**31))
+    for name, value in (("accumulation", accumulation), ("perturb", perturb)):
+        if not isinstance(value, str):
+            raise UserError(f"{name} {value!r} is not a word")
     orders.parse(accumulation)
     fewer = formats.parse(precision)
     if fewer != formats.FULL and subnormals == "flush":
         raise UserError(f"precision {precision} needs subnormals=keep: its own format has them")
-    _self_test_once()
-    rounding = RandomRounding(mode, seed, accumulation, subnormals == "flush", threads, fewer)
-    rounding.selection = stages.select(perturb)
-    rounding.allowed = _names(allow)
-    with _plain_paths(), rounding:
-        yield rounding.statistics
-    rounding.check_stages()
+    selection, allowed = stages.select(perturb), _names(allow)
+
+    @contextmanager
+    def region() -> Iterator[Statistics]:
+        if accumulation == "probe" and _inside():
+            raise UserError(
+                "accumulation=probe cannot read torch's kernels inside another region; leave that "
+                "one first"
+            )
+        _self_test_once()
+        flush = subnormals == "flush"
+        rounding = RandomRounding(mode, seed, accumulation, flush, threads, fewer)
+        rounding.selection, rounding.allowed = selection, allowed
+        with plain.paths(_inside), rounding:
+            try:
+                yield rounding.statistics
+            except RuntimeError as error:
+                if "TorchScript" in str(error) and rounding.refusal:
+                    raise UserError(rounding.refusal) from error
+                raise
+        rounding.check_stages()
+
+    return Region(region)
+
+
+class Region(ContextDecorator):
+    """Where operators are perturbed: a context, also more than once, or a decorator."""
+
+    def __init__(self, region: Callable[[], AbstractContextManager[Statistics]]) -> None:
+        self._region = region
+        self._open: list[AbstractContextManager[Statistics]] = []
+
+    def _recreate_cm(self) -> Region:
+        return Region(self._region)  # of each call of a decorated function
+
+    def __enter__(self) -> Statistics:
+        region = self._region()
+        statistics = region.__enter__()
+        self._open.append(region)
+        return statistics
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._open.pop().__exit__(*error)
+
+
+def _inside() -> bool:
+    """Whether the calling thread is in a region."""
+    return any(isinstance(m, RandomRounding) for m in _get_current_dispatch_mode_stack())
+
+
+def _whole(name: str, value: Any, words: str, allowed: range) -> int:
+    try:
+        number = index(value)
+    except TypeError:
+        raise UserError(f"{name} {value!r} is not a whole number; use {words}") from None
+    if number not in allowed:
+        raise UserError(f"{name} {value} is out of range; use {words}")
+    return number
 
 
 def _names(allow: Sequence[str]) -> frozenset[str]:
     """The operators' names; UserError if one of them is none, or has a rule."""
     if isinstance(allow, str):
         raise UserError(f"allow is a list of operators' names: use allow=['{allow}']")
+    if not isinstance(allow, Iterable) or not all(isinstance(name, str) for name in allow):
+        raise UserError(f"allow {allow!r} is not a list of operators' names")
     for name in allow:
         if "::" not in name and not hasattr(torch.ops.aten, name):
             raise UserError(
@@ -118,30 +184,40 @@ def _names(allow: Sequence[str]) -> frozenset[str]:
     return frozenset(allow)
 
 
-@contextmanager
-def _plain_paths() -> Iterator[None]:
-    """Fused attention, fused transformer layers and oneDNN's own operators switched off."""
-    flash, onednn = torch._C._get_flash_sdp_enabled(), torch._C._get_mkldnn_enabled()
-    layers = torch.backends.mha.get_fastpath_enabled()
-    torch._C._set_sdp_use_flash(False)
-    torch._C._set_mkldnn_enabled(False)
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch._C._set_sdp_use_flash(flash)
-        torch._C._set_mkldnn_enabled(onednn)
-        torch.backends.mha.set_fastpath_enabled(layers)
-
-
 _tested: list[torch.device] = []
 _hidden: list[bool] = []
+_alone: list[bool] = []
+
+
+def _in_child() -> None:
+    """GNU OpenMP's threads do not come along into a forked process, where it waits for them."""
+    if _tested:
+        _alone.append(True)
+
+
+os.register_at_fork(after_in_child=_in_child)
 
 
 def _self_test_once() -> None:
     if not _tested:
         self_test()
         _tested.append(torch.device("cpu"))
+
+
+def _remembering(dispatch: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep what was refused last: TorchScript says only that an operator failed."""
+
+    @wraps(dispatch)
+    def remembering(self: RandomRounding, *args: Any) -> Any:
+        try:
+            result = dispatch(self, *args)
+        except UserError as refusal:
+            self.refusal = str(refusal)
+            raise
+        self.refusal = None
+        return result
+
+    return remembering
 
 
 class RandomRounding(TorchDispatchMode):
@@ -158,7 +234,7 @@ class RandomRounding(TorchDispatchMode):
     ) -> None:
         super().__init__()
         self.mode, self.seed, self.accumulation, self.flush = mode, seed, accumulation, flush
-        self.threads = threads or torch.get_num_threads()
+        self.threads = 1 if _alone else threads or torch.get_num_threads()
         self.onednn = torch._C._get_mkldnn_enabled()  # outside; inside, it is switched off
         self._precision, self.selection = precision, stages.ALL
         self._stages: set[str] = set()
@@ -166,6 +242,8 @@ class RandomRounding(TorchDispatchMode):
         self.statistics = Statistics()
         self._operators = 0
         self._widened = False  # an operator on float16 or bfloat16 is computed in float32
+        self._process = os.getpid()
+        self.refusal: str | None = None
 
     def next_rounding(self, name: str, operations: int, accumulates: bool = False) -> Rounding:
         """Count an operator of `operations` elementary operations and give it its own random
@@ -258,6 +336,7 @@ class RandomRounding(TorchDispatchMode):
         super().__enter__()
         return self
 
+    @_remembering
     def __torch_dispatch__(
         self,
         func: Any,
@@ -266,11 +345,15 @@ class RandomRounding(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if os.getpid() != self._process:  # a data loader's worker
+            return func(*args, **kwargs)
         name = short_name(func)
         rule = RULES.get(name)
         if rule is not None:
             if _holds_no_values(func, args, kwargs):
                 return func(*args, **kwargs)
+            if name.endswith("_"):
+                refuse_overlap(func, args, kwargs)
             with _where(func, args, kwargs):
                 if "out" in kwargs:
                     return self._into(func, args, kwargs)
@@ -282,10 +365,15 @@ class RandomRounding(TorchDispatchMode):
                 if name.endswith("_") or all(map(layouts.in_order, given)):
                     return result
                 return self.outside(layouts.laid_out, result, func, args, kwargs)
-        if name in ONE_TYPE and any(_is_half(x) for x in tree_leaves((args, kwargs))):
-            args, kwargs = self._to_one_type(name, args, kwargs)
+        if name == "to_mkldnn":
+            raise onednn()
         if passes(func, args, kwargs):
             return func(*args, **kwargs)
+        if name in ONE_TYPE and "out" in kwargs:
+            return self._into(func, args, kwargs)
+        result = in_one_type(self, func, args, kwargs)
+        if result is not NotImplemented:
+            return result
         if name in self.allowed:
             self.statistics.unperturbed[name] += 1
             return func(*args, **kwargs)
@@ -293,7 +381,9 @@ class RandomRounding(TorchDispatchMode):
             result = func.decompose(*args, **kwargs)
         if result is not NotImplemented:
             return result
-        if not any(_is_floating(x) for x in tree_leaves((args, kwargs))):
+        floating = [x for x in tree_leaves((args, kwargs)) if _is_floating(x)]
+        _refuse_layouts(func, floating)
+        if not floating:
             result = func(*args, **kwargs)
             if not any(_is_floating(x) for x in tree_leaves(result)):
                 return result
@@ -313,15 +403,6 @@ class RandomRounding(TorchDispatchMode):
         if to.shape != result.shape:
             to.resize_(result.shape).as_strided_(result.shape, result.stride())
         return to.copy_(Hand(self, func.overloadpacket.__name__).to(result, to.dtype))
-
-    def _to_one_type(self, name: str, args: Any, kwargs: Any) -> Any:
-        """The arguments with their floating-point tensors in the type that torch gives the result;
-        a single number gives way to tensors, as in torch."""
-        floating = [x for x in tree_leaves((args, kwargs)) if _is_floating(x)]
-        most = [x for x in floating if x.dim()] or floating
-        dtype = reduce(torch.promote_types, (x.dtype for x in most))
-        hand = Hand(self, name)
-        return tree_map(lambda x: hand.to(x, dtype) if _is_floating(x) else x, (args, kwargs))
 
     def _in_single(
         self, rule: Rule, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -392,10 +473,16 @@ def _holds_no_values(func: Any, args: Any, kwargs: Any) -> bool:
             "torch.export, torch.func.linearize): its kernels would be missing in the trace; "
             "trace before, and run what was traced inside"
         )
-    for x in floating:
+    _refuse_layouts(func, floating)
+    return False
+
+
+def _refuse_layouts(func: Any, tensors: Sequence[torch.Tensor]) -> None:
+    for x in tensors:
+        if x.is_mkldnn:
+            raise onednn()
         if x.layout != torch.strided:
             raise UserError(f"the native engine has no rule for {func} on {x.layout} tensors")
-    return False
 
 
 def _is_half(x: Any) -> bool:

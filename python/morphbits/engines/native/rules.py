@@ -132,6 +132,51 @@ def check(func: Any, *tensors: torch.Tensor) -> None:
             )
 
 
+def onednn() -> UserError:
+    return UserError(
+        "the native engine has no rule for tensors in oneDNN's own layout (to_mkldnn, "
+        "torch.jit.optimize_for_inference, torch.utils.mkldnn): use the model as it was before"
+    )
+
+
+def refuse_overlap(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Have torch refuse to write in place what it reads somewhere else in the same memory: a rule
+    would compute on copies and take it."""
+    to, values = args[0], (*args[1:], *kwargs.values())
+    if not isinstance(to, torch.Tensor) or not to.numel() or to.layout != torch.strided:
+        return
+    twice = any(n > 1 and step == 0 for n, step in zip(to.shape, to.stride(), strict=True))
+    if twice or any(isinstance(x, torch.Tensor) and _overlaps(to, x) for x in values):
+        refused(func, *args, **kwargs)
+
+
+def _overlaps(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether dense tensors share a part of their memory, but are not the same elements; torch
+    does not ask this of tensors with gaps."""
+    if a is b or not b.numel() or b.layout != torch.strided:
+        return False
+    if a.untyped_storage()._cdata != b.untyped_storage()._cdata:
+        return False
+    if not (_dense(a) and _dense(b)):
+        return False
+    (low, high), (start, end) = (
+        (x.data_ptr(), x.data_ptr() + x.numel() * x.element_size()) for x in (a, b)
+    )
+    if (low, high) == (start, end):
+        return a.stride() != b.stride()
+    return low < end and start < high
+
+
+def _dense(x: torch.Tensor) -> bool:
+    """Whether the elements fill a piece of memory, each once."""
+    step = 1
+    for stride, n in sorted((s, n) for s, n in zip(x.stride(), x.shape, strict=True) if n != 1):
+        if stride != step:
+            return False
+        step *= n
+    return True
+
+
 def refused(func: Any, *args: Any, **kwargs: Any) -> NoReturn:
     """Have torch say, in its own words, what is wrong with the arguments."""
     func(*args, **kwargs)

@@ -418,11 +418,6 @@ def _convolution(
     return out.reshape(*out.shape[:2], *out.shape[5 - dims :])
 
 
-@rule("to_mkldnn", "stays as it is: what follows has a rule for the plain layout")
-def _to_mkldnn(mode: RandomRounding, func: Any, x: torch.Tensor, dtype: Any = None) -> Any:
-    return x.clone()
-
-
 @rule("mkldnn_convolution", "as convolution")
 def _mkldnn_convolution(
     mode: RandomRounding,

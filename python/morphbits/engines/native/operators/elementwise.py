@@ -33,7 +33,12 @@ def _binary(operation: str) -> Callable[..., Any]:
     ) -> Any:
         name = func.overloadpacket.__name__
         dtype = torch.result_type(a, b)
-        if operation == "div" and not dtype.is_floating_point and not dtype.is_complex:
+        if (
+            name in ("div", "div_")
+            and options.get("rounding_mode") is None
+            and not dtype.is_floating_point
+            and not dtype.is_complex
+        ):
             dtype = torch.get_default_dtype()
         if not dtype.is_floating_point and not dtype.is_complex:
             return func(a, b, **({"alpha": alpha} if alpha != 1 else {}), **options)
@@ -85,6 +90,13 @@ rule("add add_", f"{_ONE}; a factor alpha is one more")(_binary("add"))
 rule("sub sub_ rsub", f"{_ONE}; a factor alpha is one more")(_binary("sub"))
 rule("mul mul_", _ONE)(_binary("mul"))
 rule("div div_", f"{_ONE}; a whole quotient as torch finds it")(_binary("div"))
+
+
+@rule("floor_divide floor_divide_", "as `div` to a whole quotient")
+def _floor_divide(mode: RandomRounding, func: Any, a: Any, b: Any) -> Any:
+    if not torch.result_type(a, b).is_floating_point:
+        return func(a, b)
+    return _binary("div")(mode, func, a, b, rounding_mode="floor")
 
 
 @rule("sqrt sqrt_", _ONE)
@@ -278,6 +290,10 @@ _PSI = (1 / 12, -1 / 120, 1 / 252, -1 / 240, 1 / 132, -691 / 32760, 1 / 12)
 )
 @functional
 def _digamma(h: Hand, a: torch.Tensor) -> torch.Tensor:
+    return _digamma_of(h, a)
+
+
+def _digamma_of(h: Hand, a: torch.Tensor) -> torch.Tensor:
     """As Cephes' psi, which torch has from there."""
     negative = a < 0
     x = torch.where(negative, h.sub(1, a), a)
@@ -301,6 +317,73 @@ def _digamma(h: Hand, a: torch.Tensor) -> torch.Tensor:
     whole = negative & (a == a.trunc())
     out = torch.where(whole, torch.nan, out)
     return torch.where(a == 0, torch.where(a.signbit(), torch.inf, -torch.inf), out).to(a.dtype)
+
+
+@rule(
+    "polygamma polygamma_",
+    "0: as digamma; 1: 1/x² + 1/(x + 1)² … of six, then a series in 1/x²; below ½ reflected; "
+    "higher ones have no rule",
+)
+def _polygamma(mode: RandomRounding, func: Any, *args: Any) -> torch.Tensor:
+    n, a = args if isinstance(args[0], int) else args[::-1]
+    check(func, a)
+    name = func.overloadpacket.__name__
+    if n not in (0, 1):
+        raise UserError(f"the native engine has no rule for polygamma of order {n}; use 0 or 1")
+    h = Hand(mode, name)
+    result = (_digamma_of if n == 0 else _trigamma)(h, a)
+    return write(mode, name, a, result) if name.endswith("_") else result
+
+
+def _trigamma(h: Hand, a: torch.Tensor) -> torch.Tensor:
+    low = a < 0.5
+    sine = h.function("sin", h.mul(math.pi, a))
+    result = torch.where(low, -h.div(math.pi * math.pi, h.mul(sine, sine)), 0.0).to(a.dtype)
+    x = torch.where(low, h.sub(1, a), a)
+    for _ in range(6):
+        result = h.add(result, h.div(1, h.mul(x, x)))
+        x = h.add(x, 1)
+    ixx = h.div(1, h.mul(x, x))
+    series = h.sub(1 / 30, h.mul(ixx, 1 / 42))
+    series = h.mul(ixx, h.sub(1 / 6, h.mul(ixx, series)))
+    tail = h.div(h.add(h.add(1, h.div(1, h.mul(2, x))), series), x)
+    result = h.add(result, tail)
+    return torch.where(low, -result, result)
+
+
+_ERFINV = (
+    (-0.140543331, 0.914624893, -1.645349621, 0.886226899),
+    (0.012229801, -0.329097515, 1.442710462, -2.118377725, 1.0),
+    (1.641345311, 3.429567803, -1.624906493, -1.970840454),
+    (1.637067800, 3.543889200, 1.0),
+)
+
+
+def _horner(h: Hand, coefficients: tuple[float, ...], x: torch.Tensor) -> torch.Tensor:
+    total = torch.full_like(x, coefficients[0])
+    for coefficient in coefficients[1:]:
+        total = h.add(h.mul(total, x), coefficient)
+    return total
+
+
+@rule(
+    "erfinv erfinv_",
+    "a rational function of y² (|y| ≤ 0.7) or of √−log((1 − |y|) / 2), then twice Newton: "
+    "x − (erf(x) − y) / (2/√π·exp(−x·x))",
+)
+@functional
+def _erfinv(h: Hand, a: torch.Tensor) -> torch.Tensor:
+    size = a.abs()
+    z = h.mul(a, a)
+    near = h.div(h.mul(a, _horner(h, _ERFINV[0], z)), _horner(h, _ERFINV[1], z))
+    z = h.sqrt(-h.function("log", h.div(h.sub(1, size), 2)))
+    far = h.div(_horner(h, _ERFINV[2], z).copysign(a), _horner(h, _ERFINV[3], z))
+    x = torch.where(size <= 0.7, near, far)
+    for _ in range(2):
+        slope = h.mul(2 / math.sqrt(math.pi), h.function("exp", h.mul(-x, x)))
+        x = h.sub(x, h.div(h.sub(h.function("erf", x), a), slope))
+    x = torch.where(size == 1, torch.full_like(x, torch.inf).copysign(a), x)
+    return torch.where(size > 1, torch.nan, x).to(a.dtype)
 
 
 _LIBRARY = "the C library's, computed in a wider type; one rounding"

@@ -296,7 +296,7 @@ def _cubic_backward(
             for i, j in order:
                 along, across = (slopes[1][j], rows[i]) if d else (slopes[0][i], columns[j])
                 term = h.mul(h.mul(points.value(values_CN, i, j), along), across)
-                terms.append(-h.mul(term, out_CN))
+                terms.append(-h.mul(term, out_CN))  # the sum subtracts the product
             chain = h.chain("add", torch.stack(terms, 1).flatten(0, 1))  # channels, places
             components.append(h.mul(chain, points.slope[d]))
         to_grid = torch.stack(components, 1)

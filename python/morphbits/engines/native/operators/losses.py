@@ -56,11 +56,16 @@ def _smooth_l1_backward(mode: Any, func: Any, g: T, x: T, y: T, reduction: int, 
     h = Hand(mode, "smooth_l1_loss_backward")
     norm = 1 / max(x.numel(), 1) if reduction == _MEAN else 1.0
     z = h.sub(x, y)
-    far = h.mul(torch.full((), norm, dtype=x.dtype), g)
+    far = h.mul(_signed(norm, z), g)
     if beta == 0:
-        return torch.where(z > 0, far, torch.where(z < 0, -far, torch.zeros_like(far)))
+        return torch.where(z == 0, torch.zeros_like(far), far)
     near = h.div(h.mul(h.mul(norm, z), g), beta)
-    return torch.where(z <= -beta, -far, torch.where(z >= beta, far, near))
+    return torch.where(z.abs() >= beta, far, near)
+
+
+def _signed(norm: float, z: T) -> T:
+    """±norm, with the sign of z."""
+    return torch.full((), norm, dtype=z.dtype).copysign(z)
 
 
 @rule("huber_loss", "½·z·z where |z| ≤ delta, else delta·(|z| − ½·delta); then sum or mean")
@@ -80,9 +85,9 @@ def _huber_backward(mode: Any, func: Any, g: T, x: T, y: T, reduction: int, delt
     h = Hand(mode, "huber_loss_backward")
     norm = 1 / max(x.numel(), 1) if reduction == _MEAN else 1.0
     z = h.sub(x, y)
-    far = h.mul(h.mul(torch.full((), norm, dtype=x.dtype), g), delta)
+    far = h.mul(h.mul(_signed(norm, z), g), delta)
     near = h.mul(h.mul(norm, z), g)
-    return torch.where(z <= -delta, -far, torch.where(z >= delta, far, near))
+    return torch.where(z.abs() >= delta, far, near)
 
 
 @rule(
@@ -143,7 +148,11 @@ def _nll(
     return (h.div(out, total) if reduction == _MEAN else out), total
 
 
-@rule("nll_loss_backward nll_loss2d_backward", "−weight·gradient, divided by the total weight")
+@rule(
+    "nll_loss_backward nll_loss2d_backward",
+    "mean: weight·−(gradient / total weight), in images (−weight / total weight)·gradient; else "
+    "−weight·gradient",
+)
 def _nll_backward(
     mode: Any,
     func: Any,
@@ -158,10 +167,13 @@ def _nll_backward(
     check(func, g, x)
     h = Hand(mode, func.overloadpacket.__name__)
     scores, flat, kept = _classes(x, target, ignore)
-    share = h.div(-g, total) if reduction == _MEAN else -g
-    share = share.expand(flat.shape) if share.dim() == 0 else share.reshape(-1)
-    if weight is not None:
-        share = h.mul(weight[flat], share)
+    g = g.expand(flat.shape) if g.dim() == 0 else g.reshape(-1)
+    weights = None if weight is None else weight[flat]
+    if reduction == _MEAN and h.name == "nll_loss2d_backward":
+        share = h.mul(h.div(-1.0 if weights is None else -weights, total), g)
+    else:
+        share = -(h.div(g, total) if reduction == _MEAN else g)
+        share = share if weights is None else h.mul(weights, share)
     share = torch.where(kept, share, torch.zeros((), dtype=x.dtype))
     out = torch.zeros_like(scores).scatter(1, flat[:, None], share[:, None])
     if x.dim() == 1:
@@ -195,7 +207,7 @@ def _multi_margin_backward(
         share = h.mul(share, weight[classes])
     others = torch.arange(rows.shape[1]) != classes
     share = torch.where((rest > 0) & others, share, torch.zeros((), dtype=x.dtype))
-    of_class = -h.chain("add", share.t().contiguous())[:, None]
+    of_class = h.chain("add", -share.t().contiguous())[:, None]
     out = share.scatter(1, classes, of_class)
     return h.mul(out, g if g.dim() == 0 else g.reshape(-1, 1)).view(x.shape)
 

@@ -89,11 +89,13 @@ def _layer_norm_backward(
 
 
 def _input_gradient(h: Hand, scaled: T, x: T, mean: T, rstd: T, ds: T, db: T, n: int) -> T:
-    """rstd·scaled + b·x + c, with b = (db·mean − ds)·rstd³ / n and c = −b·mean − db·rstd / n."""
+    """rstd·scaled + b·x + c, with b = (db·mean − ds)·rstd³ / n and c = −b·mean − db·rstd / n,
+    factors from left to right."""
     share = torch.full((), 1 / n, dtype=x.dtype)
-    cube = h.mul(h.mul(rstd, rstd), rstd)
-    b = h.mul(h.mul(h.sub(h.mul(db, mean), ds), cube), share)
-    c = h.sub(-h.mul(b, mean), h.mul(h.mul(db, rstd), share))
+    b = h.sub(h.mul(db, mean), ds)
+    for factor in (rstd, rstd, rstd, share):
+        b = h.mul(b, factor)
+    c = h.sub(h.mul(-b, mean), h.mul(h.mul(db, rstd), share))
     return h.add(h.add(h.mul(rstd, scaled), h.mul(b, x)), c)
 
 
@@ -122,7 +124,7 @@ def _group_norm(
     center = mean.view(n, groups, 1).expand(per_channel)
     if weight is not None:
         scale = h.mul(scale, weight.view(groups, -1))
-    shift = -h.mul(scale, center)
+    shift = h.mul(-scale, center)
     if bias is not None:
         shift = h.add(shift, bias.view(groups, -1))
     planes = x.reshape(n * channels, voxels)
@@ -206,7 +208,8 @@ def _batch_norm(
         mean = running_mean
         rstd = _rstd(h, running_var, eps)
     alpha = rstd if weight is None else h.mul(rstd, weight)
-    beta = -h.mul(mean, alpha) if bias is None else h.sub(bias, h.mul(mean, alpha))
+    beta = h.mul(mean, alpha)
+    beta = -beta if bias is None else h.sub(bias, beta)  # 0 − beta in torch: exact
     out = h.add(h.mul(x, _by_channel(alpha, x)), _by_channel(beta, x))
     nothing = torch.empty(0, dtype=x.dtype)
     return out, *((mean, rstd) if training else (nothing, nothing.clone()))

@@ -112,7 +112,10 @@ def _index_put(
 ) -> torch.Tensor:
     name = func.overloadpacket.__name__
     if values.dtype != to.dtype:
-        refused(func, to, indices, values, accumulate)
+        mask = all(i is None or i.dtype in (torch.bool, torch.uint8) for i in indices)
+        if values.numel() != 1 or accumulate or not (mask and to.is_floating_point()):
+            refused(func, to, indices, values, accumulate)
+        values = Hand(mode, name).to(values, to.dtype)
     if not accumulate or not to.is_floating_point():
         if name in ("_index_put_impl_",):
             return func(to, indices, values, accumulate, unsafe)
