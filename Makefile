@@ -175,7 +175,7 @@ bench: $(stamp) ## time native against plain torch (FULL=1: full size as well), 
 	$(venv) $(if $(filter cuda,$(DEVICE)),python/bench_gpu.py,python/bench.py $(call options,THREADS)) $(call flag,FULL)
 
 .PHONY: bench-kernels
-bench-kernels: $(stamp) ## convolution kernels against what a core does in registers, operators beside torch's, into notes/benchmarks/
+bench-kernels: $(stamp) ## kernels against a core's limit, operators beside torch's, into notes/benchmarks/
 	$(venv) python/bench_kernels.py
 
 .PHONY: kernel-orders
