@@ -62,6 +62,7 @@ def test_every_variable_of_inference_is_an_option_of_its_script() -> None:
     others = set("PYTHON TORCH FULL SOURCE TABLE ROUTE AGAIN CONTAINER VERROU BY".split())
     others |= set("EPOCHS STEPS BATCH MODEL_DIR RESUME NPROC NNODES RDZV RUN_ID".split())
     others |= set("LABELS TARGETS SYNTH_PROCS SUBJECT NOTES DEVICE".split())
+    others |= set("LOSS SMOOTHNESS LEARNING_RATE".split())
     assert len(options) == len(set(VARIABLES) - others)
     script = [sys.executable, ROOT / "python" / "run_matrix.py", "--help"]
     usage = subprocess.run(script, text=True, capture_output=True, check=True).stdout
@@ -86,3 +87,14 @@ def test_train_ddp_hands_processes_to_the_script_and_options_to_python() -> None
         x for x in make("-n", "train-ddp", "NPROC=16", "EPOCHS=2").splitlines() if "train_ddp" in x
     )
     assert "NPROC='16'" in line and line.strip().endswith("train_ddp.sh --epochs='2'")
+
+
+@pytest.mark.parametrize(
+    "verb", ["train-single", "train-ddp", "train-slurm", "training-stability"]
+)
+def test_a_training_takes_every_variable_of_its_recipe(verb: str) -> None:
+    given = {"LOSS": "dice", "LEARNING_RATE": "1e-3", "SMOOTHNESS": "1", "SIZE": "2mm"}
+    given |= {"ENGINE": "native", "MODE": "nearness", "LABELS": "shapes", "TARGETS": "all"}
+    passed = make("-n", verb, *(f"{name}={value}" for name, value in given.items()))
+    for name, value in given.items():
+        assert f"--{name.lower().replace('_', '-')}='{value}'" in passed
