@@ -166,7 +166,7 @@ def describe(experiment: str, planned: Sequence[Run], jobs: int) -> str:
         for run in planned
         if not run.done
     )
-    memory = jobs * estimate.process_bytes(recipe, shape) / 1e9
+    memory = jobs * max(estimate.process_bytes(run.recipe, shape) for run in planned) / 1e9
     return (
         f"{experiment}: {len(planned)} trainings of {recipe.total_steps} steps, {jobs} at a time; "
         f"about {duration(seconds / jobs)}, {memory:.1f} GB of memory"

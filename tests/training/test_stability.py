@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from morphbits.datasets import phantom
 from morphbits.errors import UserError
 from morphbits.report.stability import build, select
 from morphbits.synthesis import sources
+from morphbits.training.options import recipe
 
 RECIPE = replace(TOY, epochs=2, steps=2, size="4mm")
 
@@ -105,6 +107,15 @@ def test_one_run_has_no_spread_and_another_recipe_is_refused(
             stability.plan(tmp_path, "toy", replace(RECIPE, **wrong), 2)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="not trained yet"):
         stability.analyse(stability.plan(tmp_path, "toy", RECIPE, 2), "toy")
+
+
+def test_the_study_as_shipped_says_that_it_ends_within_half_an_hour(tmp_path: Path) -> None:
+    planned = stability.plan(tmp_path, "training-stability", recipe("training-stability"), 5)
+    said = stability.describe("training-stability", planned, 2)
+    found = re.match(
+        r"training-stability: 21 trainings of 480 steps, 2 at a time; about (\d+) minutes", said
+    )
+    assert found and int(found[1]) < 30, said
 
 
 def test_a_long_study_keeps_some_models_and_the_last_one() -> None:
