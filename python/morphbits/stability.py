@@ -45,7 +45,7 @@ from morphbits.stats.variability import standard_deviation
 from morphbits.synthesis.sources import Ranks
 from morphbits.training import RunConfig, TrainConfig, estimate, loop
 from morphbits.training.checkpoint import NAME as CHECKPOINT
-from morphbits.training.checkpoint import made_with
+from morphbits.training.checkpoint import differing, made_with
 from morphbits.training.log import duration
 
 ARMS = ("repeated", "initialization", "data", "rounding")
@@ -147,10 +147,7 @@ def _check_identity(run: Run, goes_on: bool) -> None:
     versions: they are not mixed."""
     then, now = json.loads(str(np.load(run.folder / DONE)["identity"])), identity(run.recipe)
     for what in ("recipe", "made") if goes_on else ("recipe",):
-        one, other = then[what], now[what]
-        differing = [key for key in {**one, **other} if one.get(key) != other.get(key)]
-        if differing:
-            was = ", ".join(f"{key} {one.get(key)} (now {other.get(key)})" for key in differing)
+        if was := differing(then[what], now[what]):
             raise UserError(
                 f"{run.folder}: was trained with {was}; give the options that it was trained "
                 "with, another RESULTS (--results), or remove the folder"

@@ -121,6 +121,12 @@ def save(folder: Path, config: TrainConfig, ranks: int, made: Made, state: State
         partial.unlink(missing_ok=True)
 
 
+def differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs, in words; empty where nothing does."""
+    keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+    return ", ".join(f"{key} {then.get(key)} (now {now.get(key)})" for key in keys)
+
+
 def load(folder: Path, config: TrainConfig, ranks: int, made: Made) -> State:
     """The folder's checkpoint, made by this configuration, number of processes and software."""
     path = folder / NAME
@@ -139,9 +145,7 @@ def load(folder: Path, config: TrainConfig, ranks: int, made: Made) -> State:
     if config.schedule == "constant":  # more epochs, or fewer, change no step
         then["epochs"] = now["epochs"]
     for one, other in ((then, now), (was_made, made)):
-        differing = [key for key in {**one, **other} if one.get(key) != other.get(key)]
-        if differing:
-            was = ", ".join(f"{key} {one.get(key)} (now {other.get(key)})" for key in differing)
+        if was := differing(one, other):
             raise UserError(
                 f"{folder}: was started with {was}; resume with that, or start in another "
                 "MODEL_DIR (--model-dir)"
