@@ -153,6 +153,10 @@ test: $(stamp) ## the tests: CPU only, no network, at most ten minutes
 test-all: $(stamp) ## the tests and those that take longer
 	$(pytest)
 
+.PHONY: golden
+golden: $(stamp) ## record anew what must not move: hashes, names and bytes in tests/golden; see git diff
+	PYTHONPATH=python $(venv) tests/golden/record.py
+
 .PHONY: sanitize
 sanitize: $(stamp) ## the kernels' tests, the kernels watched by AddressSanitizer and UBSan
 	MORPHBITS_SANITIZE=1 CC=gcc PYTHONPATH=python $(venv) -m morphbits.engines.native.build
