@@ -49,10 +49,11 @@ RUN apt-get update \
 WORKDIR /opt/morphbits
 COPY python/requirements.lock python/torch.lock python/
 COPY scripts/setup.sh scripts/
+# What compiles the kernels, and nothing else: a change elsewhere installs no package again. A test runs this step on
+# these files alone (tests/container/test_build.py).
 COPY python/morphbits/__init__.py python/morphbits/errors.py python/morphbits/
-COPY python/morphbits/engines/__init__.py python/morphbits/engines/
-COPY python/morphbits/config.py python/morphbits/
-COPY python/morphbits/engines/native python/morphbits/engines/native
+COPY python/morphbits/engines/native/build.py python/morphbits/engines/native/
+COPY python/morphbits/engines/native/csrc python/morphbits/engines/native/csrc
 RUN scripts/setup.sh && rm -f .cache/setup.log
 # The image is read-only, so what is not compiled now is compiled at every start, at Valgrind's speed. Some packages hold
 # templates that are no Python: compileall says so by its status.

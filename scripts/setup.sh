@@ -119,7 +119,8 @@ ln -sfn "$new" .venv
 for old in .cache/venv-*; do [ "$old" = "$new" ] || rm -rf "$old"; done
 
 say "compiling the kernels"
-PYTHONPATH=python .venv/bin/python -m morphbits.engines.native.build >>"$log" 2>&1 ||
+# as a file: as a module it would import the whole engine first, which takes seconds and which the image has not copied yet
+PYTHONPATH=python .venv/bin/python -P python/morphbits/engines/native/build.py >>"$log" 2>&1 ||
   fail "the kernels do not compile with $CC: $(tail -n 1 "$log") (see $log)"
 touch .venv/.stamp
 say "done"
