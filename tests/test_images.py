@@ -252,6 +252,36 @@ def test_saved_nifti_states_its_unit(tmp_path: Path) -> None:
     assert nibabel.load(tmp_path / "a.nii.gz").header.get_xyzt_units()[0] == "mm"
 
 
+@pytest.mark.parametrize("codes", [(2, 0), (4, 1), (1, 1), (0, 1), (5, 0)])
+def test_codes_of_the_world_are_read_and_written(tmp_path: Path, codes: tuple[int, int]) -> None:
+    rotated = OBLIQUE.copy()
+    rotated[:3, :3] = np.linalg.qr(OBLIQUE[:3, :3])[0] * 1.5  # a quaternion has no shears
+    images.save(tmp_path / "a.nii.gz", volume(), rotated, codes)
+    loaded = images.load(tmp_path / "a.nii.gz")
+    assert loaded.codes == codes and np.abs(loaded.affine - rotated).max() < 1e-5
+    header = nibabel.load(tmp_path / "a.nii.gz").header
+    assert (int(header["sform_code"]), int(header["qform_code"])) == codes
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".mgz"])
+def test_warps_of_other_programs_are_refused_by_name(tmp_path: Path, suffix: str) -> None:
+    """The same numbers, with and without the code that says what they are."""
+    path = tmp_path / f"warp{suffix}"
+    images.save(path, RNG.random((*SHAPE, 3)).astype("f4"), OBLIQUE)
+    raw = gzip.decompress(path.read_bytes())
+    assert images.load_warp(path).intent == 0
+    codes: dict[str, tuple[bytes, str]] = {}
+    if suffix == ".mgz":
+        codes = {"warp": (raw[:2] + b"\x06" + raw[3:], "FreeSurfer's warp")}
+    else:
+        for code, says in ((2006, "FSL"), (1006, "millimetres"), (1007, "ITK"), (2, "code 2")):
+            codes[says] = raw[:68] + code.to_bytes(2, "little") + raw[70:], says
+    for content, says in codes.values():
+        path.write_bytes(gzip.compress(content))
+        with pytest.raises(UserError, match=f"{says}.*not a displacement in voxels"):
+            images.load_warp(path)
+
+
 def test_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.nii.gz").write_bytes(b"what was there")
 

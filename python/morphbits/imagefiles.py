@@ -10,7 +10,7 @@ import gzip
 import io
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,22 @@ from morphbits.errors import UserError
 
 EXTENSIONS = (".nii.gz", ".nii", ".mgz", ".mgh", ".npz")
 TEMPORARY = ".*.tmp"  # the name of a file that is being written
+CODES = (2, 0)  # of sform ("aligned") and qform ("unknown") where an image brings none of its own
+MGH_INTENT = 65536  # added to the intent codes of MGH files, which are not NIfTI's
+# the fields of displacements, coefficients and positions of other programs, by their intent codes
+FOREIGN = {
+    1006: "displacements in millimetres (DISPVECT)",
+    1007: "vectors in millimetres, as ITK, ANTs, NiftyReg and SPM write them (VECTOR)",
+    2006: "FSL's displacement field in millimetres",
+    2007: "FSL's cubic spline coefficients",
+    2008: "FSL's cosine coefficients",
+    2009: "FSL's quadratic spline coefficients",
+    2016: "topup's cubic spline coefficients",
+    2017: "topup's quadratic spline coefficients",
+    2018: "topup's field in Hz",
+    MGH_INTENT + 6: "FreeSurfer's warp",
+    MGH_INTENT + 7: "FreeSurfer's inverse warp",
+}
 
 # nibabel says aloud what it finds wrong with a header; here a UserError says it, once
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
@@ -34,12 +50,18 @@ class Image:
     data: (X, Y, Z) float32, or int32 for labels, or (X, Y, Z, 3) float32 for a warp.
     affine: (4, 4) float64, voxel indices to RAS millimetres.
     has_affine: False where the file says nothing about the world and the affine is a convention.
+    codes: NIfTI's sform_code and qform_code, of which world the affine is; `save` takes them.
+    intent: NIfTI's (or, above 65536, MGH's) code of what the values mean; 0 says nothing.
+    notes: what was decided in reading, a sentence each.
     """
 
     data: NDArray[Any]
     affine: NDArray[np.float64]
     has_affine: bool = True
     path: Path | None = None
+    codes: tuple[int, int] = CODES
+    intent: int = 0
+    notes: list[str] = field(default_factory=list)
 
     @property
     def voxel_sizes(self) -> NDArray[np.float64]:
@@ -92,8 +114,18 @@ def load_labels(path: str | Path) -> Image:
 
 
 def load_warp(path: str | Path) -> Image:
-    """A warp, (X, Y, Z, 3) float32, in voxels of its own grid."""
+    """A warp of this suite or of voxelmorph, (X, Y, Z, 3) float32, in voxels of its own grid.
+
+    Warps of other programs are in millimetres, absolute, or of another direction; those that say
+    what they are (`FOREIGN`) are refused by name.
+    """
     image = _load(Path(path), np.float32)
+    if image.intent:
+        kind = FOREIGN.get(image.intent, f"something else (intent code {image.intent})")
+        raise UserError(
+            f"{path} holds {kind}, not a displacement in voxels of its own grid, as register.py "
+            "and voxelmorph write it; give such a warp"
+        )
     if image.data.ndim != 4 or image.data.shape[3] != 3:
         raise UserError(f"{path} has shape {by(image.data.shape)}; a warp is X × Y × Z × 3")
     return image
@@ -107,10 +139,7 @@ def _load(path: Path, dtype: type) -> Image:
     extension = extension_of(path)
     try:
         raw = path.read_bytes()
-        if extension == ".npz":
-            array, affine, has_affine = _read_npz(path, raw)
-        else:
-            array, affine, has_affine = _read_nibabel(raw, extension)
+        found = _read_npz(path, raw) if extension == ".npz" else _read_nibabel(raw, extension)
     except UserError:
         raise
     except Exception as error:  # nibabel, numpy and zlib have a dozen for damaged files
@@ -118,6 +147,7 @@ def _load(path: Path, dtype: type) -> Image:
             f"{path} cannot be read: it is damaged, cut short, or not what its name says "
             f"({type(error).__name__}: {_first_line(error)}); get it again"
         ) from error
+    array, affine = found.data, found.affine
     if array.dtype.kind not in "biuf":
         raise UserError(f"{path} holds {array.dtype} values; one real number per voxel is needed")
     while array.ndim > 3 and array.shape[-1] == 1:
@@ -134,32 +164,45 @@ def _load(path: Path, dtype: type) -> Image:
         )
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-12:
         raise UserError(f"{path} has a header whose affine cannot be inverted; repair the header")
-    return Image(data, affine, has_affine, path)
+    return replace(found, data=data, path=path)
 
 
-def _read_nibabel(raw: bytes, extension: str) -> tuple[NDArray[Any], NDArray[np.float64], bool]:
+def _read_nibabel(raw: bytes, extension: str) -> Image:
     """Decompress to the end first, so that every cut or damaged .gz is noticed (CRC)."""
     if extension in (".nii.gz", ".mgz"):
         raw = gzip.decompress(raw)
     if extension in (".mgz", ".mgh"):
-        mgh = nibabel.MGHImage.from_bytes(raw)
+        # the version's upper bytes are the intent, since FreeSurfer 7.3; nibabel knows none
+        intent = int.from_bytes(raw[1:3], "big")
+        mgh = nibabel.MGHImage.from_bytes(raw[:1] + bytes(2) + raw[3:])
         good_ras = int.from_bytes(raw[28:30], "big", signed=True) > 0
-        return np.asanyarray(mgh.dataobj), np.asarray(mgh.affine, np.float64), good_ras
+        return Image(
+            np.asanyarray(mgh.dataobj),
+            np.asarray(mgh.affine, np.float64),
+            good_ras,
+            intent=MGH_INTENT + intent if intent else 0,
+        )
     is_nifti2 = 540 in (int.from_bytes(raw[:4], order) for order in ("little", "big"))
     nifti = (nibabel.Nifti2Image if is_nifti2 else nibabel.Nifti1Image).from_bytes(raw)
-    has_affine = bool(nifti.header["sform_code"] > 0 or nifti.header["qform_code"] > 0)
-    return np.asanyarray(nifti.dataobj), np.asarray(nifti.affine, np.float64), has_affine
+    codes = int(nifti.header["sform_code"]), int(nifti.header["qform_code"])
+    return Image(
+        np.asanyarray(nifti.dataobj),
+        np.asarray(nifti.affine, np.float64),
+        max(codes) > 0,
+        codes=codes if max(codes) > 0 else CODES,
+        intent=int(nifti.header["intent_code"]),
+    )
 
 
-def _read_npz(path: Path, raw: bytes) -> tuple[NDArray[Any], NDArray[np.float64], bool]:
+def _read_npz(path: Path, raw: bytes) -> Image:
     with np.load(io.BytesIO(raw), allow_pickle=False) as archive:
         names = list(archive.keys())
         if "vol" not in names and len(names) != 1:
             raise UserError(f"{path} holds {names or 'nothing'}; the image must be named 'vol'")
         array = archive["vol" if "vol" in names else names[0]]
         if "affine" in names:
-            return array, np.asarray(archive["affine"], np.float64), True
-    return array, conformed_affine(array.shape), False
+            return Image(array, np.asarray(archive["affine"], np.float64))
+    return Image(array, conformed_affine(array.shape), False)
 
 
 def conformed_affine(shape: tuple[int, ...]) -> NDArray[np.float64]:
@@ -192,19 +235,26 @@ def _first_line(error: BaseException) -> str:
 # -------------------------------------------------------------------------------- save
 
 
-def save(path: str | Path, data: NDArray[Any], affine: NDArray[np.floating]) -> None:
+def save(
+    path: str | Path,
+    data: NDArray[Any],
+    affine: NDArray[np.floating],
+    codes: tuple[int, int] = CODES,
+) -> None:
     """Write an image or warp (as float32) or a label map (as int32); format by extension.
 
     The file appears whole or not at all, and the same data gives the same bytes: no time and no
-    name go into the gzip header. NIfTI units: millimetres.
+    name go into the gzip header. NIfTI units: millimetres; codes: of its sform and its qform.
     """
     path = Path(path)
     kind = np.float32 if data.dtype.kind == "f" else np.int32
-    content = _encode(path, np.asarray(data, dtype=kind), np.asarray(affine, np.float64))
+    content = _encode(path, np.asarray(data, dtype=kind), np.asarray(affine, np.float64), codes)
     write_atomically(path, content)
 
 
-def _encode(path: Path, data: NDArray[Any], affine: NDArray[np.float64]) -> bytes:
+def _encode(
+    path: Path, data: NDArray[Any], affine: NDArray[np.float64], codes: tuple[int, int]
+) -> bytes:
     extension = extension_of(path)
     if extension == ".npz":
         buffer = io.BytesIO()
@@ -215,6 +265,7 @@ def _encode(path: Path, data: NDArray[Any], affine: NDArray[np.float64]) -> byte
     else:
         nifti = nibabel.Nifti1Image(data, affine)
         nifti.header.set_xyzt_units("mm")
+        nifti.header["sform_code"], nifti.header["qform_code"] = codes
         raw = nifti.to_bytes()
     # level 1: brain images with noise hardly shrink more at higher levels, and take far longer
     return gzip.compress(raw, 1, mtime=0) if extension in (".nii.gz", ".mgz") else raw
