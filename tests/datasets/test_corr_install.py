@@ -37,6 +37,24 @@ def source(pristine: Path, tmp_path: Path) -> Iterator[Path]:
     writable(root)
 
 
+@pytest.fixture(scope="module")
+def fetched_once(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("fetched") / "source"
+    shutil.copytree(pristine, root, symlinks=True)
+    assert run(root).returncode == 0
+    (root / "RawDataBIDS").rename(root / "gone")
+    return root.parent
+
+
+@pytest.fixture
+def fetched(fetched_once: Path, tmp_path: Path) -> Iterator[Path]:
+    """The source of an installation, which a test may damage; what is in `data/` beside it can be
+    fetched no more."""
+    shutil.copytree(fetched_once, tmp_path, symlinks=True, dirs_exist_ok=True)
+    yield tmp_path / "source"
+    writable(tmp_path)
+
+
 def writable(root: Path) -> None:
     """git-annex makes its folders read-only, which stands in the way of removing them."""
     for folder in [root, *(path for path in root.rglob("*") if path.is_dir())]:
@@ -50,10 +68,13 @@ def command(root: Path, *words: str, source: str = "") -> list[str]:
     return [*script, *place, *words]
 
 
-def run(root: Path, *words: str, source: str = "") -> subprocess.CompletedProcess[str]:
+def run(
+    root: Path, *words: str, source: str = "", env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(root, *words, source=source),
         cwd=root.parent,
+        env=env,
         text=True,
         capture_output=True,
         check=False,
@@ -107,6 +128,61 @@ def test_what_is_missing_or_corrupt_is_named_and_the_rest_kept(source: Path) -> 
     assert [path.name for path in installed(source)] == ["sub-0025531_ses-1_run-1_T1w.nii.gz"]
 
 
+def every_file(root: Path) -> dict[str, bytes | str]:
+    """What lies in a dataset, with git's and git-annex's own files: path → bytes, or a link's
+    goal."""
+    return {
+        str(path.relative_to(root)): os.readlink(path) if path.is_symlink() else path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_symlink() or path.is_file()
+    }
+
+
+@pytest.fixture
+def own_git(tmp_path: Path) -> dict[str, str]:
+    """The environment of a user whose git allows no folder of another's."""
+    hidden = ("GIT_CONFIG", "SUDO_", "XDG_CONFIG")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(hidden)}
+    home = tmp_path / "home"
+    home.mkdir()
+    return kept | {"HOME": str(home), "GIT_CONFIG_SYSTEM": "/dev/null"}
+
+
+def test_a_dataset_of_another_user_keeps_its_images(
+    fetched: Path, own_git: dict[str, str]
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give folders to another user")
+    data, other = fetched.parent / "data/corr", 12345
+    before = every_file(data)
+    for path in (data, *data.rglob("*")):
+        os.chown(path, other, other, follow_symlinks=False)
+    done = run(fetched, env=own_git)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert f"error: {data}/RawDataBIDS belongs to user {other} and you are root" in done.stderr
+    assert "git config --global --add safe.directory" in done.stderr
+    assert all(f"{data}/RawDataBIDS/{site}" in done.stderr for site in ("BMB_1", "DC_1"))
+    assert every_file(data) == before
+
+    allow = done.stderr.partition("allow it (")[2].partition("), or take")[0]
+    subprocess.run(["bash", "-euc", allow], check=True, env=own_git)
+    again = run(fetched, env=own_git)
+    assert again.returncode == 0, again.stderr
+    assert len(installed(fetched)) == 3
+
+
+@pytest.mark.parametrize("broken", ["HEAD", "config"])
+def test_a_clone_that_git_cannot_read_keeps_its_images(fetched: Path, broken: str) -> None:
+    site = fetched.parent / "data/corr/RawDataBIDS/DC_1"
+    (site / ".git" / broken).write_text("")
+    before = every_file(site)
+    done = run(fetched)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(f"error: {site}: ")
+    assert "nothing in it was changed" in done.stderr
+    assert every_file(site) == before
+
+
 @pytest.mark.slow
 def test_killed_over_http_and_run_again(source: Path) -> None:
     with served(source) as server:
@@ -155,10 +231,15 @@ def test_killed_while_cloning(source: Path) -> None:
     data = source.parent / "data/corr"
     (data / ".RawDataBIDS.part/.git/objects").mkdir(parents=True)
     git(source, "clone", "-q", "RawDataBIDS", str(data / "RawDataBIDS"))
-    (data / "RawDataBIDS/IPCAS_2/.git/objects").mkdir(parents=True)  # a site's clone, cut short
+    site = data / "RawDataBIDS/IPCAS_2"
+    (site / ".git/objects").mkdir(parents=True)  # a site's clone, cut short
+    (site / "notes.txt").write_text("a user's")
     done = run(source)
     assert done.returncode == 0, done.stderr
     assert len(installed(source)) == 3
+    assert f"{site}: a clone that was cut short" in done.stdout
+    (aside,) = data.glob(".IPCAS_2.cut-short-*")
+    assert (aside / "notes.txt").read_text() == "a user's"
 
 
 @pytest.mark.parametrize("dead", ["nowhere", "http://127.0.0.1:9/corr"])

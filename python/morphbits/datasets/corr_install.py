@@ -3,6 +3,8 @@
 CoRR (Zuo et al. 2014, doi:10.1038/sdata.2014.49) is a DataLad superdataset, `RawDataBIDS`, with a
 subdataset for each site; images are git-annex keys (MD5E), so that each file's checksum is part of
 the dataset. Everything is derived from the files: a command that was killed is run again.
+
+No clone is ever removed: its images may be had nowhere else by now.
 """
 
 from __future__ import annotations
@@ -11,9 +13,12 @@ import fcntl
 import hashlib
 import json
 import os
+import pwd
 import re
+import shlex
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,6 +34,7 @@ from morphbits.errors import UserError
 
 SOURCE = "///corr/RawDataBIDS"  # DataLad's own name of CoRR at datasets.datalad.org
 _MD5_KEY = re.compile(r"MD5E?-s(\d+)--([0-9a-f]{32})")
+_KEPT = "nothing in it was changed"
 _SLOW = 60  # seconds with less than a kilobyte each, after which a server counts as gone
 
 
@@ -39,6 +45,7 @@ class Installer:
     root: Path
     source: str
     lock: IO[str]
+    say: Callable[[str], None]
 
     @property
     def dataset(self) -> Path:
@@ -51,6 +58,8 @@ class Installer:
             self._know_source(self.dataset, self.source)
             return
         partial = self.root / ".RawDataBIDS.part"
+        if _holds_content(partial):
+            raise UserError(f"{partial}: holds fetched images; move it away, then run again")
         _remove(partial)
         done = self._datalad(self.root, "clone", self.source, str(partial))
         if done.returncode != 0:
@@ -58,19 +67,67 @@ class Installer:
                 f"CoRR cannot be cloned from {self.source} ({_reason(done)}): check the network, "
                 "or name a mirror or a copy on a disk (SOURCE=)"
             )
-        partial.rename(self.dataset)
+        try:
+            partial.rename(self.dataset)
+        except OSError:
+            raise UserError(
+                f"{self.dataset}: is there but no clone of CoRR; move it away, then run again"
+            ) from None
+
+    def check_readable(self, sites: Sequence[str]) -> None:
+        """Refuse clones that git does not read, as it does not read another user's."""
+        refused: dict[Path, Path] = {}
+        for folder in (self.dataset, *(self.dataset / site for site in sites)):
+            try:
+                (folder / ".git").lstat()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
+            done = self._git(folder, "rev-parse", "--git-dir")
+            parts = (folder, folder / ".git")
+            foreign = next((p for p in parts if p.lstat().st_uid != os.geteuid()), None)
+            if done.returncode != 0 and foreign:
+                refused[folder] = foreign
+            elif done.returncode != 0 and (folder == self.dataset or _holds_content(folder)):
+                raise UserError(f"{folder}: git does not read it ({_last(done)}); {_KEPT}")
+        if refused:
+            folder, foreign = next(iter(refused.items()))
+            me, folders = _user(os.geteuid()), [shlex.quote(str(path)) for path in refused]
+            allow = f"git config --global --add safe.directory {folders[0]}"
+            if len(folders) > 1:
+                allow = (
+                    f"for folder in {' '.join(folders)}; do git config --global --add "
+                    'safe.directory "$folder"; done'
+                )
+            raise UserError(
+                f"{folder} belongs to {_user(foreign.lstat().st_uid)} and you are {me}, so git "
+                f"does not read it: allow it ({allow}), or take the dataset over (chown -R {me} "
+                f"{shlex.quote(str(self.root))}); {_KEPT}"
+            )
 
     def install_sites(self, sites: Sequence[str]) -> None:
         """Have the subdatasets (names and keys of their files, no content)."""
         for site in sites:
-            if self._is_installed(site):
-                self._know_source(self.dataset / site, f"{self.source}/{site}")
-                continue
             folder = self.dataset / site
-            if (folder / ".git").exists():  # a clone that was killed: it holds no content yet
-                _remove(folder)
-                folder.mkdir()
+            if self._is_installed(site):
+                self._know_source(folder, f"{self.source}/{site}")
+                continue
+            if os.path.lexists(folder / ".git"):
+                self._set_aside(folder)
             self._datalad(self.dataset, "get", "--no-data", site)
+
+    def _set_aside(self, folder: Path) -> None:
+        """Out of the way with a clone that was cut short."""
+        if _holds_content(folder):
+            raise UserError(
+                f"{folder}: holds fetched images, but is no whole clone; see what 'git status' "
+                f"and 'git annex info' say there; {_KEPT}"
+            )
+        aside = tempfile.mkdtemp(prefix=f".{folder.name}.cut-short-", dir=self.root)
+        folder.rename(aside)
+        folder.mkdir()
+        self.say(f"{folder}: a clone that was cut short, holds no images; it is now {aside}")
 
     def _know_source(self, folder: Path, source: str) -> None:
         """Let what was cloned from elsewhere, from a server that is gone maybe, be had from this
@@ -89,9 +146,7 @@ class Installer:
         folder = self.dataset / site
         if not (folder / ".git").exists():
             return False
-        done = subprocess.run(
-            ["git", "-C", str(folder), "config", "annex.uuid"], capture_output=True, check=False
-        )
+        done = self._git(folder, "config", "--local", "annex.uuid")
         return done.returncode == 0 and any(folder.glob("sub-*"))
 
     def get(self, scan: Scan) -> str:
@@ -113,6 +168,11 @@ class Installer:
 
     def _datalad(self, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         return self._run(folder, "datalad", "-f", "json", *words)
+
+    def _git(self, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+        """What git says of this repository, and not of one that it lies in."""
+        ceiling = f"GIT_CEILING_DIRECTORIES={folder.parent}"
+        return self._run(folder, "env", ceiling, "git", *words)
 
     def _run(self, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         """A command that inherits the lock: it keeps others out even when we are killed."""
@@ -148,7 +208,8 @@ def install(
 ) -> list[str]:
     """Install these images below `data/corr`; returns one line for each that is missing."""
     sites = list(dict.fromkeys(scan.site for scan in scans))
-    with _opened(bids.corr_raw(data), source) as installer:
+    with _opened(bids.corr_raw(data), source, say) as installer:
+        installer.check_readable(sites)
         installer.clone()
         installer.install_sites(tqdm(sites, "sites", unit="site", leave=False, disable=None))
         missing = []
@@ -195,7 +256,7 @@ def _lookup_key(path: Path) -> str:
 
 
 @contextmanager
-def _opened(root: Path, source: str) -> Iterator[Installer]:
+def _opened(root: Path, source: str, say: Callable[[str], None]) -> Iterator[Installer]:
     """One installation at a time; the next one waits and finds everything there."""
     root = root.resolve()  # commands run in folders of their own
     try:
@@ -209,7 +270,7 @@ def _opened(root: Path, source: str) -> Iterator[Installer]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if "://" not in source and not source.startswith("///"):
             source = str(Path(source).resolve())
-        yield Installer(root, source, lock)
+        yield Installer(root, source, lock, say)
 
 
 def _results(done: subprocess.CompletedProcess[str]) -> list[dict[str, object]]:
@@ -227,8 +288,40 @@ def _reason(done: subprocess.CompletedProcess[str]) -> str:
     return text[:300] or f"datalad ended with {done.returncode}"
 
 
+def _last(done: subprocess.CompletedProcess[str]) -> str:
+    return (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"user {number}"
+
+
+def _holds_content(folder: Path) -> bool:
+    """Whether git-annex keeps a file here, whole, begun or damaged; also where that cannot be
+    seen."""
+
+    def unseen(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    try:
+        git = folder / ".git"
+        if git.is_file():  # where the repository lies elsewhere: "gitdir: PATH"
+            git = folder / git.read_text().partition(": ")[2].strip()
+        return any(
+            files
+            for part in ("objects", "tmp", "bad")
+            for _, _, files in os.walk(git / "annex" / part, onerror=unseen)
+        )
+    except (OSError, UnicodeDecodeError):
+        return True
+
+
 def _remove(folder: Path) -> None:
-    """Remove a clone that was cut short (git-annex makes folders read-only)."""
+    """Remove a clone that never got its name (git-annex makes folders read-only)."""
     for parent, names, _ in os.walk(folder):
         for name in names:
             os.chmod(os.path.join(parent, name), 0o755)
