@@ -20,6 +20,7 @@ setup = PYTHON='$(PYTHON)' TORCH='$(TORCH)' scripts/setup.sh
 locks := python/requirements.lock python/torch.lock python/torch-cuda.lock
 kernels := $(wildcard python/morphbits/engines/native/csrc/*)
 shell_files = scripts/*.sh .ci/run $(wildcard *.sh verrou/*.sh)
+benchmark := PYTHONPATH=python $(venv) -m benchmarks
 pytest := cd python && ../$(venv) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 ##@ Run
@@ -176,38 +177,38 @@ notebook: $(stamp) ## run the notebooks in notes/ and keep what they show
 
 .PHONY: bench
 bench: $(stamp) ## time native against plain torch (FULL=1: full size as well), into notes/benchmarks/
-	$(venv) $(if $(filter cuda,$(DEVICE)),python/bench_gpu.py,python/bench.py $(call options,THREADS)) $(call flag,FULL)
+	$(benchmark).$(if $(filter cuda,$(DEVICE)),gpu,native $(call options,THREADS)) $(call flag,FULL)
 
 .PHONY: bench-kernels
 bench-kernels: $(stamp) ## kernels against a core's limit, operators beside torch's, into notes/benchmarks/
-	$(venv) python/bench_kernels.py
+	$(benchmark).kernels
 
 .PHONY: kernel-orders
 kernel-orders: $(stamp) ## in which order torch and TensorFlow add here, by operator, into notes/benchmarks/
-	$(venv) python/kernel_orders.py
+	$(benchmark).kernel_orders
 
 .PHONY: bench-synthesis
 bench-synthesis: $(stamp) ## time and memory of SynthMorph's image synthesis, into notes/benchmarks/
-	$(venv) python/bench_synthesis.py
+	$(benchmark).synthesis
 
 .PHONY: bench-train
 bench-train: $(stamp) ## time training steps of torch against TensorFlow's, into notes/benchmarks/
-	$(venv) python/bench_train.py
+	$(benchmark).training
 
 .PHONY: tf-parallelism
 tf-parallelism: $(stamp) ## what TensorFlow's parallel strategies do on CPUs, into notes/tf_parallelism.md
-	$(venv) python/tf_parallelism.py
+	$(benchmark).tf_parallelism
 
 .PHONY: model-summary
 model-summary: $(stamp) ## layers, shapes and parameters of the published configuration, into notes/model_summary/
-	$(venv) python/model_summary.py
+	$(benchmark).model_summary
 
 .PHONY: parity
 parity: $(stamp) ## how far the torch port is from TensorFlow, layer by layer (notes/decisions/0002)
 	mkdir -p .cache
 	$(venv) python/make_model.py --seed 1 --output .cache/parity.h5
-	$(venv) python/parity.py --model .cache/parity.h5 $(call options,THREADS)
-	$(venv) python/parity.py --model .cache/parity.h5 --shape 80 96 80 $(call options,THREADS)
+	$(benchmark).parity --model .cache/parity.h5 $(call options,THREADS)
+	$(benchmark).parity --model .cache/parity.h5 --shape 80 96 80 $(call options,THREADS)
 
 .PHONY: lock
 lock: $(stamp) ## resolve python/*.in into the lock files (keeps what still fits)

@@ -1,10 +1,10 @@
 """What a core can do in registers, what the convolution kernels make of it, and what operators
 cost beside torch's.
 
-    python python/bench_kernels.py            three minutes
-    python python/bench_kernels.py --only operators
+    make bench-kernels                                                        three minutes
+    PYTHONPATH=python python -m benchmarks.kernels --only operators
 
-The limit is the instruction mix of one operation alone (bench_limit.c). Rates are per second of
+The limit is the instruction mix of one operation alone (limit.c). Rates are per second of
 the thread's own processor time, the best of short runs, so that a loaded machine can be measured
 on.
 Operators are timed in turn with torch's own on a million elements: the least of each.
@@ -14,7 +14,6 @@ Prints a Markdown table of each and writes it to notes/benchmarks/.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import shutil
 import subprocess
@@ -27,7 +26,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from bench import note, processor, write_note
+from benchmarks.harness import Report, note, processor
 from morphbits.engines.native import Statistics, random_rounding
 from morphbits.engines.native.accumulation import terms
 from morphbits.engines.native.library import Rounding, available_variants, convolution
@@ -54,7 +53,7 @@ def limits() -> dict[str, float]:
         raise UserError("no C compiler found; install one (Debian and Ubuntu: apt install gcc)")
     with tempfile.TemporaryDirectory() as folder:
         program = f"{folder}/limit"
-        source = str(Path(__file__).with_name("bench_limit.c"))
+        source = str(Path(__file__).with_name("limit.c"))
         subprocess.run([compiler, "-O2", source, "-o", program], check=True)
         return json.loads(subprocess.run([program], capture_output=True, check=True).stdout)
 
@@ -73,21 +72,20 @@ def rate(variant: str, mode: str, layer: tuple[int, int, tuple[int, int, int]]) 
     return 27 * channels_in * channels_out * size[0] * size[1] * size[2] / best / 1e9
 
 
-def table() -> list[str]:
-    """Lines of both tables."""
+def layers(report: Report) -> None:
+    """Both tables of the convolution kernels."""
     found = limits()
-    lines = ["| in registers | G/s |", "|---|---|"]
-    lines += [f"| {name} | {value:.1f} |" for name, value in found.items()]
-    lines += ["", "| variant | channels | grid | nearest | of fma | random | of its mix |"]
-    lines += ["|---|---|---|---|---|---|---|"]
+    report.table("in registers", "G/s")
+    for name, value in found.items():
+        report.row(name, f"{value:.1f}")
+    report.table("variant", "channels", "grid", "nearest", "of fma", "random", "of its mix")
     for variant in [v for v in available_variants() if f"{v} random" in found]:
         for layer in LAYERS:
             cells = [variant, f"{layer[0]} → {layer[1]}", "×".join(map(str, layer[2]))]
             for mode, mix in (("nearest", "fma"), ("random", "random")):
                 value = rate(variant, mode, layer)
                 cells += [f"{value:.1f}", f"{value / found[f'{variant} {mix}']:.2f}"]
-            lines.append(f"| {' | '.join(cells)} |")
-    return lines
+            report.row(*cells)
 
 
 def operators() -> dict[str, tuple[str, Callable[[], object]]]:
@@ -124,12 +122,12 @@ def operators() -> dict[str, tuple[str, Callable[[], object]]]:
     }
 
 
-def costs() -> list[str]:
-    """Lines of the table of operators: milliseconds of processor time, torch and mode random."""
-    lines = [
-        "| operator | kind | torch, ms | random, ms | ratio | operations, 10⁶ | ns an operation |"
-    ]
-    lines += ["|---|---|---|---|---|---|---|"]
+def costs(report: Report) -> None:
+    """The table of operators: milliseconds of processor time, torch and mode random."""
+    report.table(
+        *("operator", "kind", "torch, ms", "random, ms", "ratio", "operations, 10⁶"),
+        "ns an operation",
+    )
     for name, (kind, call) in operators().items():
         least, operations = [float("inf")] * 2, 0
         begin = time.thread_time()
@@ -145,8 +143,7 @@ def costs() -> list[str]:
         plain, ours = least
         cells = [f"{1e3 * plain:.3g}", f"{1e3 * ours:.3g}", f"{ours / plain:.1f}"]
         cells += [f"{operations / 1e6:.3g}", f"{1e9 * ours / operations:.2g}"]
-        lines.append(f"| {name} | {kind} | {' | '.join(cells)} |")
-    return lines
+        report.row(name, kind, *cells)
 
 
 def main() -> None:
@@ -155,26 +152,27 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(1)
-    cpu, today = processor(), datetime.date.today().isoformat()
     parts = {
         "kernels": (
-            f"# Convolution kernels against the instruction limit, {cpu}, {today}",
-            f"`make bench-kernels` on {cpu}: one thread, 10⁹ operations per second of its "
-            "processor time, the best of short runs. A product outside the image counts as one.",
-            table,
+            "Convolution kernels against the instruction limit",
+            "One thread, 10⁹ operations per second of its processor time, the best of short runs. "
+            "A product outside the image counts as one.",
+            layers,
         ),
         "operators": (
-            f"# Operators beside torch's, {cpu}, {today}",
-            f"`make bench-kernels` on {cpu}: float32, one thread, a million elements, the least "
-            "processor time of turns with torch's own (oneDNN on).",
+            "Operators compared with torch's",
+            "float32, one thread, a million elements. Milliseconds: the shortest of alternating "
+            "runs with torch's operator (oneDNN on), in processor time.",
             costs,
         ),
     }
     for name in [arguments.only] if arguments.only else parts:
         title, how, measure = parts[name]
-        lines = [title, "", how, "", *measure()]
-        print("\n".join(lines))
-        write_note(lines, note(name, cpu))
+        report = Report(
+            note(name, processor()), f"{title}, {processor()}", "make bench-kernels", "torch"
+        )
+        report.add(how)
+        measure(report)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The orders in which the frameworks' own kernels add, read off them here, into notes/benchmarks/.
+"""The orders in which the frameworks' own kernels add, measured here, into notes/benchmarks/.
 
-    python python/kernel_orders.py            a minute or two
+    make kernel-orders            a minute or two
 
 torch: each operator on random numbers of some shapes, under `accumulation=probe`, as this
 processor's kernels do it with one and two threads, and as its kernels for AVX2 do it. TensorFlow:
@@ -11,20 +11,14 @@ proven where it gave the kernel's bytes.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench import note, processor, write_note
-from morphbits.errors import UserError, run_cli
+from benchmarks.harness import Report, measured, note, processor
+from morphbits.errors import run_cli
 
 if TYPE_CHECKING:
     import torch
@@ -199,57 +193,37 @@ def case_name(operator: str, shapes: tuple[tuple[int, ...], ...]) -> str:
     return f"{operator} {' by '.join('×'.join(map(str, shape)) for shape in shapes[:2])}"
 
 
-def columns() -> Iterator[tuple[str, dict[str, str]]]:
-    """The name of each setting, and what its process found."""
-    for name, framework, threads, variables in SETTINGS:
-        done = subprocess.run(
-            [sys.executable, __file__, "--measure", json.dumps([framework, threads])],
-            env={**os.environ, **variables}, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            raise UserError(f"{name}: {done.stderr.strip()[-400:]}")
-        yield name, json.loads(done.stdout.splitlines()[-1])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, help="Markdown file (default: notes/benchmarks/…)")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.measure:
-        framework, threads = json.loads(arguments.measure)
-        orders = {"torch": torch_orders, "tensorflow": tensorflow_orders}[framework]
-        print(json.dumps(orders(threads)))
-        return
-    from importlib.metadata import version
-
-    cpu, today = processor(), datetime.date.today().isoformat()
-    lines = [
-        f"# Orders of sums, read off torch {version('torch')} and TensorFlow "
-        f"{version('tensorflow-cpu')}, {cpu}, {today}",
-        "",
-        "`make kernel-orders`. Found by masks (FPRev, arXiv 2411.00442); *proven*: added in this "
-        "order, to nearest, the engine's result has the kernel's bytes, on random numbers. "
-        "Settings in which the same was found share a line.",
-        "",
-        "| operator | settings | order | proven |",
-        "|---|---|---|---|",
-    ]
-    found = dict(columns())
+    report = Report(
+        arguments.output or note("orders", processor()),
+        f"Orders of sums in torch's and TensorFlow's kernels, {processor()}",
+        "make kernel-orders",
+        *("torch", "tensorflow-cpu"),
+    )
+    report.add(
+        "Found by masks (FPRev, arXiv 2411.00442); *proven*: added in this order, to nearest, the "
+        "engine's result has the kernel's bytes, on random numbers. Settings in which the same "
+        "was found share a line."
+    )
+    orders = {"torch": torch_orders, "tensorflow": tensorflow_orders}
+    found = {
+        name: measured(orders[framework], threads, environment=variables)
+        for name, framework, threads, variables in SETTINGS
+    }
+    report.table("operator", "settings", "order", "proven")
     for case in (case_name(*each) for each in CASES):
         by_words: dict[str, list[str]] = {}
         for setting, by_case in found.items():
             if by_case.get(case):
                 by_words.setdefault(by_case[case], []).append(setting)
         for words, names in by_words.items():
-            proven = words.endswith(PROVEN)
-            order = words.removesuffix(PROVEN)
-            cells = (case, "; ".join(names), order, "yes" if proven else "no")
-            lines.append(f"| {' | '.join(cells)} |")
-            print(lines[-1], flush=True)
-    write_note(lines, arguments.output or note("orders", cpu))
+            proven = "yes" if words.endswith(PROVEN) else "no"
+            report.row(case, "; ".join(names), words.removesuffix(PROVEN), proven)
 
 
 if __name__ == "__main__":

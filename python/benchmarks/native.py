@@ -1,7 +1,7 @@
 """Time and memory of the native engine against plain torch: one model, input and threads, in turn.
 
-    python python/bench.py                    demo size, three widths, one and two threads
-    python python/bench.py --full             and one registration at full size (needs 20 GB)
+    make bench             demo size, three widths, one and two threads
+    make bench FULL=1      and one registration at full size (needs 20 GB)
 
 Every measurement is a process of its own (its peak memory is the operating system's figure);
 engines take turns, and the ratio is the median of the ratios of neighbouring runs. torch runs at
@@ -13,20 +13,17 @@ Markdown table and writes it to notes/benchmarks/.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from unittest import mock
 
-from morphbits.errors import UserError, run_cli
+from benchmarks import kernels
+from benchmarks.harness import Report, measured, note, processor
+from morphbits.errors import run_cli
 
-NOTES = Path(__file__).parent.parent / "notes" / "benchmarks"
 DEMO = (80, 96, 80)
 FULL = (160, 192, 224)
 MODELS = {
@@ -77,25 +74,16 @@ def _onednn(x, weight, bias, padding):  # type: ignore[no-untyped-def]
     return torch.mkldnn_convolution(x, weight, bias, (padding,) * 3, (1,) * 3, (1,) * 3, 1)
 
 
-def measured(*arguments: object) -> dict:
-    """`measure` in a process of its own."""
-    command = [sys.executable, __file__, "--measure", json.dumps(arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = "killed (out of memory?)" if done.returncode == -9 else done.stderr.strip()[-300:]
-        raise UserError(f"the measurement {arguments} failed: {reason}")
-    return json.loads(done.stdout)
-
-
-def row(
+def case(
+    report: Report,
     model: str,
     shape: tuple[int, int, int],
     threads: int,
     rounds: int,
     limits: dict[str, float],
     alone: dict[tuple, float],
-) -> list[str]:
-    """Lines of the table for one case: every engine in turn, `rounds` times.
+) -> None:
+    """Rows of the table for one case: every engine in turn, `rounds` times.
 
     limits: G operations a second of a thread, by mode; alone: seconds with one thread, by case,
     which a case of one thread enters here.
@@ -106,11 +94,11 @@ def row(
     found: dict[str, list[dict]] = {engine: [] for engine in engines}
     for _ in range(rounds):
         for engine in engines:
-            found[engine].append(measured(engine, model, shape, threads, 3 if rounds > 1 else 1))
+            repeats = 3 if rounds > 1 else 1
+            found[engine].append(measured(measure, engine, model, shape, threads, repeats))
     times = {e: [statistics.median(run["seconds"]) for run in runs] for e, runs in found.items()}
     memory = {e: max(run["memory"] for run in runs) for e, runs in found.items()}
     best = min(("torch", "torch oneDNN"), key=lambda e: statistics.median(times[e]))
-    lines = []
     for engine in engines:
         ratio = statistics.median(a / b for a, b in zip(times[engine], times[best], strict=True))
         seconds = statistics.median(times[engine])
@@ -119,7 +107,7 @@ def row(
         if threads == 1:
             alone[model, shape, engine] = seconds
         one = alone.get((model, shape, engine))
-        cells = (
+        report.row(
             "×".join(map(str, shape)),
             model,
             threads,
@@ -132,41 +120,16 @@ def row(
             f"{rate / limit / threads:.2f}" if limit else "",
             f"{one / seconds / threads:.2f}" if one and threads > 1 else "",
         )
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-        print(lines[-1], flush=True)
-    return lines
 
 
 def instruction_limits() -> dict[str, float]:
     """G operations a second that one thread does in registers, in the modes nearest and random;
     nothing where they are not known for the kernels' instruction set."""
-    from bench_kernels import limits
     from morphbits.engines.native.library import default_variant
 
-    found, variant = limits(), default_variant()
+    found, variant = kernels.limits(), default_variant()
     mixes = {"nearest": f"{variant} fma", "random": f"{variant} random"}
     return {mode: found[mix] for mode, mix in mixes.items() if mix in found}
-
-
-def processor() -> str:
-    """The processor's name."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    return next(
-        (x.split(":")[1].strip() for x in lines if x.startswith("model name")), "processor"
-    )
-
-
-def note(kind: str, hardware: str) -> Path:
-    """Where the figures of one kind, measured today on that hardware, are written."""
-    words = "-".join("".join(c if c.isalnum() else " " for c in hardware.lower()).split())
-    return NOTES / f"{kind}_{words}_{datetime.date.today().isoformat()}.md"
-
-
-def write_note(lines: list[str], output: Path) -> None:
-    """Write lines of Markdown, and say where."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"\nwritten to {output}")
 
 
 def main() -> None:
@@ -177,37 +140,32 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each engine")
     parser.add_argument("--full", action="store_true", help="also full size with 256 features")
     parser.add_argument("--output", type=Path, help="Markdown file (default: notes/benchmarks/…)")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.measure:
-        print(json.dumps(measure(*json.loads(arguments.measure))))
-        return
-    cores = len(os.sched_getaffinity(0))
-    today = datetime.date.today().isoformat()
-    cpu = processor()
     limits = instruction_limits()
-    lines = [
-        f"# Native engine against plain torch, {cpu}, {today}",
-        "",
-        f"`make bench{' FULL=1' if arguments.full else ''}` on {cpu}, {cores} cores. Whole "
-        "registrations, weights drawn at random. Seconds: median; ratio: median of paired runs "
-        "against torch at its best setting; G/s: 10⁹ rounded operations a second; of the limit: "
-        "of what as many threads do in registers, measured here ("
+    report = Report(
+        arguments.output or note("native", processor()),
+        f"Native engine against plain torch, {processor()}",
+        f"make bench{' FULL=1' if arguments.full else ''}",
+        "torch",
+    )
+    report.add(
+        "Whole registrations, weights drawn at random. Seconds: median; ratio: median of paired "
+        "runs against torch at its best setting; G/s: 10⁹ rounded operations a second; of the "
+        "limit: of what as many threads do in registers, measured here ("
         + ", ".join(f"{mode} {value:.1f} G/s" for mode, value in limits.items())
-        + "); scaling: speed over that of one thread, divided by the threads.",
-        "",
-        "| grid | model | threads | engine | seconds | ratio | memory, GB | ratio | G/s | "
-        "of the limit | scaling |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    print("\n".join(lines))
+        + "); scaling: speed over that of one thread, divided by the threads."
+    )
+    report.table(
+        *("grid", "model", "threads", "engine", "seconds", "ratio", "memory, GB", "ratio"),
+        *("G/s", "of the limit", "scaling"),
+    )
     alone: dict[tuple, float] = {}
+    cores = len(os.sched_getaffinity(0))
     for threads in arguments.threads or sorted({1, min(2, cores)}):
         for model in ("demo", "32 features", "64 features"):
-            lines += row(model, DEMO, threads, arguments.rounds, limits, alone)
+            case(report, model, DEMO, threads, arguments.rounds, limits, alone)
     if arguments.full:
-        lines += row("256 features", FULL, cores, 1, limits, alone)
-    write_note(lines, arguments.output or note("native", cpu))
+        case(report, "256 features", FULL, cores, 1, limits, alone)
 
 
 if __name__ == "__main__":

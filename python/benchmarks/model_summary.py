@@ -1,6 +1,6 @@
 """Summaries of the published configuration: image generator, U-Net, full training model.
 
-    python python/model_summary.py
+    make model-summary
 
 For TensorFlow (neurite's generator, voxelmorph's network, the model that the training script puts
 together) and for the torch port, layer by layer: shapes and parameters. Nothing is computed: the
@@ -13,11 +13,11 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.harness import NOTES
 from morphbits.errors import run_cli
 from morphbits.models import synthmorph_tf
 from morphbits.models.synthmorph_torch import SynthMorph
@@ -26,7 +26,7 @@ from morphbits.synthesis import deformation
 from morphbits.synthesis.generator import GeneratorConfig
 from morphbits.synthesis.labels import FS_LABELS
 
-FOLDER = Path(__file__).parent.parent / "notes" / "model_summary"
+FOLDER = NOTES / "model_summary"
 SHAPE = (160, 192, 224)
 PUBLISHED = Architecture(enc=(256,) * 4, dec=(256,) * 6, int_steps=5)
 LABELS = len(FS_LABELS)

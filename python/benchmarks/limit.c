@@ -1,5 +1,5 @@
 /* How many operations a second a core can do in registers, for the instruction mixes of the convolution kernels: what
- * bench_kernels.py holds the kernels against. The best of 25 short runs each, by the thread's own CPU time. Prints JSON:
+ * kernels.py compares the kernels with. The best of 25 short runs each, by the thread's own CPU time. Prints JSON:
  * G operations a second, a fused multiply-add of one lane being an operation. */
 #include <immintrin.h>
 #include <stdio.h>

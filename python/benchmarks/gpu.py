@@ -1,7 +1,7 @@
 """Time and memory of the native engine against plain torch on a GPU, and samples an hour.
 
-    python python/bench_gpu.py                demo size, three widths
-    python python/bench_gpu.py --full         and registrations at full size, 256 features
+    make bench DEVICE=cuda             demo size, three widths
+    make bench DEVICE=cuda FULL=1      and registrations at full size, 256 features
 
 Engines take turns in one process; torch computes in float32 (TF32 off). The first run of each,
 which compiles the kernels, is not counted. Prints a Markdown table and writes it to
@@ -11,13 +11,13 @@ notes/benchmarks/.
 from __future__ import annotations
 
 import argparse
-import datetime
 import statistics
 import time
 
 import torch
 
-from bench import DEMO, FULL, MODELS, note, write_note
+from benchmarks.harness import Report, note
+from benchmarks.native import DEMO, FULL, MODELS
 from morphbits.engines.native import random_rounding
 from morphbits.errors import UserError, run_cli
 from morphbits.models.synthmorph_torch import init_model
@@ -26,8 +26,14 @@ from morphbits.models.weights import Architecture
 ENGINES = ("torch", "native nearest", "native random", "native nearness")
 
 
-def rows(model: str, shape: tuple[int, int, int], engines: tuple[str, ...], rounds: int) -> list:
-    """Lines of the table for one case: every engine in turn, `rounds` times after one."""
+def case(
+    report: Report,
+    model: str,
+    shape: tuple[int, int, int],
+    engines: tuple[str, ...],
+    rounds: int,
+) -> None:
+    """Rows of the table for one case: every engine in turn, `rounds` times after one."""
     network = init_model(Architecture(*MODELS[model]), seed=1).cuda()
     images = [torch.rand(1, 1, *shape, device="cuda") for _ in range(2)]
     seconds: dict[str, list[float]] = {engine: [] for engine in engines}
@@ -49,19 +55,15 @@ def rows(model: str, shape: tuple[int, int, int], engines: tuple[str, ...], roun
             if i:
                 seconds[engine].append(time.perf_counter() - start)
             memory[engine] = torch.cuda.max_memory_allocated() / 2**30
-    lines = []
     for engine in engines:
         median = statistics.median(seconds[engine])
         pairs = zip(seconds[engine], seconds["torch"], strict=True)
         rate = "" if engine == "torch" else f"{operations / median / 1e9:.0f}"
-        cells = (
+        report.row(
             *("×".join(map(str, shape)), model, engine, f"{median:.3f}"),
             *(f"{statistics.median(a / b for a, b in pairs):.2f}", f"{memory[engine]:.1f}"),
             *(rate, f"{3600 / median:.0f}"),
         )
-        lines.append(f"| {' | '.join(cells)} |")
-        print(lines[-1], flush=True)
-    return lines
 
 
 def main() -> None:
@@ -74,24 +76,25 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise UserError("no CUDA device was found: 'make bench' measures the CPU")
     torch.backends.cudnn.allow_tf32 = False
-    gpu, today = torch.cuda.get_device_name(), datetime.date.today().isoformat()
-    lines = [
-        f"# Native engine against plain torch, {gpu}, {today}",
-        "",
-        f"`make bench DEVICE=cuda{' FULL=1' if arguments.full else ''}`, torch "
-        f"{torch.__version__}. Whole registrations, weights drawn at random. Seconds: median; "
-        "ratio: median of paired runs; memory: torch's own peak; G/s: 10⁹ rounded operations a "
-        "second; samples an hour: of the network alone.",
-        "",
-        "| grid | model | engine | seconds | ratio | memory, GB | G/s | samples an hour |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    print("\n".join(lines))
+    gpu = torch.cuda.get_device_name()
+    report = Report(
+        note("native", gpu),
+        f"Native engine against plain torch, {gpu}",
+        f"make bench DEVICE=cuda{' FULL=1' if arguments.full else ''}",
+        "torch",
+    )
+    report.add(
+        "Whole registrations, weights drawn at random. Seconds: median; ratio: median of paired "
+        "runs; memory: torch's own peak; G/s: 10⁹ rounded operations a second; samples an hour: "
+        "of the network alone."
+    )
+    report.table(
+        *("grid", "model", "engine", "seconds", "ratio", "memory, GB", "G/s", "samples an hour")
+    )
     for model in ("demo", "32 features", "64 features"):
-        lines += rows(model, DEMO, ENGINES, arguments.rounds)
+        case(report, model, DEMO, ENGINES, arguments.rounds)
     if arguments.full:
-        lines += rows("256 features", FULL, ("torch", "native random"), arguments.rounds)
-    write_note(lines, note("native", gpu))
+        case(report, "256 features", FULL, ("torch", "native random"), arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What TensorFlow's ways of training in parallel do on CPUs: why the trainer here is torch.
 
-    python python/tf_parallelism.py
+    make tf-parallelism
 
 Trains a small VxmDense for a few steps under each strategy, on two pairs per step and two threads
 altogether; kills a worker; asks the Slurm resolver where a CPU cluster is. Every case is a process
@@ -17,16 +17,14 @@ import signal
 import socket
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from bench import processor
-from morphbits.errors import UserError, run_cli
+from benchmarks.harness import NOTES, heading, result, start
+from morphbits.errors import run_cli
 
-NOTE = Path(__file__).parent.parent / "notes" / "tf_parallelism.md"
+NOTE = NOTES / "tf_parallelism.md"
 BEGIN, END = "<!-- begin make tf-parallelism -->", "<!-- end make tf-parallelism -->"
 SHAPE = (32, 32, 32)
 WIDTHS = [[16, 32, 32, 32], [32, 32, 32, 32, 16, 16]]
@@ -117,30 +115,6 @@ def resolve() -> list[str]:
 # ------------------------------------------------------------------------------ processes
 
 
-def start(case: list[Any], environment: dict[str, str]) -> subprocess.Popen[str]:
-    """That case in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, __file__, "--case", json.dumps(case)],
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def result(process: subprocess.Popen[str]) -> Any:
-    """What it returned; None where it has not ended in time."""
-    try:
-        output, errors = process.communicate(timeout=PATIENCE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        return None
-    if process.returncode:
-        raise UserError(f"a case failed: {errors.strip()[-500:]}")
-    return json.loads(output.splitlines()[-1])
-
-
 def workers(steps: int) -> list[subprocess.Popen[str]]:
     """Two workers of MultiWorkerMirroredStrategy, one thread each, on this machine."""
     sockets = [socket.create_server(("localhost", 0)) for _ in range(2)]
@@ -151,7 +125,7 @@ def workers(steps: int) -> list[subprocess.Popen[str]]:
     for index in range(2):
         task = {"type": "worker", "index": index}
         cluster = json.dumps({"cluster": {"worker": addresses}, "task": task})
-        started.append(start(["train", "workers", 1, steps], {"TF_CONFIG": cluster}))
+        started.append(start(train, "workers", 1, steps, environment={"TF_CONFIG": cluster}))
     return started
 
 
@@ -176,23 +150,25 @@ def lost_worker() -> str:
 def table(lines: list[str]) -> Iterator[None]:
     """Run the cases one by one, and add what each gives to the note's block."""
     lines += [
-        f"`make tf-parallelism` on {processor()}, {len(os.sched_getaffinity(0))} cores: VxmDense "
+        heading("make tf-parallelism", "tensorflow-cpu", "voxelmorph"),
+        "",
+        "VxmDense "
         f"(enc 16 32 32 32, dec 32·4 16 16), {'×'.join(map(str, SHAPE))}, two pairs a step, two "
         "threads altogether.",
         "",
         "| Slurm: 2 nodes × 2 tasks, no GPU | finds |",
         "|---|---|",
-        *result(start(["resolve"], SLURM)),
+        *result(start(resolve, environment=SLURM), PATIENCE),
         "",
         "| strategy | CPU devices | replicas | seconds per step |",
         "|---|---|---|---|",
     ]
     yield
     for strategy, name in STRATEGIES.items():
-        found = result(start(["train", strategy, 2, STEPS + WARM_UP], {}))
+        found = result(start(train, strategy, 2, STEPS + WARM_UP), PATIENCE)
         lines.append(_row(name, found))
         yield
-    pair = [result(each) for each in workers(STEPS + WARM_UP)]
+    pair = [result(each, PATIENCE) for each in workers(STEPS + WARM_UP)]
     name = "MultiWorkerMirroredStrategy, two processes of one thread (TF_CONFIG)"
     lines.append(_row(name, pair[0]))
     if None not in pair:
@@ -210,16 +186,9 @@ def _row(name: str, found: dict[str, Any] | None) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--case", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.case:
-        name, *values = json.loads(arguments.case)
-        cases: dict[str, Any] = {"train": train, "resolve": resolve}
-        print(json.dumps(cases[name](*values)))
-        return
+    ).parse_args()
     before, _, rest = NOTE.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
     lines: list[str] = []

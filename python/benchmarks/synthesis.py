@@ -1,6 +1,6 @@
 """Time and memory of SynthMorph's image synthesis, alone and beside a trainer.
 
-    python python/bench_synthesis.py
+    make bench-synthesis
 
 First one image: neurite's model as it comes, run eagerly (as a loop that seeds before each call
 must), and the compiled function of `generator_tf`. Then pairs from the synthesis process to a
@@ -14,13 +14,8 @@ from __future__ import annotations
 
 import argparse
 import csv
-import datetime
-import json
-import os
 import re
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,12 +23,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench import note, processor
-from morphbits.errors import UserError, run_cli
+from benchmarks.harness import Report, measured, note, processor
+from morphbits.errors import run_cli
 from morphbits.synthesis.sources import Ranks, SourceConfig, open_source
 
 MAPS = 3  # where nothing depends on their number
-TRAININGS = [  # name, widths, voxels, processes, steps: all of the first epoch
+# name, widths, voxels, processes, steps: all of the first epoch
+TRAININGS: list[tuple[str, tuple[str, str], str, int, int]] = [
     ("demo (16 32 32 32)", ("16 32 32 32", "32 32 32 32 16 16"), "4mm", 1, 100),
     ("demo (16 32 32 32)", ("16 32 32 32", "32 32 32 32 16 16"), "4mm", 2, 100),
     ("published (64)", ("64 64 64 64", "64 64 64 64 64 64"), "2mm", 1, 6),
@@ -105,27 +101,22 @@ def pairs(size: str) -> dict[str, float]:
     }
 
 
-def training(widths: list[str], size: str, processes: int, steps: int) -> dict[str, float]:
+def training(widths: tuple[str, str], size: str, processes: int, steps: int) -> dict[str, float]:
     """Seconds per step of a training on shapes, and for how many of them it waits, from its first
     step on; before that, seconds in which the source of its pairs is opened."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable, "-m", "torch.distributed.run", "--standalone",
-            f"--nproc-per-node={processes}", __file__,
-            "--measure", json.dumps(["_trainer", widths, size, steps, folder]),
-        ]  # fmt: skip
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise UserError(f"the training failed: {done.stderr.strip()[-300:]}")
+        one_thread = {"OMP_NUM_THREADS": "1"}
+        opened = measured(
+            trainer, widths, size, steps, folder, ranks=processes, environment=one_thread
+        )
         with Path(folder, "times.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
-        opened = float(Path(folder, "opened").read_text())
     seconds, waited = (sum(float(row[name]) for row in rows) for name in ("seconds", "waited"))
     return {"opened": opened, "seconds": seconds / steps, "waited": waited / steps}
 
 
-def _trainer(widths: list[str], size: str, steps: int, folder: str) -> None:
+def trainer(widths: list[str], size: str, steps: int, folder: str) -> float | None:
+    """One rank of the training; the first returns for how many seconds its source opened."""
     from morphbits.synthesis import sources
     from morphbits.training import TrainConfig, train
     from morphbits.training.group import processes
@@ -134,47 +125,20 @@ def _trainer(widths: list[str], size: str, steps: int, folder: str) -> None:
     config = TrainConfig(
         source="synthmorph", enc=enc, dec=dec, size=size, epochs=1, steps=steps, threads=1
     )
-    opened = sources.open_source
+    opened, seconds = sources.open_source, 0.0
 
     @contextmanager
     def timed(*arguments: Any) -> Iterator[Any]:
+        nonlocal seconds
         start = time.perf_counter()
         with opened(*arguments) as source:
-            if ranks.rank == 0:
-                Path(folder, "opened").write_text(str(time.perf_counter() - start))
+            seconds = time.perf_counter() - start
             yield source
 
     sources.open_source = timed  # type: ignore[assignment]
     with processes() as ranks:
         train(config, Path(folder), ranks=ranks)
-
-
-MEASURES: tuple[Any, ...] = (images, pairs, training, _trainer)
-
-
-def measured(name: str, *arguments: object) -> dict[str, float]:
-    """What that function returns, in a process of its own."""
-    command = [sys.executable, __file__, "--measure", json.dumps([name, *arguments])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"{name} {arguments} failed: {done.stderr.strip()[-300:]}")
-    return json.loads(done.stdout)
-
-
-class Report:
-    """A Markdown file that grows by rows, and is shown as it grows."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.lines = path, list[str]()
-        path.parent.mkdir(parents=True, exist_ok=True)
-
-    def add(self, *lines: str) -> None:
-        self.lines += lines
-        self.path.write_text("\n".join(self.lines) + "\n", encoding="utf-8")
-        print("\n".join(lines), flush=True)
-
-    def row(self, *cells: object) -> None:
-        self.add(f"| {' | '.join(map(str, cells))} |")
+        return seconds if ranks.rank == 0 else None
 
 
 def main() -> None:
@@ -182,50 +146,41 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, help="Markdown file (default: notes/benchmarks/…)")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.measure:
-        name, *values = json.loads(arguments.measure)
-        found = {one.__name__: one for one in MEASURES}[name](*values)
-        if found is not None:
-            print(json.dumps(found))
-        return
-    today, cpu = datetime.date.today().isoformat(), processor()
-    report = Report(arguments.output or note("synthesis", cpu))
+    report = Report(
+        arguments.output or note("synthesis", processor()),
+        f"SynthMorph's synthesis, {processor()}",
+        "make bench-synthesis",
+        *("torch", "tensorflow-cpu", "neurite"),
+    )
     report.add(
-        f"# SynthMorph's synthesis, {cpu}, {today}",
-        "",
-        f"`make bench-synthesis` on {cpu}, {len(os.sched_getaffinity(0))} cores. Shapes of 26 "
-        f"labels, {SourceConfig().maps} maps of them in a training; synthesis and each trainer on "
-        "one thread. Seconds: medians of images, means of pairs and of all steps of the first "
-        "epoch (of its first six at 2 mm).",
-        "",
-        "| training on shapes | voxels | processes | TensorFlow and maps before the first step, s "
-        "| seconds per step | waits, s | share |",
-        "|---|---|---|---|---|---|---|",
+        f"Shapes of 26 labels, {SourceConfig().maps} maps of them in a training; synthesis and "
+        "each trainer on one thread. Seconds: medians of images, means of pairs and of all steps "
+        "of the first epoch (of its first six at 2 mm)."
+    )
+    report.table(
+        *("training on shapes", "voxels", "processes"),
+        *("TensorFlow and maps before the first step, s", "seconds per step", "waits, s", "share"),
     )
     for name, widths, size, processes, steps in TRAININGS:
-        found = measured("training", widths, size, processes, steps)
+        found = training(widths, size, processes, steps)
         share = f"{100 * found['waited'] / found['seconds']:.1f} %"
         step, wait = f"{found['seconds']:.2f}", f"{found['waited']:.3f}"
         report.row(name, size, processes, f"{found['opened']:.0f}", step, wait, share)
-    report.add(
-        "",
-        "| voxels | seconds per pair | trainer waits for one that lies ready, s | "
-        "memory of the synthesis process, GB | shared memory per trainer, GB |",
-        "|---|---|---|---|---|",
+    report.table(
+        *("voxels", "seconds per pair", "trainer waits for a pair that is ready, s"),
+        *("memory of the synthesis process, GB", "shared memory per trainer, GB"),
     )
     for size in ("4mm", "2mm"):
-        found = measured("pairs", size)
+        found = measured(pairs, size)
         cells = (size, f"{found['seconds']:.2f}", f"{found['waited']:.3f}")
         report.row(*cells, f"{found['memory'] / 1e9:.2f}", f"{found['shared'] / 1e9:.3f}")
-    report.add("", "| grid | one image by | seconds | until the first |", "|---|---|---|---|")
+    report.table("grid", "one image by", "seconds", "until the first")
     for shape in ((64, 64, 64), (80, 96, 80)):
         for kind in ("neurite, eager", "compiled, keyed (here)"):
-            found = measured("images", kind, shape)
+            found = measured(images, kind, shape)
             cells = ("×".join(map(str, shape)), kind, f"{found['seconds']:.2f}")
             report.row(*cells, f"{found['first']:.1f}")
-    print(f"\nwritten to {report.path}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Programs that measure: each is run by a make target and writes a table into notes/."""

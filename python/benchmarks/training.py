@@ -1,0 +1,166 @@
+"""Time and memory of training steps: torch in 1, 2 and 4 processes, and voxelmorph's TensorFlow.
+
+    make bench-train
+
+A step of N processes of one thread, a pair each, is compared with a TensorFlow step of N pairs on
+N threads: what voxelmorph 0.2's SynthMorph script compiles (VxmDense, Dice and gradient loss,
+Adam), on images of the same shape that are ready in memory. The torch trainer draws its pairs
+meanwhile; the share of time in which it waits for them is a column. Every measurement is a job of
+its own; they take turns, and the ratio is the median over neighbouring runs. Prints a Markdown
+table and writes it to notes/benchmarks/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import io
+import re
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.harness import Report, measured, note, processor
+from morphbits.errors import run_cli
+
+NETWORKS = {
+    "demo (16 32 32 32)": ((16, 32, 32, 32), (32, 32, 32, 32, 16, 16)),
+    "published (64)": ((64,) * 4, (64,) * 6),
+}
+CASES = [  # network, processes
+    ("demo (16 32 32 32)", 1),
+    ("demo (16 32 32 32)", 2),
+    ("demo (16 32 32 32)", 4),
+    ("published (64)", 1),
+]
+SHAPE = (48, 48, 48)  # phantoms of 4 mm
+LABELS = 3
+WARM_UP = 4
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
+def torch_steps(network: str, steps: int) -> dict | None:
+    """One rank of the trainer's own loop; the first returns seconds of each step, the share of
+    waiting, and the memory of all ranks."""
+    from morphbits.training import TrainConfig, train
+    from morphbits.training.group import processes
+
+    enc, dec = (" ".join(map(str, widths)) for widths in NETWORKS[network])
+    config = TrainConfig(
+        enc=enc, dec=dec, size="4mm", epochs=1, steps=steps + WARM_UP, loss="dice", threads=1
+    )
+    with tempfile.TemporaryDirectory() as folder, processes() as ranks:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            train(config, Path(folder), ranks=ranks)
+        if ranks.rank:
+            return None
+        with (Path(folder) / "times.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))[WARM_UP:]
+    seconds, waited = ([float(row[name]) for row in rows] for name in ("seconds", "waited"))
+    (memory,) = re.findall(r"([\d.]+) GB in all", printed.getvalue())
+    share = sum(waited) / sum(seconds)
+    return {"seconds": seconds, "waited": share, "memory": float(memory) * 1e9}
+
+
+def tensorflow_steps(network: str, batch: int, steps: int) -> dict:
+    """voxelmorph's model and losses on `batch` pairs and threads: seconds of each step, memory."""
+    import morphbits.models.synthmorph_tf as reference  # isort: skip, sets TensorFlow up
+    import numpy as np
+    import tensorflow as tf
+    import voxelmorph as vxm
+
+    reference.set_threads(batch)
+    keras = tf.keras
+    image_1, image_2 = (keras.Input((*SHAPE, 1)) for _ in range(2))
+    map_1, map_2 = (keras.Input((*SHAPE, LABELS)) for _ in range(2))
+    model = vxm.networks.VxmDense(
+        inshape=SHAPE,
+        nb_unet_features=NETWORKS[network],
+        int_steps=5,
+        int_resolution=2,
+        svf_resolution=2,
+        input_model=keras.Model([image_1, image_2, map_1, map_2], (image_1, image_2)),
+    )
+    flow = model.references.pos_flow
+    pred = vxm.layers.SpatialTransformer(interp_method="linear", name="pred")([map_1, flow])
+    model.add_loss(vxm.losses.Dice().loss(map_2, pred) + tf.ones(batch))
+    model.add_loss(vxm.losses.Grad("l2", loss_mult=1.0).loss(None, flow))
+    model.compile(optimizer=keras.optimizers.Adam(learning_rate=1e-4))
+    random = np.random.default_rng(1)
+    inputs = [
+        tf.constant(random.random((batch, *SHAPE, channels)), tf.float32)
+        for channels in (1, 1, LABELS, LABELS)
+    ]
+    seconds = []
+    for _ in range(steps + WARM_UP):
+        start = time.perf_counter()
+        model.train_on_batch(inputs)
+        seconds.append(time.perf_counter() - start)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"seconds": seconds[WARM_UP:], "memory": memory}
+
+
+def case(report: Report, network: str, processes: int, rounds: int, steps: int) -> None:
+    """Rows of the table: both frameworks in turn, `rounds` times."""
+    frameworks = ("torch", "tensorflow")
+    runs: dict[str, list[dict]] = {name: [] for name in frameworks}
+    for _ in range(rounds):
+        torch_run = measured(torch_steps, network, steps, ranks=processes, environment=ONE_THREAD)
+        runs["torch"].append(torch_run)
+        runs["tensorflow"].append(
+            measured(tensorflow_steps, network, processes, steps, environment=ONE_THREAD)
+        )
+    times = {f: [statistics.median(run["seconds"]) for run in runs[f]] for f in frameworks}
+    for framework in frameworks:
+        pairs = zip(times[framework], times["tensorflow"], strict=True)
+        ratio = statistics.median(own / reference for own, reference in pairs)
+        seconds = statistics.median(times[framework])
+        waits = [f"{run['waited']:.1%}" for run in runs[framework] if "waited" in run]
+        report.row(
+            network,
+            f"{processes} x 1" if framework == "torch" else f"1 x {processes}",
+            processes,
+            framework,
+            f"{seconds:.3f}",
+            f"{ratio:.2f}",
+            f"{processes / seconds:.1f}",
+            max(waits, default=""),
+            f"{max(run['memory'] for run in runs[framework]) / 1e9:.1f}",
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=2, help="turns of each framework")
+    parser.add_argument("--steps", type=int, default=8, help="of a run, after a few not counted")
+    parser.add_argument("--output", type=Path, help="Markdown file (default: notes/benchmarks/…)")
+    arguments = parser.parse_args()
+    report = Report(
+        arguments.output or note("training", processor()),
+        f"Training steps, torch against TensorFlow, {processor()}",
+        "make bench-train",
+        *("torch", "tensorflow-cpu", "voxelmorph"),
+    )
+    report.add(
+        f"Pairs of {' x '.join(map(str, SHAPE))} voxels and {LABELS} labels, loss of SynthMorph's "
+        f"training script. {arguments.rounds} runs of {arguments.steps} steps of each, in turn. "
+        "Seconds: median of a step; ratio: median of paired runs against TensorFlow (below 1: "
+        "faster); waited: share of the time in which the slowest process waits for its pairs; "
+        "memory: peak of all processes together. torch draws phantoms meanwhile, TensorFlow draws "
+        "nothing."
+    )
+    report.table(
+        *("network", "processes x threads", "pairs per step", "framework", "seconds", "ratio"),
+        *("pairs/s", "waited", "memory, GB"),
+    )
+    for network, processes in CASES:
+        case(report, network, processes, arguments.rounds, arguments.steps)
+
+
+if __name__ == "__main__":
+    run_cli(main)
