@@ -1,4 +1,4 @@
-"""Random rounding of torch operators: `random_rounding` and what it does with each operator.
+"""Random rounding of torch operators: what is done with each of them.
 
 A TorchDispatchMode sees every operator below autograd. One that rounds is sent to a compiled
 kernel in which each elementary operation is rounded by the mode; one that moves, compares or
@@ -12,24 +12,23 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ContextDecorator, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
-from operator import index
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from morphbits import stages
 from morphbits.engines.native import accumulation as orders
-from morphbits.engines.native import layouts, operators, plain  # noqa: F401  (fills the table)
+from morphbits.engines.native import layouts, operators, selftest  # noqa: F401  (fills the table)
 from morphbits.engines.native import precision as formats
 from morphbits.engines.native.arithmetic import HALVES, Hand
 from morphbits.engines.native.gpu import NoKernel
-from morphbits.engines.native.library import MODES, Rounding, elementwise, rounded
+from morphbits.engines.native.library import Rounding, elementwise, rounded
 from morphbits.engines.native.promotion import in_one_type
 from morphbits.engines.native.rules import (
     ONE_TYPE,
@@ -40,10 +39,8 @@ from morphbits.engines.native.rules import (
     refuse_overlap,
     short_name,
 )
-from morphbits.engines.native.selftest import self_test
+from morphbits.engines.native.scope import Scope
 from morphbits.errors import UserError
-
-SUBNORMALS = ("keep", "flush")
 
 
 @dataclass
@@ -61,147 +58,17 @@ class Statistics:
         return sum(self.operators.values())
 
 
-def random_rounding(
-    mode: str = "random",
-    seed: int = 1,
-    accumulation: str = "sequential",
-    subnormals: str = "keep",
-    threads: int | None = None,
-    precision: str | int = 24,
-    perturb: str = "all",
-    allow: Sequence[str] = (),
-) -> Region:
-    """Round every floating-point operation of the torch operators inside by `mode`.
-
-        with random_rounding(mode="random", seed=1) as stats:
-            y = model(x)
-        print(stats.operations)
-
-    mode: nearest, random, nearness, upward, downward or toward_zero (Verrou's names);
-    seed: names the random stream, 0 to 2^64 - 1; equal seeds give equal bytes, with any number of
-    threads and on any instruction set; accumulation: order of the additions in a convolution (see
-    `accumulation`); subnormals: keep, or flush operands and results to zero; threads: torch's
-    number if None, of no meaning on a GPU; precision: bits of each result, or a format's name (see
-    `precision`); perturb: all, or only:NAME or except:NAME of the stages that the model announces
-    (`morphbits.stages`): outside them each rounding is float32's to nearest; allow: names of
-    operators without a rule, as the error says them, that may run as torch runs them; how often
-    they did is in `stats.unperturbed`.
-
-    Holds for the calling thread's floating-point tensors on the CPU; float16 and bfloat16 are
-    computed in float32, as torch does, and each result is then rounded to its format by the mode.
-    Inside, torch's fused paths for attention, transformer layers and oneDNN are off, and functions
-    of torch.compile run uncompiled: their plain forms are perturbed. Raises UserError for an
-    option that is not known and, inside, for an operator that the engine does not perturb.
-    Opened again, a region draws the same stream again; a process forked inside is not in it.
-    """
-    if mode not in MODES:
-        raise UserError(f"rounding mode '{mode}' is not known; use one of {', '.join(MODES)}")
-    if subnormals not in SUBNORMALS:
-        raise UserError(f"subnormals '{subnormals}' is not known; use keep or flush")
-    seed = _whole("seed", seed, "0 to 2^64 - 1", range(2**64))
-    if threads is not None:
-        threads = _whole("threads", threads, "1 or more", range(1, 2**31))
-    for name, value in (("accumulation", accumulation), ("perturb", perturb)):
-        if not isinstance(value, str):
-            raise UserError(f"{name} {value!r} is not a word")
-    orders.parse(accumulation)
-    fewer = formats.parse(precision)
-    if fewer != formats.FULL and subnormals == "flush":
-        raise UserError(f"precision {precision} needs subnormals=keep: its own format has them")
-    selection, allowed = stages.select(perturb), _names(allow)
-
-    @contextmanager
-    def region() -> Iterator[Statistics]:
-        if accumulation == "probe" and _inside():
-            raise UserError(
-                "accumulation=probe cannot read torch's kernels inside another region; leave that "
-                "one first"
-            )
-        _self_test_once()
-        flush = subnormals == "flush"
-        rounding = RandomRounding(mode, seed, accumulation, flush, threads, fewer)
-        rounding.selection, rounding.allowed = selection, allowed
-        with plain.paths(_inside), rounding:
-            try:
-                yield rounding.statistics
-            except RuntimeError as error:
-                if "TorchScript" in str(error) and rounding.refusal:
-                    raise UserError(rounding.refusal) from error
-                raise
-        rounding.check_stages()
-
-    return Region(region)
-
-
-class Region(ContextDecorator):
-    """Where operators are perturbed: a context, also more than once, or a decorator."""
-
-    def __init__(self, region: Callable[[], AbstractContextManager[Statistics]]) -> None:
-        self._region = region
-        self._open: list[AbstractContextManager[Statistics]] = []
-
-    def _recreate_cm(self) -> Region:
-        return Region(self._region)  # of each call of a decorated function
-
-    def __enter__(self) -> Statistics:
-        region = self._region()
-        statistics = region.__enter__()
-        self._open.append(region)
-        return statistics
-
-    def __exit__(self, *error: Any) -> bool | None:
-        return self._open.pop().__exit__(*error)
-
-
-def _inside() -> bool:
-    """Whether the calling thread is in a region."""
-    return any(isinstance(m, RandomRounding) for m in _get_current_dispatch_mode_stack())
-
-
-def _whole(name: str, value: Any, words: str, allowed: range) -> int:
-    try:
-        number = index(value)
-    except TypeError:
-        raise UserError(f"{name} {value!r} is not a whole number; use {words}") from None
-    if number not in allowed:
-        raise UserError(f"{name} {value} is out of range; use {words}")
-    return number
-
-
-def _names(allow: Sequence[str]) -> frozenset[str]:
-    """The operators' names; UserError if one of them is none, or has a rule."""
-    if isinstance(allow, str):
-        raise UserError(f"allow is a list of operators' names: use allow=['{allow}']")
-    if not isinstance(allow, Iterable) or not all(isinstance(name, str) for name in allow):
-        raise UserError(f"allow {allow!r} is not a list of operators' names")
-    for name in allow:
-        if "::" not in name and not hasattr(torch.ops.aten, name):
-            raise UserError(
-                f"allow: torch has no operator '{name}'; others are named library::name"
-            )
-        if name in RULES:
-            raise UserError(f"allow: '{name}' has a rule; it is always perturbed")
-    return frozenset(allow)
-
-
-_tested: list[torch.device] = []
 _hidden: list[bool] = []
 _alone: list[bool] = []
 
 
 def _in_child() -> None:
     """GNU OpenMP's threads do not come along into a forked process, where it waits for them."""
-    if _tested:
+    if selftest.tested:
         _alone.append(True)
 
 
 os.register_at_fork(after_in_child=_in_child)
-
-
-def _self_test_once() -> None:
-    if not _tested:
-        self_test()
-        _tested.append(torch.device("cpu"))
 
 
 def _remembering(dispatch: Callable[..., Any]) -> Callable[..., Any]:
@@ -222,6 +89,8 @@ def _remembering(dispatch: Callable[..., Any]) -> Callable[..., Any]:
 
 class RandomRounding(TorchDispatchMode):
     """The mode behind `random_rounding`; one object is one random stream."""
+
+    scope: Scope  # of the region that is open
 
     def __init__(
         self,
@@ -248,6 +117,7 @@ class RandomRounding(TorchDispatchMode):
     def next_rounding(self, name: str, operations: int, accumulates: bool = False) -> Rounding:
         """Count an operator of `operations` elementary operations and give it its own random
         bits. One that accumulates rounds its factors and its result by `factor` and `store`."""
+        self.scope.check()
         selected = self.selection.holds()
         self._stages.update(stages.current())
         if selected:
@@ -345,7 +215,7 @@ class RandomRounding(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if os.getpid() != self._process:  # a data loader's worker
+        if os.getpid() != self._process or not self.scope.holds():  # a data loader's worker
             return func(*args, **kwargs)
         name = short_name(func)
         rule = RULES.get(name)
@@ -496,9 +366,7 @@ def _where(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator
     if device is None:
         yield
         return
-    if device not in _tested:
-        self_test(device)
-        _tested.append(device)
+    selftest.once(device)
     try:
         with device:
             yield

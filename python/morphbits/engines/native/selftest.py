@@ -32,6 +32,16 @@ _FORMATS = (
 )
 
 
+tested: set[torch.device | None] = set()
+
+
+def once(device: torch.device | None = None) -> None:
+    """The self-test of the processor's kernels, or of a GPU's, the first time it is asked for."""
+    if device not in tested:
+        self_test(device)
+        tested.add(device)
+
+
 def self_test(device: torch.device | None = None, only: str | None = None) -> None:
     """Raise UserError if any kernel of any variant that runs here (of one, if `only` names it), or
     of the GPU `device`, rounds otherwise than it should."""

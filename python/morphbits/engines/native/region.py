@@ -1,0 +1,272 @@
+"""`random_rounding`: its options, and where it perturbs: a context, or a decorator."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import threading
+import types
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import wraps
+from operator import index
+from types import FrameType
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _get_current_dispatch_mode_stack,
+)
+
+from morphbits import stages
+from morphbits.engines.native import accumulation as orders
+from morphbits.engines.native import plain, selftest
+from morphbits.engines.native import precision as formats
+from morphbits.engines.native.library import MODES
+from morphbits.engines.native.mode import RandomRounding, Statistics
+from morphbits.engines.native.rules import RULES
+from morphbits.engines.native.scope import Scope
+from morphbits.errors import UserError
+
+SUBNORMALS = ("keep", "flush")
+
+
+def random_rounding(
+    mode: str = "random",
+    seed: int = 1,
+    accumulation: str = "sequential",
+    subnormals: str = "keep",
+    threads: int | None = None,
+    precision: str | int = 24,
+    perturb: str = "all",
+    allow: Sequence[str] = (),
+) -> Region:
+    """Round every floating-point operation of the torch operators inside by `mode`.
+
+        with random_rounding(mode="random", seed=1) as stats:
+            y = model(x)
+        print(stats.operations)
+
+    mode: nearest, random, nearness, upward, downward or toward_zero (Verrou's names);
+    seed: names the random stream, 0 to 2^64 - 1; equal seeds give equal bytes, with any number of
+    threads and on any instruction set; accumulation: order of the additions in a convolution (see
+    `accumulation`); subnormals: keep, or flush operands and results to zero; threads: torch's
+    number if None, of no meaning on a GPU; precision: bits of each result, or a format's name (see
+    `precision`); perturb: all, or only:NAME or except:NAME of the stages that the model announces
+    (`morphbits.stages`): outside them each rounding is float32's to nearest; allow: names of
+    operators without a rule, as the error says them, that may run as torch runs them; how often
+    they did is in `stats.unperturbed`.
+
+    Holds for what the calling thread and task compute; also a decorator, of functions, generators
+    and `async def` (notes/native-engine.md). On the CPU; float16 and bfloat16 are
+    computed in float32, as torch does, and each result is then rounded to its format by the mode.
+    Inside, torch's fused paths for attention, transformer layers and oneDNN are off, and functions
+    of torch.compile run uncompiled: their plain forms are perturbed. Raises UserError for an
+    option that is not known and, inside, for an operator that the engine does not perturb.
+    Opened again, a region draws the same stream again; a process forked inside is not in it.
+    """
+    if mode not in MODES:
+        raise UserError(f"rounding mode '{mode}' is not known; use one of {', '.join(MODES)}")
+    if subnormals not in SUBNORMALS:
+        raise UserError(f"subnormals '{subnormals}' is not known; use keep or flush")
+    seed = _whole("seed", seed, "0 to 2^64 - 1", range(2**64))
+    if threads is not None:
+        threads = _whole("threads", threads, "1 or more", range(1, 2**31))
+    for name, value in (("accumulation", accumulation), ("perturb", perturb)):
+        if not isinstance(value, str):
+            raise UserError(f"{name} {value!r} is not a word")
+    orders.parse(accumulation)
+    fewer = formats.parse(precision)
+    if fewer != formats.FULL and subnormals == "flush":
+        raise UserError(f"precision {precision} needs subnormals=keep: its own format has them")
+    selection, allowed = stages.select(perturb), _names(allow)
+
+    def stream() -> RandomRounding:
+        if accumulation == "probe" and inside():
+            raise UserError(
+                "accumulation=probe cannot read torch's kernels inside another region; leave that "
+                "one first"
+            )
+        selftest.once()
+        flush = subnormals == "flush"
+        rounding = RandomRounding(mode, seed, accumulation, flush, threads, fewer)
+        rounding.selection, rounding.allowed = selection, allowed
+        return rounding
+
+    return Region(stream)
+
+
+class Region:
+    """Where operators are perturbed: a context, also more than once, or a decorator."""
+
+    def __init__(self, stream: Callable[[], RandomRounding]) -> None:
+        self._stream = stream
+        self._open: list[tuple[RandomRounding, AbstractContextManager[None]]] = []
+
+    def __enter__(self) -> Statistics:
+        rounding = self._stream()
+        context = _active(rounding, sys._getframe(1))
+        context.__enter__()
+        self._open.append((rounding, context))
+        return rounding.statistics
+
+    def __exit__(self, *error: Any) -> None:
+        here = [entry for entry in self._open if entry[0].scope.thread == threading.get_ident()]
+        if not here:
+            raise UserError("this region of random_rounding was not opened by this thread")
+        mine = [entry for entry in here if entry[0].scope.is_here()]
+        rounding, context = (mine or here)[-1]
+        self._open.remove((rounding, context))
+        context.__exit__(*error)
+        if error[0] is None:
+            rounding.check_stages()
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorate a function: each call is a region. So it is for generators and for functions
+        of `async def`, whose region is left while they wait and opened again with the stream
+        where it was."""
+        if not callable(function) or inspect.isclass(function):
+            raise UserError(
+                f"random_rounding decorates functions, not {function!r}: decorate its methods"
+            )
+
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                result = function(*args, **kwargs)
+            if inspect.isgenerator(result) or inspect.iscoroutine(result):
+                result.close()
+            elif not inspect.isasyncgen(result):
+                return result
+            name = getattr(function, "__qualname__", function)
+            raise UserError(
+                f"{name} returned a {type(result).__name__}, whose operators would run outside of "
+                "the region that decorates it: decorate the function of which it is the body"
+            )
+
+        @wraps(function)
+        def generator(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+            rounding = self._stream()
+            result = yield from _resumed(rounding, function(*args, **kwargs))
+            rounding.check_stages()
+            return result
+
+        @wraps(function)
+        async def coroutine(*args: Any, **kwargs: Any) -> Any:
+            rounding = self._stream()
+            result = await _awaited(rounding, function(*args, **kwargs))
+            rounding.check_stages()
+            return result
+
+        @wraps(function)
+        async def async_generator(*args: Any, **kwargs: Any) -> AsyncGenerator:
+            rounding = self._stream()
+            body: AsyncGenerator = function(*args, **kwargs)
+            step = body.asend(None)
+            while True:
+                try:
+                    value = await _awaited(rounding, step)
+                except StopAsyncIteration:
+                    rounding.check_stages()
+                    return
+                try:
+                    step = body.asend((yield value))
+                except GeneratorExit:
+                    await _awaited(rounding, body.aclose())
+                    raise
+                except BaseException as error:
+                    step = body.athrow(error)
+
+        if inspect.isgeneratorfunction(function):
+            return generator
+        if inspect.iscoroutinefunction(function):
+            return coroutine
+        return async_generator if inspect.isasyncgenfunction(function) else call
+
+
+def _resumed(rounding: RandomRounding, body: Any) -> Generator[Any, Any, Any]:
+    """Run a generator or coroutine inside of a region, which is left where it yields."""
+    step, value = body.send, None
+    while True:
+        with _active(rounding):
+            try:
+                given = step(value)
+            except StopIteration as end:
+                return end.value
+        try:
+            step, value = body.send, (yield given)
+        except GeneratorExit:
+            with _active(rounding):
+                body.close()
+            raise
+        except BaseException as error:
+            step, value = body.throw, error
+
+
+@types.coroutine
+def _awaited(rounding: RandomRounding, body: Any) -> Generator[Any, Any, Any]:
+    return (yield from _resumed(rounding, body))
+
+
+@contextmanager
+def _active(rounding: RandomRounding, frame: FrameType | None = None) -> Iterator[None]:
+    """The region of a stream is open; `frame` holds it open, if others can run meanwhile."""
+    with plain.paths(inside), _pushed(rounding, frame):
+        try:
+            yield
+        except RuntimeError as error:
+            if "TorchScript" in str(error) and rounding.refusal:
+                raise UserError(rounding.refusal) from error
+            raise
+
+
+@contextmanager
+def _pushed(rounding: RandomRounding, frame: FrameType | None) -> Iterator[None]:
+    """The mode is among torch's, and is taken from there though others may have come after it."""
+    rounding.scope = Scope(frame)
+    rounding.__enter__()
+    try:
+        yield
+    finally:
+        rounding.scope.close()
+        stack = _get_current_dispatch_mode_stack()
+        if rounding in stack:  # or torch has put it aside, for an operator that ends this region
+            above = stack[stack.index(rounding) + 1 :]
+            for mode in reversed(above):
+                TorchDispatchMode.__exit__(mode, None, None, None)
+            rounding.__exit__(None, None, None)
+            for mode in above:
+                TorchDispatchMode.__enter__(mode)
+
+
+def inside() -> bool:
+    """Whether what runs now is in a region."""
+    stack = _get_current_dispatch_mode_stack()
+    return any(isinstance(mode, RandomRounding) and mode.scope.holds() for mode in stack)
+
+
+def _whole(name: str, value: Any, words: str, allowed: range) -> int:
+    try:
+        number = index(value)
+    except TypeError:
+        raise UserError(f"{name} {value!r} is not a whole number; use {words}") from None
+    if number not in allowed:
+        raise UserError(f"{name} {value} is out of range; use {words}")
+    return number
+
+
+def _names(allow: Sequence[str]) -> frozenset[str]:
+    """The operators' names; UserError if one of them is none, or has a rule."""
+    if isinstance(allow, str):
+        raise UserError(f"allow is a list of operators' names: use allow=['{allow}']")
+    if not isinstance(allow, Iterable) or not all(isinstance(name, str) for name in allow):
+        raise UserError(f"allow {allow!r} is not a list of operators' names")
+    for name in allow:
+        if "::" not in name and not hasattr(torch.ops.aten, name):
+            raise UserError(
+                f"allow: torch has no operator '{name}'; others are named library::name"
+            )
+        if name in RULES:
+            raise UserError(f"allow: '{name}' has a rule; it is always perturbed")
+    return frozenset(allow)
