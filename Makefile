@@ -219,7 +219,8 @@ lock: $(stamp) ## resolve python/*.in into the lock files (keeps what still fits
 
 .PHONY: clean
 clean: ## remove what make can make again; results/ and data/ stay
-	rm -rf .venv .cache build python/.pytest_cache python/.mypy_cache python/.hypothesis
+	[ ! -L .venv ] || rm .venv
+	rm -rf .cache python/.pytest_cache python/.mypy_cache python/.hypothesis
 	rm -rf python/morphbits/engines/native/_build
 	find python tests -name __pycache__ -prune -exec rm -rf {} +
 

@@ -114,9 +114,15 @@ import significantdigits, SimpleITK, tf_keras, torch, torch._dynamo, torch.fx.ex
   echo "$torch" >"$new/.torch"
   touch "$new/.complete"
 fi
-[ -L .venv ] || rm -rf .venv
+if [ -e .venv ] && [ ! -L .venv ]; then
+  aside=$(mktemp -d .venv-yours-XXXXXX)
+  mv -T .venv "$aside"
+  say ".venv was not made by this script; it is now $aside"
+fi
 ln -sfn "$new" .venv
-for old in .cache/venv-*; do [ "$old" = "$new" ] || rm -rf "$old"; done
+# what a training or a matrix still runs in goes with a later setup
+in_use() { grep -qsF "$(pwd -P)/$1/" /proc/[0-9]*/maps; }
+for old in .cache/venv-*; do [ "$old" = "$new" ] || in_use "$old" || rm -rf "$old"; done
 
 say "compiling the kernels"
 # as a file: as a module it would import the whole engine first, which takes seconds and which the image has not copied yet

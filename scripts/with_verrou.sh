@@ -75,11 +75,13 @@ preload=$([ "$libm" = excluded ] || [ -z "$before_26" ] || echo "$interlibmath")
   fail "$preload: is not there; build it in Verrou's folder Interlibmath, or use --libm excluded"
 
 # what one run needs, gone with it: the log, the exclusions with their real paths, the markers
-for old in "${TMPDIR:-/tmp}"/morphbits-verrou.*.*; do # of runs that were killed
-  owner=${old#*/morphbits-verrou.}
-  [ ! -O "$old" ] || kill -0 "${owner%%.*}" 2>/dev/null || rm -rf "$old"
+# A run's folder is locked for as long as one of its processes lives, on whichever machine or in whichever container.
+for old in "${TMPDIR:-/tmp}"/morphbits-verrou.*; do # of runs that were killed; a new one may not have its lock yet
+  [ ! -O "$old" ] || [ -n "$(find "$old" -maxdepth 0 -mmin -1)" ] || ! flock --nonblock "$old" true || rm -rf "$old"
 done
-work=$(mktemp -d "${TMPDIR:-/tmp}/morphbits-verrou.$$.XXXXXX")
+work=$(mktemp -d "${TMPDIR:-/tmp}/morphbits-verrou.XXXXXX")
+exec {lock}<"$work"
+flock "$lock" || true # where there are no locks, nobody else gets one, and nothing is removed
 trap 'rm -rf "$work"' EXIT
 PYTHONPATH=$here/python "$program" -m morphbits.engines.verrou.exclusions "$here"/verrou/exclusions/*.tsv \
   ${exclude:+"$exclude"} >"$work/exclusions" || fail "the exclusions could not be resolved; is $program a Python of this suite?"

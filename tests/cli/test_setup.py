@@ -6,6 +6,7 @@ What it does once, what it does twice, and the one line it says when something i
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import shutil
 import signal
@@ -168,6 +169,24 @@ def test_a_killed_setup_leaves_no_environment_and_the_next_one_completes(
     assert not (project.root / ".venv").exists()
     assert project.make("setup")[0] == 0
     assert project.python("import torch") == ""
+
+
+def test_setup_removes_nothing_but_old_environments_that_nothing_runs_in(
+    project: Project,
+) -> None:
+    yours = project.root / ".venv/lib/yours.py"
+    yours.parent.mkdir(parents=True)
+    yours.write_text("a user's own")
+    running, old = (project.root / f".cache/venv-{name}/library" for name in ("running", "old"))
+    for library in (running, old):
+        library.parent.mkdir(parents=True)
+        library.write_text("code")
+    with running.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ):
+        status, out, err = project.make("setup")
+    assert (status, err) == (0, "")
+    (aside,) = project.root.glob(".venv-yours-*")
+    assert (aside / "lib/yours.py").read_text() == "a user's own" and aside.name in out
+    assert (running.exists(), old.exists()) == (True, False)
 
 
 def test_a_failed_update_leaves_the_environment_that_worked(project: Project) -> None:

@@ -5,6 +5,7 @@ A stand-in for Valgrind prints what it was started with; Verrou itself is not ne
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -131,14 +132,21 @@ def test_a_failing_program_shows_the_logs_end_and_leaves_nothing(prefix: Path) -
 
 
 def test_what_a_killed_run_left_is_removed_and_a_running_ones_is_not(prefix: Path) -> None:
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    left = prefix / f"morphbits-verrou.{ended.pid}.abcdef"
-    kept = prefix / f"morphbits-verrou.{os.getpid()}.abcdef"
-    for folder in (left, kept):
+    """Whether its process runs on this machine, on another one or in a container: by its lock."""
+    left, running, _new = folders = [prefix / f"morphbits-verrou.{k}" for k in "abc"]
+    for folder in folders:
         folder.mkdir()
+        (folder / "log").touch()
+    for folder in (left, running):
+        os.utime(folder, (0, 0))
+    lock = os.open(running, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
     run(prefix, "--describe", "--", PYTHON)
-    assert (left.exists(), kept.exists()) == (False, True)
+    assert [folder.exists() for folder in folders] == [False, True, True]
+    os.close(lock)
+    os.utime(running, (0, 0))
+    run(prefix, "--describe", "--", PYTHON)
+    assert [folder.exists() for folder in folders] == [False, False, True]
 
 
 def test_a_program_that_is_ended_has_time_to_save(prefix: Path) -> None:

@@ -35,19 +35,118 @@ def executable(path: Path, text: str = "#!/bin/sh\n") -> None:
     path.chmod(0o755)
 
 
+def raw_image(path: Path, *shape: int) -> Path:
+    """An image of 4 mm voxels."""
+    volume = np.indices(shape or (8, 8, 8)).sum(0).astype(np.float32)
+    images.save(path, volume, np.diag([4.0, 4, 4, 1]))
+    return path
+
+
 def test_the_command_of_a_local_installation(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     executable(bare / "fs/bin/recon-all")
     monkeypatch.setenv("FREESURFER_HOME", str(bare / "fs"))
     with pytest.raises(UserError, match=r"license in .*fs/license\.txt.*registration\.html"):
         FreeSurfer.found()
     (bare / "fs/license.txt").touch()
-    command = FreeSurfer.found().command(Path("raw.nii.gz"), "sub-1_ses-1", Path("out"))
+    raw = raw_image(bare / "raw.nii.gz")
+    command = FreeSurfer.found().command(raw, "sub-1_ses-1", Path("out"))
     assert " ".join(command) == (
-        f"{bare}/fs/bin/recon-all -sd out -s sub-1_ses-1 -i raw.nii.gz {FLAGS}"
+        f"{bare}/fs/bin/recon-all -sd out -s sub-1_ses-1 -i {raw} {FLAGS}"
     )
 
 
+def test_a_wider_field_of_view_than_the_conformed_volume_is_cut(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executable(bare / "fs/bin/recon-all")
+    monkeypatch.setenv("FREESURFER_HOME", str(bare / "fs"))
+    (bare / "fs/license.txt").touch()
+    for shape, cut in (((64, 64, 64), False), ((64, 65, 64), True)):  # 256 and 260 mm
+        raw = raw_image(bare / "raw.nii.gz", *shape)
+        command = FreeSurfer.found().command(raw, "sub-1_ses-1", Path("out"))
+        assert (command[-1] == "-cw256") is cut
+
+
+def test_a_license_named_by_its_folder(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    executable(bare / "bin/podman")
+    monkeypatch.setenv("FS_LICENSE", str(bare))
+    with pytest.raises(UserError, match=rf"no FreeSurfer license in {bare}/license\.txt"):
+        FreeSurfer.found()
+    (bare / "license.txt").touch()
+    assert FreeSurfer.found().license == bare / "license.txt"
+
+
+def installed(folder: Path, monkeypatch: pytest.MonkeyPatch, recon_all: str) -> FreeSurfer:
+    """A FreeSurfer whose recon-all is this shell script, in the folder $subject."""
+    monkeypatch.setenv("FREESURFER_HOME", str(folder / "fs"))
+    monkeypatch.setenv("PATH", os.defpath)
+    text = f"#!/bin/sh\nsubject=$2/$4; mkdir -p $subject/scripts $subject/mri\n{recon_all}\n"
+    executable(folder / "fs/bin/recon-all", text)
+    (folder / "fs/license.txt").touch()
+    return FreeSurfer.found()
+
+
+# as recon-all's own scripts end
+END = """
+recon-all -s sub-1 exited with ERRORS at Sat Nov 28 20:00:00 UTC 2026
+
+For more details, see the log file $subject/scripts/recon-all.log
+To report a problem, see http://surfer.nmr.mgh.harvard.edu/fswiki/BugReporting
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "printed", "reason", "machine"),
+    [
+        ("mri_convert --conform\nERROR! FOV=280.000 > 256\n{END}", "{END}", "FOV=280", False),
+        ("could not open GCA\n{END}", "{END}", "could not open GCA", False),
+        ("mri_ca_normalize\nKilled\n{END}", "{END}", "Killed", True),
+        ("", "ERROR: FreeSurfer license file /x not found.\n  Get one\n", "license file", True),
+        ("write: No space left on device\n{END}", "{END}", "No space left", True),
+    ],
+)
+def test_why_recon_all_failed(
+    bare: Path, monkeypatch: pytest.MonkeyPatch, log: str, printed: str, reason: str, machine: bool
+) -> None:
+    ends = f"cat <<END\n{printed.replace('{END}', END)}END\nexit 1"
+    if log:
+        ends = f"cat >$subject/scripts/recon-all.log <<END\n{log.replace('{END}', END)}END\n{ends}"
+    tool = installed(bare, monkeypatch, ends)
+    raw = raw_image(bare / "raw.nii.gz")
+    with pytest.raises(UserError, match=rf"ended with 1 \(.*{reason}") as failure:
+        tool.norm(raw, "sub-1", bare / "recon-all")
+    assert isinstance(failure.value, freesurfer.Unready) is machine
+    assert ("recon-all.log" in str(failure.value)) is bool(log)
+
+
+def test_a_subjects_folder_that_is_there_is_never_changed(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw, folder = raw_image(bare / "raw.nii.gz"), bare / "recon-all"
+    tool = installed(bare, monkeypatch, "exit 1")
+    brought = folder / "sub-1/surf/lh.white"
+    brought.parent.mkdir(parents=True)
+    brought.write_text("days of work")
+    with pytest.raises(freesurfer.Unready, match=r"sub-1: has no mri/norm\.mgz; move it away"):
+        tool.norm(raw, "sub-1", folder)
+    assert brought.read_text() == "days of work"
+    (folder / "sub-1/mri").mkdir()
+    (folder / "sub-1/mri/norm.mgz").write_text("from elsewhere")
+    assert tool.norm(raw, "sub-1", folder).read_text() == "from elsewhere"
+
+    with pytest.raises(UserError):
+        tool.norm(raw, "sub-2", folder)  # begun …
+    once = "[ ! -e $subject/begun ] || exit 1; touch $subject/begun; echo 1 >$subject/mri/norm.mgz"
+    tool = installed(bare, monkeypatch, once)
+    assert tool.norm(raw, "sub-2", folder).is_file()  # … and made afresh
+    assert not (folder / "unfinished/sub-2").exists()
+    raw_image(raw, 9, 9, 9)
+    with pytest.raises(freesurfer.Unready, match="sub-2: was made from another image"):
+        tool.norm(raw, "sub-2", folder)
+
+
 def test_the_command_of_a_container(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw_image(bare / "raw.nii.gz")
     license = bare / "license.txt"
     license.touch()
     monkeypatch.setenv("FS_LICENSE", str(license))
@@ -91,10 +190,8 @@ def test_the_route_end_to_end_with_a_recon_all_that_copies(
     monkeypatch.setenv("FREESURFER_HOME", str(bare / "fs"))
     images.save(bare / "norm.mgz", volume, affine)
     monkeypatch.setenv("PATH", os.defpath)
-    executable(
-        bare / "fs/bin/recon-all",
-        f'#!/bin/sh\nmkdir -p "$2/$4/mri" && cp {bare}/norm.mgz "$2/$4/mri/"\n',
-    )
+    copies = f'#!/bin/sh\nmkdir -p "$2/$4/mri" && cp {bare}/norm.mgz "$2/$4/mri/"\n'
+    executable(bare / "fs/bin/recon-all", copies)
     with pytest.raises(UserError, match=r"put norm-average_mni305\.mgz, which its authors"):
         preprocess(data, [scan], "freesurfer")
     images.save(bids.study_fixed_image(data), volume, affine)
@@ -126,7 +223,17 @@ def test_the_route_end_to_end_with_a_recon_all_that_copies(
     images.save(
         bids.corr_raw(data) / scan.path, volume[80:85, 80:85, 80:85], affine
     )  # another image
-    (dataset.root / f"recon-all/{scan.subject.entities}/mri/norm.mgz").unlink()
+    with pytest.raises(UserError, match="was made from another image"):
+        preprocess(data, [scan], "freesurfer")
+    subject = dataset.root / f"recon-all/{scan.subject.entities}"
+    subject.rename(bare / "away")
     (outcome,) = preprocess(data, [scan], "freesurfer", say=lambda text: None)
     assert outcome.excluded == "recon-all ended with 1 (mri_em_register failed)"
     assert dataset.subjects() == []
+
+    image = dataset.moving(scan.subject)  # a user's own, or its record was removed
+    bids.quality_json(dataset.truth or bare, scan.subject).unlink()
+    images.save(image, volume[:8, :8, :8], affine)
+    with pytest.raises(UserError, match="was not made by 'make preprocess'"):
+        preprocess(data, [scan], "freesurfer")
+    assert image.is_file()

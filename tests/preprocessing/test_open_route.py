@@ -109,7 +109,7 @@ def test_failures_are_reported_and_left_out_and_a_second_run_does_nothing(
     times = {path: path.stat().st_mtime_ns for path in dataset.root.glob("sub-*/**/*.gz")}
     preprocessing.preprocess(raw_corr, scans, "open", "4mm", 2, said.append)
     assert {p: p.stat().st_mtime_ns for p in times} == times and len(said) == 2
-    with pytest.raises(UserError, match=r"was made with .*4mm.*delete that folder"):
+    with pytest.raises(UserError, match=r"was made with .*4mm.*move that folder away"):
         preprocessing.preprocess(raw_corr, scans, "open", "2mm")
 
 

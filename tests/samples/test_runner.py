@@ -268,8 +268,13 @@ def test_damaged_samples_are_made_again(toy: Toy) -> None:
     warp = next(toy.folder.glob("sample-01/sub-001/anat/*_xfm.nii.gz"))
     whole = warp.read_bytes()
     warp.write_bytes(whole[:100])
+    note = toy.folder / "sample-01/sub-001/note.txt"
+    note.write_text("a user's own")
     assert toy.run().returncode == 0
     assert warp.read_bytes() == whole
+    (aside,) = toy.folder.glob("damaged-01-sub-001-*")
+    assert (aside / "anat" / warp.name).read_bytes() == whole[:100]
+    assert (aside / "note.txt").read_text() == "a user's own"
     changed = {name for name, time in toy.finished().items() if time != before[name]}
     assert changed == {"sample-01/sub-001"}
 

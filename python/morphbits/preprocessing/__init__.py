@@ -111,11 +111,18 @@ def _one(
         if tool is not None:
             _keep_segmentation(dataset, data, scan)
         return Outcome(scan, record["quality"], record["excluded"])
-    image_path.unlink(missing_ok=True)
+    if image_path.exists() and not record_path.exists():
+        raise UserError(
+            f"{image_path}: was not made by 'make preprocess' ({record_path} is not there); move "
+            "it away, or use another data folder"
+        )
+    image_path.unlink(missing_ok=True)  # made from another raw image
     brain: Preprocessed | None = None
     try:  # what is wrong with an image leaves it out; what is wrong with the disk ends the run
         brain = _brain(raw, data, size, tool, scan)
         excluded = judge(brain.quality)
+    except freesurfer.Unready:
+        raise
     except UserError as error:
         excluded = str(error)
     quality = brain.quality if brain else {}
@@ -199,8 +206,8 @@ def _describe(dataset: Dataset, route: str, size: str) -> None:
         made = _read_json(path).get("GeneratedBy", [{}])[0].get("Parameters")
         if made != recipe:
             raise UserError(
-                f"{dataset.root} was made with {made}, not {recipe}: delete that folder, or use "
-                "another data folder"
+                f"{dataset.root} was made with {made}, not {recipe}: move that folder away, or "
+                "use another data folder"
             )
         return
     made_by = {"Name": "morphbits", "Version": morphbits.__version__, "Parameters": recipe}

@@ -10,7 +10,10 @@ moved with the crop. The voxels are the same.
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -34,6 +37,19 @@ FLAGS = (
 IMAGE = "freesurfer/freesurfer:7.3.1"  # the study's version
 CONFORMED = (256, 256, 256)
 CROP = (slice(40, 200), slice(20, 212), slice(20, 244))
+WIDEST = 256  # mm: recon-all stops at a wider field of view, unless -cw256 cuts it to this
+UNFINISHED = "unfinished"  # recon-all works below it; a subject that is done gets its own place
+RAW = "morphbits-raw.sha256"  # in a subject's folder: of the image that it was made from
+# What recon-all says at its end of every failure, and what it says of one that is no image's.
+_ALWAYS = re.compile(r"exited with ERRORS|see the log file|To report a problem|^\s*$")
+_WRONG = re.compile(
+    r"error[:!]|not found|cannot|could not|killed|segmentation fault|no space left", re.IGNORECASE
+)
+_MACHINE = re.compile(r"license|no space left|killed|cannot allocate|permission", re.IGNORECASE)
+
+
+class Unready(UserError):
+    """Nothing is wrong with the image: this machine, or what lies in a folder, is in the way."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,7 @@ class FreeSurfer:
         home = os.environ.get("FREESURFER_HOME")
         named = os.environ.get("FS_LICENSE")
         places = [Path(named)] if named else []
+        places = [path / "license.txt" if path.is_dir() else path for path in places]
         places += [Path(home, name) for name in ("license.txt", ".license") if home]
         license = next((path for path in places if path.is_file()), None)
         if license is None:
@@ -70,9 +87,12 @@ class FreeSurfer:
 
     def command(self, raw: Path, subject: str, folder: Path) -> list[str]:
         """The command that makes `folder/subject/mri/norm.mgz` of a raw image."""
+        image = images.load(raw)
+        extent_mm = image.data.shape * np.linalg.norm(image.affine[:3, :3], axis=0)
+        flags = [*FLAGS, *(["-cw256"] if extent_mm.max() > WIDEST else [])]
         if not self.container:
             words = [str(Path(os.environ["FREESURFER_HOME"], "bin", "recon-all"))]
-            return [*words, "-sd", str(folder), "-s", subject, "-i", str(raw), *FLAGS]
+            return [*words, "-sd", str(folder), "-s", subject, "-i", str(raw), *flags]
         raw, folder, license = (p.resolve() for p in (raw, folder, self.license))
         return [
             self.container, "run", "--rm", "--network", "none",
@@ -80,25 +100,56 @@ class FreeSurfer:
             "-e", "FS_LICENSE=/license.txt", "-v", f"{license}:/license.txt:ro",
             "-v", f"{raw}:/raw/{raw.name}:ro", "-v", f"{folder}:/subjects",
             IMAGE, "recon-all", "-sd", "/subjects", "-s", subject,
-            "-i", f"/raw/{raw.name}", *FLAGS,
+            "-i", f"/raw/{raw.name}", *flags,
         ]  # fmt: skip
 
     def norm(self, raw: Path, subject: str, folder: Path) -> Path:
-        """Run recon-all (about an hour); the path of norm.mgz."""
-        result = folder / subject / "mri" / "norm.mgz"
-        if result.is_file():
-            return result
-        shutil.rmtree(folder / subject, ignore_errors=True)  # recon-all refuses a begun subject
-        folder.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "FS_LICENSE": str(self.license)}
-        done = subprocess.run(
-            self.command(raw, subject, folder), env=environment, text=True, capture_output=True,
-            stdin=subprocess.DEVNULL, check=False,
-        )  # fmt: skip
-        if done.returncode != 0 or not result.is_file():
-            last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-            raise UserError(f"recon-all ended with {done.returncode} ({last})")
-        return result
+        """Run recon-all (about an hour); the path of norm.mgz.
+
+        A subject's folder that is there is never changed: it may have been brought from elsewhere.
+        """
+        done, begun = folder / subject, folder / UNFINISHED / subject
+        digest = hashlib.sha256(raw.read_bytes()).hexdigest()
+        result = Path("mri", "norm.mgz")
+        if done.exists():
+            made_of = done / RAW
+            if not (done / result).is_file():
+                raise Unready(f"{done}: has no {result}; move it away, or let recon-all end there")
+            if made_of.is_file() and made_of.read_text().strip() != digest:
+                raise Unready(f"{done}: was made from another image than {raw}; move it away")
+            return done / result
+        begun.parent.mkdir(parents=True, exist_ok=True)
+        with begun.with_name(f"{subject}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise Unready(f"{begun}: recon-all is at work here already; wait for it") from None
+            shutil.rmtree(begun, ignore_errors=True)  # recon-all refuses a begun subject
+            ended = subprocess.run(
+                self.command(raw, subject, begun.parent), text=True, capture_output=True,
+                env={**os.environ, "FS_LICENSE": str(self.license)}, check=False,
+                stdin=subprocess.DEVNULL, pass_fds=(lock.fileno(),),
+            )  # fmt: skip
+            if ended.returncode != 0 or not (begun / result).is_file():
+                raise _failure(ended, begun / "scripts" / "recon-all.log")
+            (begun / RAW).write_text(f"{digest}\n")
+            begun.rename(done)
+        return done / result
+
+
+def _failure(ended: subprocess.CompletedProcess[str], log: Path) -> UserError:
+    """Why recon-all failed: its last lines say so of every failure alike, the reason stands above
+    them, in its log or, before there is one, in what it printed."""
+    logged = log.read_text(errors="replace") if log.is_file() else ""
+    lines = (logged or f"{ended.stdout}\n{ended.stderr}").splitlines()
+    lines = [line.strip() for line in lines if not _ALWAYS.search(line)]
+    wrong = [line for line in lines[-50:] if _WRONG.search(line)]
+    reason = (wrong or lines or ["it printed nothing"])[-1]
+    where = f"; see {log}" if logged else ""
+    of_machine = ended.returncode < 0 or ended.returncode > 128 or _MACHINE.search(reason)
+    return (Unready if of_machine else UserError)(
+        f"recon-all ended with {ended.returncode} ({reason}){where}"
+    )
 
 
 def crop(image: Image) -> Image:

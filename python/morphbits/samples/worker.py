@@ -78,8 +78,9 @@ def run_unit(unit: Unit) -> dict[str, Any]:
         }
         provenance.write_json(bids.sample_json(folder), record)
         unit.folder.parent.mkdir(exist_ok=True)
-        if unit.folder.exists():  # damaged: out of the way, and gone with the temporary folder
-            unit.folder.rename(partial / "damaged")
+        if unit.folder.exists():  # damaged; it may hold what nobody can make again
+            prefix = f"damaged-{unit.sample}-{unit.subject.entities}-"
+            unit.folder.rename(tempfile.mkdtemp(prefix=prefix, dir=experiment_folder))
         folder.rename(unit.folder)
     return {"seconds": facts["seconds"], "seconds_total": facts["seconds_total"]}
 
