@@ -26,7 +26,7 @@ pytest := cd python && ../$(venv) -m pytest -q -n 2 --dist loadfile --no-loadsco
 ##@ Run
 .PHONY: inference
 inference: $(stamp) ## register SUBJECTS x RUNS samples, then significance and the report
-	$(venv) python/run_matrix.py $(call options,SUBJECTS RUNS ENGINE MODE DATASET SIZE MODEL EXPERIMENT SEED JOBS THREADS \
+	$(venv) python/run_matrix.py $(call options,SUBJECTS RUNS ENGINE MODE DATASET FIXED BIDS_FILTER SIZE MODEL EXPERIMENT SEED JOBS THREADS \
 		ACCUMULATION PRECISION PERTURB SUBNORMALS REGION LIBM ONEDNN ALIGN FRAMEWORK DATA RESULTS \
 		EXECUTOR SLURM_OPTIONS SLURM_CONTAINER TASK_SAMPLES) $(call off,WAIT) $(call flag,CROP) $(call flag,DRY_RUN) $(call flag,YES)
 
@@ -93,7 +93,7 @@ orders: $(stamp) ## what the order of the sums in convolutions moves, against pe
 	$(layers) orders $(layer_options)
 
 layers = PYTHONPATH=python $(venv) python/layers.py
-layer_options = $(call options,SUBJECT RUNS MODE DATASET SIZE MODEL EXPERIMENT SEED THREADS ACCUMULATION SUBNORMALS ALIGN \
+layer_options = $(call options,SUBJECT RUNS MODE DATASET FIXED BIDS_FILTER SIZE MODEL EXPERIMENT SEED THREADS ACCUMULATION SUBNORMALS ALIGN \
 	DATA RESULTS) $(call flag,NOTES)
 
 ##@ Image with Verrou
@@ -236,6 +236,8 @@ RUNS ?=          ## perturbed samples of each subject
 ENGINE ?=        ## auto, native, verrou or ieee
 MODE ?=          ## random, nearness, upward, downward, toward_zero or nearest
 DATASET ?=       ## auto, phantom, corr or the folder of a BIDS dataset
+FIXED ?=         ## fixed image for a BIDS dataset (default: the one in its derivatives/*/tpl-*/)
+BIDS_FILTER ?=   ## which images of a BIDS dataset: 'ses-1 acq-mprage'; 'no-run run-1' is no run, or run 1
 SIZE ?=          ## voxels of the phantoms, also those of a training: 4mm, 2mm or 1mm
 MODEL ?=         ## an .h5 file in voxelmorph's format
 EXPERIMENT ?=    ## name of the folder below results/

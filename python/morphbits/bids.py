@@ -30,8 +30,8 @@ one glob.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from morphbits.errors import UserError
@@ -123,6 +123,8 @@ class Dataset:
 
     `moving_desc` and `moving_space` are the entities that the moving images carry; `truth` is
     the folder of the derivatives that hold labels and true warps, where the dataset knows them.
+    `images` are the moving images where they were chosen among others (`datasets.selection`), and
+    `left_out` what was not taken, with reasons.
     """
 
     root: Path
@@ -132,9 +134,15 @@ class Dataset:
     moving_space: str | None = None
     moving_desc: str | None = None
     truth: Path | None = None
+    images: Mapping[Subject, Path] | None = field(default=None, compare=False)
+    left_out: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def moving(self, subject: Subject) -> Path:
         """The moving image of a subject."""
+        if self.images is not None:
+            if subject not in self.images:
+                raise UserError(f"{self.root}: no image of {subject.entities} can be taken")
+            return self.images[subject]
         return self.root / subject.anat / self._moving_name(subject)
 
     def fixed(self) -> Path:
@@ -143,6 +151,8 @@ class Dataset:
 
     def subjects(self) -> list[Subject]:
         """Subjects whose moving image is there, in order of label and session."""
+        if self.images is not None:
+            return _in_order(self.images)
         found = {
             Subject.parse(path)
             for pattern in ("sub-*/anat/*_T1w.nii.gz", "sub-*/ses-*/anat/*_T1w.nii.gz")
@@ -268,30 +278,6 @@ def corr_segmentations(data: Path) -> list[Path]:
             return found
     dataset = corr_dataset(data)
     return [path for subject in dataset.subjects() if (path := dataset.moving_labels(subject))]
-
-
-def folder_dataset(root: Path) -> Dataset:
-    """A user's BIDS folder; its fixed image is `derivatives/<any>/tpl-<space>/tpl-<space>_T1w`."""
-    if not root.is_dir():
-        raise UserError(f"{root} is no dataset; DATASET is auto, phantom, corr or a BIDS folder")
-    found = sorted(root.glob("derivatives/*/tpl-*/tpl-*_T1w.nii.gz"))
-    if len(found) != 1:
-        raise UserError(
-            f"{root} needs one fixed image, derivatives/<any>/tpl-<space>/tpl-<space>_T1w.nii.gz, "
-            f"and has {len(found)}"
-        )
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", root.resolve().name)
-    return Dataset(root, name, parse(found[0])["tpl"], found[0], truth=found[0].parents[1])
-
-
-def dataset_at(root: Path) -> Dataset:
-    """The dataset whose root this is: preprocessed CoRR, a phantom dataset, or a user's folder."""
-    known = [corr_dataset(root.parent, route) for route in ("open", "freesurfer")]
-    if root.name.startswith("phantom-"):
-        known.append(phantom_dataset(root.parent, root.name.removeprefix("phantom-")))
-    return next((dataset for dataset in known if dataset.root == root), None) or folder_dataset(
-        root
-    )
 
 
 def xfm_name(subject: Subject, space: str) -> str:

@@ -151,6 +151,15 @@ class ExperimentConfig(Arithmetic):
         "phantom, corr, corr-freesurfer, the folder of a BIDS dataset, or auto (corr where it is "
         "installed)",
     )
+    fixed: Path | None = option(
+        None,
+        "fixed image for the folder of a BIDS dataset; left out: the one in derivatives/*/tpl-*/",
+    )
+    bids_filter: str = option(
+        "",
+        "which images of a BIDS dataset, by entities of their names: 'ses-1 acq-mprage'; "
+        "'no-run run-1' takes names without run, or with run 1",
+    )
     size: str = option("2mm", "voxels of the phantom dataset", choices=("4mm", "2mm", "1mm"))
     model: Path = option(DEMO_MODEL, "voxelmorph .h5 weights; the default is the demo model")
     subjects: int = option(3, "how many subjects, the first of the dataset", minimum=1)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from morphbits import bids, images
 from morphbits.engines import verrou
 from morphbits.errors import run_cli
 from morphbits.models.weights import Architecture, init_weights, save_h5
@@ -84,6 +87,36 @@ def test_a_bad_option_is_one_sentence(
     monkeypatch.setattr(verrou, "found", lambda: None)
     assert run_matrix(*words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_folder_with_sessions_says_what_it_takes_and_what_not(
+    run_matrix: RunMatrix, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = np.random.default_rng(1).random((16, 16, 16), np.float32)
+    names = ["1/ses-1/anat/sub-1_ses-1_T1w", "1/ses-2/anat/sub-1_ses-2_run-2_T1w",
+             "2/ses-2/anat/sub-2_ses-2_T1w"]  # fmt: skip
+    for name in names:
+        images.save(tmp_path / f"bids/sub-{name}.nii.gz", image, np.eye(4))
+    images.save(tmp_path / "target.nii.gz", image, np.eye(4))
+    words = ["--dataset=bids", "--fixed=target.nii.gz", "--runs=2"]
+    assert run_matrix(*words, "--subjects=2", "--dry-run") == 2
+    said = capsys.readouterr()
+    assert "not used 2: one of several images of its subject; choose by BIDS_FILTER= (" in said.out
+    assert "images to take of 1 subjects, not of 2: give SUBJECTS=1" in said.err
+    assert run_matrix(*words, "--subjects=2", "--bids-filter=ses-2") == 0
+    capsys.readouterr()
+    folder = tmp_path / "results/ieee-bids-tiny-fixed-target-ses-2"
+    record = json.loads((folder / "experiment.json").read_text())
+    left_out = {"sub-1/ses-1/anat/sub-1_ses-1_T1w.nii.gz": "BIDS_FILTER='ses-2' leaves it out"}
+    assert record["dataset"]["left_out"] == left_out
+    dataset = experiment.recorded_dataset(tmp_path / "results", folder.name)
+    assert dataset.moving(bids.Subject("1", "2")).name == "sub-1_ses-2_run-2_T1w.nii.gz"
+    assert dataset.fixed() == Path("target.nii.gz")
+    assert run_matrix(*words, "--subjects=1", "--bids-filter=ses-9") == 2
+    assert "no subject has a T1w image to take: BIDS_FILTER='ses-9'" in capsys.readouterr().err
+    same_name = f"--experiment={folder.name}"
+    assert run_matrix(*words, "--subjects=1", "--bids-filter=ses-1", same_name) == 2
+    assert "another configuration (bids_filter ses-2 → ses-1)" in capsys.readouterr().err
 
 
 def test_from_nothing_to_the_report_and_again(

@@ -66,11 +66,11 @@ def test_a_folder_of_the_users_own(tmp_path: Path) -> None:
     dataset, why = datasets.resolve(str(root), tmp_path)
     assert (dataset.space, dataset.name, why) == ("OASIS", "my-study", "as asked")
     assert dataset.subjects() == [Subject("7")]
-    assert bids.dataset_at(root) == dataset
+    assert datasets.at(root) == dataset
     with pytest.raises(UserError, match="DATASET is auto, phantom, corr or a BIDS folder"):
         datasets.resolve(str(tmp_path / "missing"), tmp_path)
 
 
 def test_a_root_says_which_dataset_it_is(tmp_path: Path) -> None:
     for dataset in (bids.corr_dataset(tmp_path), bids.phantom_dataset(tmp_path, "2mm")):
-        assert bids.dataset_at(dataset.root) == dataset
+        assert datasets.at(dataset.root) == dataset

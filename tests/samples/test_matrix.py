@@ -250,6 +250,9 @@ def test_default_names_of_different_experiments_differ(toy: Toy) -> None:
         {"align": "centre"},
         {"crop": True},
         {"seed": 2},
+        {"fixed": Path("fixed.nii.gz")},
+        {"bids_filter": "ses-1"},
+        {"bids_filter": "ses-2, no-run"},
         {"model": Path("other.h5")},
         {"engine": "ieee", "framework": "tensorflow"},
     ]

@@ -75,7 +75,9 @@ def settings_of(results: Path, experiment: str) -> ExperimentConfig | None:
 
 def open_case(settings: ExperimentConfig, execution: ExecutionConfig, number: int) -> Case:
     """The dataset's subject ``number`` (from 1); makes phantoms that are not there yet."""
-    dataset, _ = datasets.resolve(settings.dataset, execution.data, settings.size)
+    dataset, _ = datasets.resolve(
+        settings.dataset, execution.data, settings.size, settings.fixed, settings.bids_filter
+    )
     if dataset == bids.phantom_dataset(execution.data, settings.size):
         from morphbits.datasets import phantom
 

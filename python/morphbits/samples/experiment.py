@@ -24,6 +24,7 @@ from morphbits.config import (
     to_mapping,
     to_toml,
 )
+from morphbits.datasets import selection
 from morphbits.engines import verrou
 from morphbits.errors import UserError
 from morphbits.models.weights import read_architecture
@@ -66,12 +67,15 @@ def recorded_dataset(results: Path, name: str) -> Dataset:
     """The dataset that an experiment was run on, from its ``experiment.json``."""
     path = bids.experiment_file(results, name, "experiment.json")
     try:
-        root = Path(json.loads(path.read_text(encoding="utf-8"))["dataset"]["root"])
+        record = json.loads(path.read_text(encoding="utf-8"))
+        root, settings = Path(record["dataset"]["root"]), record.get("settings", {})
+        fixed = settings.get("fixed") and Path(settings["fixed"])
+        bids_filter = settings.get("bids_filter", "")
     except FileNotFoundError:
         raise UserError(f"there is no {path}; run make inference EXPERIMENT={name}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: is damaged ({error}); run the experiment again") from None
-    return bids.dataset_at(root)
+    return datasets.at(root, fixed, bids_filter)
 
 
 def default_name(settings: ExperimentConfig, dataset: Dataset) -> str:
@@ -90,6 +94,8 @@ def default_name(settings: ExperimentConfig, dataset: Dataset) -> str:
         "onednn": f"onednn-{settings.onednn}",
         "seed": f"seed-{settings.seed}",
         "crop": "crop",
+        "fixed": f"fixed-{dataset.space}",
+        "bids_filter": settings.bids_filter,
     }
     words = [
         settings.engine,
@@ -136,12 +142,16 @@ def make_plan(
     but a phantom dataset that is not there yet, and that not in a dry run."""
     settings, why_engine = resolve_engine(settings)
     engine = engines.get(settings.engine)
-    dataset, why_dataset = datasets.resolve(settings.dataset, execution.data, settings.size)
+    dataset, why_dataset = datasets.resolve(
+        settings.dataset, execution.data, settings.size, settings.fixed, settings.bids_filter
+    )
     name = execution.experiment or default_name(settings, dataset)
     mode = "" if settings.engine == "ieee" else f", mode {settings.mode}"
     say(f"engine   {settings.engine}{mode}, on {settings.framework} ({why_engine})")
     say(f"order    {engine.order(settings)}")
     say(f"dataset  {dataset.name} ({why_dataset})")
+    for line in selection.in_words(dataset.left_out):
+        say(f"not used {line}")
     architecture = read_architecture(settings.model)
     say(f"model    {settings.model}, {architecture.parameters():,} parameters")
 
@@ -213,9 +223,12 @@ def _subjects(
         _make_phantoms(settings, execution.data)
     subjects = dataset.subjects()[: settings.subjects]
     if len(subjects) < settings.subjects:
+        if not subjects:
+            reason = next(iter(dataset.left_out.values()), "it has no folder sub-*")
+            raise UserError(f"{dataset.root}: no subject has a T1w image to take: {reason}")
         raise UserError(
-            f"{dataset.root}: has {len(subjects)} subjects, not {settings.subjects}; give "
-            "SUBJECTS= a smaller number"
+            f"{dataset.root}: there are images to take of {len(subjects)} subjects, not of "
+            f"{settings.subjects}: give SUBJECTS={len(subjects)}"
         )
     return subjects, _network_voxels(images.load(dataset.fixed()).data.shape)
 
@@ -246,6 +259,7 @@ def _identity(settings: ExperimentConfig, dataset: Dataset) -> dict[str, Any]:
         "fixed": provenance.file_sha256(dataset.fixed()),
         "model": provenance.file_sha256(settings.model),
         "dataset": dataset.name,
+        **({"bids_filter": settings.bids_filter} if settings.bids_filter else {}),
     }
     names = {field.name for field in dataclasses.fields(RegisterConfig)}
     shared = {name: getattr(settings, name) for name in names if hasattr(settings, name)}
@@ -272,7 +286,11 @@ def run(plan: Plan) -> str:
     """
     record = {
         "settings": to_mapping(plan.settings),
-        "dataset": {"name": plan.dataset.name, "root": str(plan.dataset.root)},
+        "dataset": {
+            "name": plan.dataset.name,
+            "root": str(plan.dataset.root),
+            "left_out": dict(plan.dataset.left_out),
+        },
         "subjects": list(dict.fromkeys(unit.subject.entities for unit in plan.units)),
     }
     array, by_slurm = slurm.at_work(plan.folder), plan.execution.executor == "slurm"
