@@ -8,7 +8,6 @@
 #   --libm LIBM        perturbed: libm's results are rounded by the mode, by Interlibmath (Verrou's own from 2.6 on, before
 #                      it in LD_PRELOAD as the study did); excluded: they are not    [perturbed]
 #   --onednn on|off    TensorFlow's kernels: oneDNN's as users run them, or its own   [on]
-#   --threads N        Valgrind runs one thread at a time, so more only cost          [1]
 #   --exclude FILE     more exclusions, in the format of verrou/exclusions
 #   --symbols FILE     write there every symbol whose operations are perturbed
 #   --localize         keep VERROU_* variables: verrou_dd_* steers its runs with them
@@ -19,10 +18,10 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 fail() { echo "error: $1" >&2; exit 2; }
 
-mode=random seed=1 region=registration libm=perturbed onednn=on threads=1 exclude='' symbols='' localize='' action=run
+mode=random seed=1 region=registration libm=perturbed onednn=on exclude='' symbols='' localize='' action=run
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
   case $1 in
-    --mode | --seed | --region | --libm | --onednn | --threads | --exclude | --symbols)
+    --mode | --seed | --region | --libm | --onednn | --exclude | --symbols)
       [ $# -gt 1 ] || fail "$1 needs a value; the usage is at the top of scripts/with_verrou.sh"
       printf -v "${1#--}" %s "$2"; shift 2 ;;
     --localize) localize=1; shift ;;
@@ -46,7 +45,6 @@ one_of --region "$region" registration process
 one_of --libm "$libm" perturbed excluded
 one_of --onednn "$onednn" on off
 [[ $seed =~ ^[0-9]+$ ]] || fail "--seed must be a whole number, not '$seed'"
-[[ $threads =~ ^[1-9][0-9]*$ ]] || fail "--threads must be a number of threads, not '$threads'"
 
 if [ -n "${VERROU_PREFIX-}" ]; then
   prefix=$VERROU_PREFIX
@@ -93,7 +91,6 @@ seed=$seed
 region=$region
 libm=$libm
 onednn=$onednn
-threads=$threads
 exclusions=$(grep -v '^#' "$work/exclusions" | sort | sha256sum | cut -c 1-16)
 END
 if [ "$action" = describe ]; then
@@ -123,8 +120,9 @@ options=(
 
 # A VERROU_* variable left in the environment would override an option silently.
 [ "$localize" ] || for name in "${!VERROU_@}"; do unset "$name"; done
-export MORPHBITS_VERROU=$work OMP_NUM_THREADS=$threads OPENBLAS_NUM_THREADS=$threads MKL_NUM_THREADS=$threads
-export TF_NUM_INTRAOP_THREADS=$threads TF_NUM_INTEROP_THREADS=1 PYTHONHASHSEED=0
+# one thread: Valgrind runs one at a time, and another number would change the bytes
+export MORPHBITS_VERROU=$work OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
+export TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 PYTHONHASHSEED=0
 TF_ENABLE_ONEDNN_OPTS=$([ "$onednn" = on ] && echo 1 || echo 0)
 export TF_ENABLE_ONEDNN_OPTS PYTHONPATH=$here/python${PYTHONPATH:+:$PYTHONPATH}
 command=("$valgrind" "${options[@]}")

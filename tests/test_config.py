@@ -59,7 +59,7 @@ def configs(draw: st.DrawFn) -> Any:
 
 
 def _plain(cls: type) -> dict[str, Any]:
-    return {"plain": False} if cls is RegisterConfig else {}
+    return {"plain": False, "threads": 1} if cls is RegisterConfig else {}
 
 
 @given(configs())

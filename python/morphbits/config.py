@@ -130,6 +130,11 @@ class RegisterConfig(Arithmetic):
 
     def __post_init__(self) -> None:
         _check_combination(self)
+        if self.engine == "verrou" and self.threads > 1:
+            raise UserError(
+                f"threads {self.threads}: engine verrou computes on one thread (Valgrind runs one "
+                "at a time, and another number makes other bytes); leave it out"
+            )
         if self.plain and self.framework != "tensorflow":
             raise UserError(
                 "--plain chooses between TensorFlow's two results and needs --framework "

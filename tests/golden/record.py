@@ -122,7 +122,8 @@ def _experiment(changes: dict[str, Any]) -> Iterator[str]:
     settings = ExperimentConfig(**changes)
     dataset = _dataset(settings)
     name = experiment.default_name(settings, dataset)
-    units = matrix.expand(settings, dataset, SUBJECTS, Path("results"), name, 3)
+    threads = 1 if settings.engine == "verrou" else 3
+    units = matrix.expand(settings, dataset, SUBJECTS, Path("results"), name, threads)
     yield f"[{title(changes)}]"
     yield f"name     {name}"
     yield f"command  {page.command(_finished(settings, dataset, name, units))}"

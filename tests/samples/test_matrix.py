@@ -19,7 +19,7 @@ from morphbits import bids, datasets, engines
 from morphbits.bids import Subject
 from morphbits.config import ExperimentConfig, RegisterConfig
 from morphbits.errors import UserError
-from morphbits.samples import experiment, matrix, provenance
+from morphbits.samples import estimate, experiment, matrix, provenance
 from morphbits.samples.matrix import Unit, read_state, sample_seed
 from morphbits.samples.worker import from_task, run_unit, to_task
 
@@ -148,6 +148,25 @@ def test_what_cannot_change_bytes_is_not_in_the_hash(native: RegisterConfig) -> 
     others = {"mode": "upward", "accumulation": "direct", "subnormals": "flush", "seed": 9}
     assert hash_of(dataclasses.replace(ieee, **others)) == hash_of(ieee)
     assert hash_of(dataclasses.replace(ieee, threads=2)) != hash_of(ieee)
+
+
+@pytest.mark.parametrize("jobs", [None, 1, 2])
+def test_verrou_computes_on_one_thread_whatever_jobs_and_cores_are(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch, jobs: int | None
+) -> None:
+    """Another number makes other bytes, so it is in the hash, and refused."""
+    verrou = engines.get("verrou")
+    monkeypatch.setattr(verrou, "version", lambda: "2.7")
+    monkeypatch.setattr(estimate, "cores", lambda: 8)
+    asked = toy.but(engine="verrou", jobs=jobs)
+    plan = experiment.make_plan(asked.settings, asked.execution, print)
+    of_verrou = [unit for unit in plan.units if unit.config.engine == "verrou"]
+    assert len(of_verrou) == 2 * 3
+    for unit in of_verrou:
+        assert unit.config.threads == unit.configuration()["threads"] == 1
+    two = dataclasses.replace(asked.execution, threads=2)
+    with pytest.raises(UserError, match="threads 2: engine verrou computes on one thread"):
+        experiment.make_plan(asked.settings, two, print)
 
 
 def test_differing_keys_are_named_with_dots() -> None:

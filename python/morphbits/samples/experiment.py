@@ -160,12 +160,13 @@ def make_plan(
     if execution.executor == "slurm":
         if not execution.dry_run:
             slurm.check()
-        jobs, threads = execution.jobs or work, execution.threads or 1
+        jobs, cores = execution.jobs or work, 1
         where = f"workers  tasks of Slurm, {execution.jobs or 'as many as it starts'} at a time"
     else:
         jobs = execution.jobs or estimate.default_jobs(settings.model, voxels, work)
-        threads = execution.threads or max(1, estimate.cores() // jobs)
+        cores = max(1, estimate.cores() // jobs)
         where = f"workers  {jobs}"
+    threads = execution.threads or (1 if settings.engine == "verrou" else cores)
     units = matrix.expand(settings, dataset, subjects, execution.results, name, threads)
     folder = bids.experiment_folder(execution.results, name)
     identity = _identity(settings, dataset)

@@ -83,9 +83,9 @@ def configuration(config: RegisterConfig, inputs: Mapping[str, str]) -> dict[str
         **inputs,
         "versions": dict(versions(config.framework)),
     }
-    if config.engine == "ieee":
+    if config.engine != "native":
         chosen["threads"] = config.threads
-    else:
+    if config.engine != "ieee":
         chosen |= {
             "mode": config.mode,
             "region": config.region,

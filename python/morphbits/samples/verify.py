@@ -173,7 +173,12 @@ def _make_again(folders: Sequence[Path]) -> Iterator[Finding]:
         units = {}
         for folder in folders:
             record = json.loads(bids.sample_json(folder).read_text(encoding="utf-8"))
-            unit = _unit(folder, record, Path(name))
+            try:
+                unit = _unit(folder, record, Path(name))
+            except UserError as error:  # what is no longer made, such as Verrou on two threads
+                reason = f"cannot be made again: {error}"
+                yield Finding(_name(folder), "made again", "wrong", reason)
+                continue
             configuration = unit.configuration()
             differing = provenance.differing_keys(record["configuration"], configuration)
             if differing:
