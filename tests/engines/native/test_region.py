@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
@@ -376,3 +376,76 @@ def test_a_task_in_a_thread_is_outside() -> None:
             return await asyncio.to_thread(lambda: X * 0.1)
 
     assert torch.equal(asyncio.run(run()), PLAIN)
+
+
+# ------------------------------------------------------------ what is kept from outside
+
+
+def test_autocast_does_not_carry_conversions_across_the_border() -> None:
+    weight = (torch.rand(40, 40) + 1).requires_grad_()
+    x = torch.eye(40, dtype=torch.bfloat16)
+
+    def converted() -> Tensor:
+        """The weight in bfloat16."""
+        return torch.mm(weight, x).detach().float()
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain = converted()
+        with random_rounding("upward") as stats:
+            up = converted()
+            assert stats.operators["to (conversion)"] == 1600
+            converted()  # inside, torch's cache serves as ever
+            assert stats.operators["to (conversion)"] == 1600
+        assert torch.equal(converted(), plain)
+        with random_rounding("upward"), random_rounding("nearest"):
+            assert torch.equal(converted(), plain)
+    assert (up >= weight).all() and not torch.equal(up, plain)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activations_that_are_computed_again_have_the_same_roundings(reentrant: bool) -> None:
+    """So gradients have the bytes of a training that keeps its activations."""
+    layers = [torch.nn.Linear(8, 8) for _ in range(4)]
+
+    def two(a: int, x: Tensor) -> Tensor:
+        return layers[a + 1](layers[a](x).sin()).sin()
+
+    def gradients(run: Callable[..., Tensor], again: Callable[..., Tensor]) -> list[Tensor]:
+        x = torch.linspace(0, 1, 40).view(5, 8).requires_grad_()
+        seen.clear()
+        with random_rounding(seed=4):
+            h = run(lambda v: again(functools.partial(two, 0), v), x)
+            y = run(functools.partial(two, 2), h)
+            y.register_hook(lambda g: seen.append(g / 3))
+            (y * 0.1).sum().backward()
+            seen.append(X * 0.1)
+        found = [x.grad, *(p.grad for layer in layers for p in layer.parameters())]
+        for layer in layers:
+            layer.zero_grad()
+        return found
+
+    seen: list[Tensor] = []
+    plain = gradients(lambda f, v: f(v), lambda f, v: f(v))
+    before = seen.copy()
+    checkpoint = functools.partial(torch.utils.checkpoint.checkpoint, use_reentrant=reentrant)
+    assert all_equal(gradients(checkpoint, lambda f, v: f(v)), plain) and all_equal(seen, before)
+    assert all_equal(gradients(checkpoint, checkpoint), plain) and all_equal(seen, before)
+
+
+def test_a_checkpoint_outside_is_torchs_own() -> None:
+    """Also where its second half is inside, and the other way round."""
+
+    def f(v: Tensor) -> Tensor:
+        return (v * 0.1).sin()
+
+    x = X.clone().requires_grad_()
+    outside = torch.utils.checkpoint.checkpoint(f, x, use_reentrant=False)
+    with random_rounding() as stats:
+        inside = torch.utils.checkpoint.checkpoint(f, x, use_reentrant=False)
+        counted = stats.operations
+        outside.sum().backward()
+        assert stats.operations > counted
+    expected = torch.autograd.grad(f(x).sum(), x)[0]
+    x.grad = None
+    inside.sum().backward()
+    assert torch.equal(x.grad, expected)

@@ -109,7 +109,7 @@ class RandomRounding(TorchDispatchMode):
         self._stages: set[str] = set()
         self.allowed: frozenset[str] = frozenset()
         self.statistics = Statistics()
-        self._operators = 0
+        self.position = 0  # in the stream: operators so far
         self._widened = False  # an operator on float16 or bfloat16 is computed in float32
         self._process = os.getpid()
         self.refusal: str | None = None
@@ -122,8 +122,8 @@ class RandomRounding(TorchDispatchMode):
         self._stages.update(stages.current())
         if selected:
             self.statistics.operators[name] += operations
-        key = _mix64(_mix64(self.seed) + self._operators)
-        self._operators += 1
+        key = _mix64(_mix64(self.seed) + self.position)
+        self.position += 1
         stored = self.precision.stored
         format, operands = self.precision.each, formats.FLOAT32
         if stored != formats.FLOAT32 and not accumulates:

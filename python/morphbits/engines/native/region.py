@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import (
 
 from morphbits import stages
 from morphbits.engines.native import accumulation as orders
-from morphbits.engines.native import plain, selftest
+from morphbits.engines.native import plain, replay, selftest
 from morphbits.engines.native import precision as formats
 from morphbits.engines.native.library import MODES
 from morphbits.engines.native.mode import RandomRounding, Statistics
@@ -59,8 +59,8 @@ def random_rounding(
     they did is in `stats.unperturbed`.
 
     Holds for what the calling thread and task compute; also a decorator, of functions, generators
-    and `async def` (notes/native-engine.md). On the CPU; float16 and bfloat16 are
-    computed in float32, as torch does, and each result is then rounded to its format by the mode.
+    and `async def` (notes/native-engine.md). float16 and bfloat16 are computed in float32, as
+    torch does, and each result is then rounded to its format by the mode.
     Inside, torch's fused paths for attention, transformer layers and oneDNN are off, and functions
     of torch.compile run uncompiled: their plain forms are perturbed. Raises UserError for an
     option that is not known and, inside, for an operator that the engine does not perturb.
@@ -212,13 +212,24 @@ def _awaited(rounding: RandomRounding, body: Any) -> Generator[Any, Any, Any]:
 @contextmanager
 def _active(rounding: RandomRounding, frame: FrameType | None = None) -> Iterator[None]:
     """The region of a stream is open; `frame` holds it open, if others can run meanwhile."""
-    with plain.paths(inside), _pushed(rounding, frame):
+    replay.install(_current)
+    with plain.paths(inside), _own_casts(), _pushed(rounding, frame):
         try:
             yield
         except RuntimeError as error:
             if "TorchScript" in str(error) and rounding.refusal:
                 raise UserError(rounding.refusal) from error
             raise
+
+
+@contextmanager
+def _own_casts() -> Iterator[None]:
+    """What autocast has converted outside is not used inside, and the other way round."""
+    torch.clear_autocast_cache()
+    try:
+        yield
+    finally:
+        torch.clear_autocast_cache()
 
 
 @contextmanager
@@ -242,8 +253,14 @@ def _pushed(rounding: RandomRounding, frame: FrameType | None) -> Iterator[None]
 
 def inside() -> bool:
     """Whether what runs now is in a region."""
+    return _current() is not None
+
+
+def _current() -> RandomRounding | None:
+    """The stream that what runs now draws from: that of the innermost region."""
     stack = _get_current_dispatch_mode_stack()
-    return any(isinstance(mode, RandomRounding) and mode.scope.holds() for mode in stack)
+    streams = (m for m in reversed(stack) if isinstance(m, RandomRounding) and m.scope.holds())
+    return next(streams, None)
 
 
 def _whole(name: str, value: Any, words: str, allowed: range) -> int:
