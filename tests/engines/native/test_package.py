@@ -44,6 +44,7 @@ def test_the_example_runs_where_only_torch_and_numpy_are(tmp_path: Path) -> None
         [python, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("morphbits: compiling the kernels, once, into") == 1
     operations, loaded, where = done.stdout.split("\n")[:3]
     assert int(operations) == 4 * 8 * (64 + 1) and loaded == "[]"
     assert where.startswith(str(tmp_path))

@@ -110,7 +110,14 @@ class _Convolution(ctypes.Structure):
 @cache
 def load() -> ctypes.CDLL:
     """The kernel library, built at the first call."""
-    library = ctypes.CDLL(str(build()))
+    path = build()
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise UserError(
+            f"the compiled kernels cannot be loaded ({error}): delete {path}, and they are "
+            "compiled again"
+        ) from error
     library.morphbits_control.restype = ctypes.c_uint64
     return library
 
