@@ -25,6 +25,8 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +42,7 @@ from morphbits.errors import UserError
 from morphbits.images import NetworkGrid
 from morphbits.models.synthmorph_torch import SynthMorph
 from morphbits.models.weights import read_weights
+from morphbits.samples.provenance import file_sha256
 from morphbits.stats.significance import quantiles, significant_bits
 from morphbits.stats.variability import standard_deviation
 from morphbits.synthesis.sources import Ranks
@@ -132,8 +135,34 @@ def execute(run: Run, register: bool = True) -> None:
             warps=np.stack(warps),
             outcomes=np.array(outcomes, np.float64),
             identity=json.dumps(identity(run.recipe)),
+            files=json.dumps({path.name: file_sha256(path) for path in _files(run)}),
         )
     partial.rename(run.folder / DONE)
+
+
+def _files(run: Run) -> list[Path]:
+    """What else is read of a run that is done."""
+    return [run.folder / "log.csv", *kept_models(run).values()]
+
+
+def _read(run: Run) -> dict[str, np.ndarray]:
+    """What a run that is done has left, with its other files as they were then."""
+    path = run.folder / DONE
+    try:
+        with np.load(path) as file:
+            content = dict(file)
+        digests = json.loads(str(content["files"]))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(
+            f"{path}: is damaged ({error}); remove it, and the same command makes it again"
+        ) from None
+    for other in _files(run):
+        if not other.is_file() or file_sha256(other) != digests[other.name]:
+            raise UserError(
+                f"{other}: is not what the training left here; remove the folder, and the same "
+                "command trains again"
+            )
+    return content
 
 
 def identity(recipe: TrainConfig) -> dict[str, Any]:
@@ -145,7 +174,7 @@ def identity(recipe: TrainConfig) -> dict[str, Any]:
 def _check_identity(run: Run, goes_on: bool) -> None:
     """Refuse a run that is done by another recipe, and where the study goes on, by other
     versions: they are not mixed."""
-    then, now = json.loads(str(np.load(run.folder / DONE)["identity"])), identity(run.recipe)
+    then, now = json.loads(str(_read(run)["identity"])), identity(run.recipe)
     for what in ("recipe", "made") if goes_on else ("recipe",):
         if was := differing(then[what], now[what]):
             raise UserError(
@@ -306,7 +335,7 @@ def _registrations(arm: str, runs: Sequence[Run]) -> tuple[list[dict[str, Any]],
     base = phantom.template(size)
     brain = base.labels > 0
     voxel = float(np.linalg.norm(base.affine[:3, 0]))
-    files = [np.load(run.folder / DONE) for run in runs]
+    files = [_read(run) for run in runs]
     warps_SPXYZV = np.stack([file["warps"] for file in files])
     outcomes_SPQ = np.stack([file["outcomes"] for file in files])
     rows, ensembles = [], []

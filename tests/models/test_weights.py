@@ -15,6 +15,7 @@ import pytest
 
 from morphbits.errors import UserError
 from morphbits.models.weights import (
+    DIGEST,
     Architecture,
     init_weights,
     read_architecture,
@@ -35,11 +36,16 @@ def edit_config(path: Path, **changes: Any) -> None:
             if value is not None:
                 model["config"][name] = value
         file.attrs["model_config"] = json.dumps(model).encode()  # bytes, as older h5py wrote them
+        file.attrs.pop(DIGEST, None)
 
 
 @pytest.fixture
 def copy(small_model: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copy(small_model, tmp_path / "copy.h5"))
+    """Without our digest, as from another program."""
+    path = Path(shutil.copy(small_model, tmp_path / "copy.h5"))
+    with h5py.File(path, "r+") as file:
+        del file.attrs[DIGEST]
+    return path
 
 
 def test_reads_what_was_written(small_model: Path, small_weights: dict[str, np.ndarray]) -> None:
@@ -139,6 +145,23 @@ def test_refuses_other_networks(copy: Path, changes: dict[str, Any], message: st
     if changes.get("inshape", 0) is None:
         edit_config(copy, layers=[])
     assert message in refusal(copy)
+
+
+def test_a_flipped_bit_in_the_weights_is_seen(tmp_path: Path) -> None:
+    architecture = Architecture((2, 3), (3, 2))
+    path = tmp_path / "model.h5"
+    random = np.random.default_rng(1)
+    weights = {
+        name: random.random(array.shape, np.float32)
+        for name, array in init_weights(architecture, 1).items()
+    }
+    save_h5(path, architecture, weights)
+    whole = path.read_bytes()
+    for array in weights.values():
+        place = whole.index(array.tobytes())
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(UserError, match="other weights than were written"):
+            read_weights(path)
 
 
 def test_refuses_damaged_contents(copy: Path) -> None:

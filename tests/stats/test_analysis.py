@@ -175,3 +175,7 @@ def test_tables_come_back_as_written(tmp_path: Path) -> None:
     write_table(tmp_path / "t.csv", rows)
     assert read_table(tmp_path / "t.csv") == rows
     assert read_table(tmp_path / "none.csv") == []
+    text = (tmp_path / "t.csv").read_text()
+    (tmp_path / "t.csv").write_text(text.replace("1", "7", 1))
+    with pytest.raises(UserError, match=r"t\.csv: was changed or damaged"):
+        read_table(tmp_path / "t.csv")

@@ -24,6 +24,7 @@ from morphbits.synthesis.prefetch import prefetch
 from morphbits.synthesis.sources import Ranks
 from morphbits.training import RunConfig, TrainConfig, checkpoint, estimate, loop, network
 from morphbits.training.log import COLUMNS
+from morphbits.training.loop import resolve
 from morphbits.training.network import TERMS
 from morphbits.training.weights import Weights
 
@@ -282,6 +283,43 @@ def test_resume_needs_a_checkpoint_that_is_whole(tmp_path: Path) -> None:
     torch.save({"weights": torch.zeros(3)}, tmp_path / "checkpoint.pt")
     with pytest.raises(UserError, match="is damaged or no checkpoint"):
         train_toy(tmp_path, run=RunConfig(resume=True))
+
+
+def test_a_flipped_bit_anywhere_in_a_checkpoint_is_seen_or_changes_nothing(
+    tmp_path: Path,
+) -> None:
+    config = resolve(replace(TOY, epochs=1), Ranks())
+    made = checkpoint.made_with(config)
+    train_toy(tmp_path, replace(TOY, epochs=1))
+    path = tmp_path / "checkpoint.pt"
+    whole = path.read_bytes()
+    state = checkpoint.load(tmp_path, config, 1, made)
+    refused = 0
+    for place in range(0, len(whole), 31):  # pickle, weights, moments and the zip's own bytes
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        try:
+            found = checkpoint.load(tmp_path, config, 1, made)
+        except UserError:
+            refused += 1
+            continue
+        assert torch.equal(found.values, state.values)
+        assert torch.equal(found.moments, state.moments)
+        assert (found.step, found.logs) == (state.step, state.logs)
+    numbers = 4 * (state.values.numel() + state.moments.numel())
+    assert refused >= numbers // 31
+
+
+def test_a_log_that_was_changed_is_named(tmp_path: Path) -> None:
+    for name in ("log.csv", "times.csv"):
+        folder = tmp_path / name
+        train_toy(folder, replace(TOY, epochs=1))
+        log = folder / name
+        text = log.read_text()
+        place = text.index(".") + 1  # a digit of the first row
+        digit = "1" if text[place] != "1" else "2"
+        log.write_text(text[:place] + digit + text[place + 1 :])
+        with pytest.raises(UserError, match=rf"{name}: was changed or damaged"):
+            train_toy(folder, TOY, RunConfig(resume=True))
 
 
 def test_what_is_not_finite_ends_the_training(

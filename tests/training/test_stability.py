@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -87,6 +88,27 @@ def test_the_page_holds_tables_and_figures(study: stability.Study, tmp_path: Pat
         rows = list(csv.DictReader(file))
     assert len(rows) == 4 * 2 * 5  # arms, epochs, kernels
     assert (tmp_path / "figures" / "loss.svg").is_file()
+
+
+def test_what_is_read_of_a_run_is_what_it_left(
+    planned: list[stability.Run], tmp_path: Path
+) -> None:
+    shutil.copytree(planned[0].folder, tmp_path / "run")
+    run = replace(planned[0], folder=tmp_path / "run")
+    for name, what in (
+        ("registrations.npz", r"registrations\.npz: is damaged"),
+        ("log.csv", r"log\.csv: is not what the training left"),
+        ("epoch-0001.h5", r"epoch-0001\.h5: is not what the training left"),
+        ("model.h5", r"model\.h5: is not what the training left"),
+    ):
+        path = run.folder / name
+        whole = path.read_bytes()
+        place = len(whole) // 2
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(UserError, match=what):
+            stability.execute_all([run], 1, Path("unused"))
+        path.write_bytes(whole)
+    stability.execute_all([run], 1, Path("unused"))
 
 
 def test_one_run_has_no_spread_and_another_recipe_is_refused(

@@ -14,9 +14,10 @@ Arrays: kernels (3, 3, 3, C_in, C_out), taps in X, Y, Z order; biases (C_out,); 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from morphbits.errors import UserError
 MODEL_NAME = "vxm_dense"
 #: The version of Keras whose `.h5` layout is written here: Keras 2, which tf-keras keeps.
 KERAS_VERSION = "2.15.0"
+DIGEST = "morphbits_sha256"  # attribute: HDF5 itself would read a flipped bit as another weight
 
 
 class Convolution(NamedTuple):
@@ -126,6 +128,12 @@ def _read(path: Path) -> tuple[Architecture, dict[str, np.ndarray]]:
     with _open(path) as file:
         config = _model_config(file, path)
         kernels, biases = _convolutions(file, path)
+        digest = file.attrs.get(DIGEST)  # of the files that this suite has written
+    if digest not in (None, _digest(config, [*kernels, *biases])):
+        raise UserError(
+            f"{path}: holds other weights than were written to it (damaged, or changed by hand); "
+            "take another copy"
+        )
     # files before voxelmorph 0.2 say unet_half_res and int_downsize
     svf_resolution = 2 if config.get("unet_half_res") else config.get("svf_resolution", 1)
     int_resolution = config.get("int_downsize") or config.get("int_resolution", 2)
@@ -244,6 +252,14 @@ def _names(group: h5py.Group, attribute: str) -> list[str]:
     return [_text(name) for part in parts for name in group.attrs[part]]
 
 
+def _digest(config: Mapping[str, Any], arrays: Iterable[np.ndarray]) -> str:
+    """A hash of a model's configuration and weights."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for array in arrays:
+        digest.update(np.asarray(array, dtype=np.float32).tobytes())
+    return digest.hexdigest()
+
+
 def _text(value: str | bytes) -> str:
     return value.decode("utf-8") if isinstance(value, bytes) else str(value)
 
@@ -268,9 +284,11 @@ def save_h5(
     versions = {"backend": "tensorflow", "keras_version": KERAS_VERSION}
     layers = architecture.convolutions()
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    arrays = [weights[f"{layer.name}/{part}"] for part in ("kernel", "bias") for layer in layers]
     try:
         with h5py.File(partial, "w") as file:
             file.attrs.update(versions)
+            file.attrs[DIGEST] = _digest(config, arrays)
             file.attrs["model_config"] = json.dumps({"class_name": "VxmDense", "config": config})
             root = file.create_group("model_weights")
             root.attrs.update(versions)

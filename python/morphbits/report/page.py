@@ -16,6 +16,7 @@ import jinja2
 import morphbits
 from morphbits import bids, images
 from morphbits.config import DEMO_MODEL
+from morphbits.errors import UserError
 from morphbits.report import experiment as reading
 from morphbits.report import figures, tables
 from morphbits.report.experiment import Experiment, mean, select
@@ -230,7 +231,10 @@ def model_card(experiment: Experiment) -> dict[str, Any]:
     path = Path(weights).with_suffix(".toml") if weights else None
     if path is None or not path.is_file():
         return {}
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: is damaged ({error}); put it back or move it away") from None
 
 
 def unfinished(experiment: Experiment) -> list[str]:

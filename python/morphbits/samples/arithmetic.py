@@ -69,7 +69,10 @@ def settings_of(results: Path, experiment: str) -> ExperimentConfig | None:
     path = bids.experiment_file(results, experiment, "experiment.json")
     if not path.is_file():
         return None
-    settings = json.loads(path.read_text(encoding="utf-8"))["settings"]
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: is damaged ({error}); run the experiment again") from None
     return from_mapping(ExperimentConfig, settings, str(path))
 
 

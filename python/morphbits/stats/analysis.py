@@ -16,6 +16,7 @@ Shape legend: X Y Z space (voxels of the fixed grid), S samples, V warp componen
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -305,21 +306,38 @@ def _bits_row(bits: np.ndarray) -> Row:
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows as CSV, whole or not at all; floats keep every digit. No rows: an empty file."""
+    """Write rows as CSV, whole or not at all, and their digest beside it, as sha256sum does;
+    floats keep every digit. No rows: an empty file."""
     text = io.StringIO()
     if rows:
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    images.write_atomically(path, text.getvalue().encode())
+    content = text.getvalue().encode()
+    images.write_atomically(path, content)
+    line = f"{hashlib.sha256(content).hexdigest()}  {path.name}\n"
+    images.write_atomically(_digest_file(path), line.encode())
+
+
+def _digest_file(table: Path) -> Path:
+    return table.with_name(f".{table.name}.sha256")
 
 
 def read_table(path: Path) -> list[Row]:
-    """Rows of a table that `write_table` wrote; numbers come back as numbers. No file: no rows."""
+    """Rows of a table that `write_table` wrote; numbers come back as numbers. No file: no rows.
+    UserError where it is not what was written."""
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{k: _value(k, text) for k, text in row.items()} for row in csv.DictReader(file)]
+    content, digest_file = path.read_bytes(), _digest_file(path)
+    if digest_file.is_file():
+        written = digest_file.read_text(errors="replace").partition(" ")[0]
+        if written != hashlib.sha256(content).hexdigest():
+            raise UserError(
+                f"{path}: was changed or damaged since it was written; give the command again "
+                "that made it"
+            )
+    rows = csv.DictReader(io.StringIO(content.decode(), newline=""))
+    return [{k: _value(k, text) for k, text in row.items()} for row in rows]
 
 
 def _value(column: str, text: str) -> Any:

@@ -1,13 +1,15 @@
 """checkpoint.pt: all that a training needs to go on, replaced whole.
 
 Nothing random outlives a step: pairs and roundings are functions of (seed, epoch, step, rank), so
-that the number of steps is the state of every random stream.
+that the number of steps is the state of every random stream. All of it is under a digest: torch
+reads its own files without a look at their checksums.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,11 +33,13 @@ Made = Mapping[str, str]
 
 @dataclass(frozen=True)
 class State:
-    """Where a training is: updates done, weights (N,) and Adam's moments (2, N)."""
+    """Where a training is: updates done, weights (N,), Adam's moments (2, N), and the digests of
+    its logs up to there, by their names."""
 
     step: int
     values: Tensor
     moments: Tensor
+    logs: Mapping[str, str]
 
 
 def made_with(config: TrainConfig) -> dict[str, str]:
@@ -107,7 +111,9 @@ def save(folder: Path, config: TrainConfig, ranks: int, made: Made, state: State
         "step": state.step,
         "weights": state.values,
         "moments": state.moments,
+        "logs": dict(state.logs),
     }
+    content["digest"] = _digest(content)
     partial = folder / f".checkpoint.{os.getpid()}.part"
     try:
         with partial.open("wb") as file:
@@ -121,6 +127,17 @@ def save(folder: Path, config: TrainConfig, ranks: int, made: Made, state: State
         partial.unlink(missing_ok=True)
 
 
+def _digest(content: Mapping[str, Any]) -> str:
+    """A hash of everything in a checkpoint but itself."""
+    tensors = {name: content[name] for name in ("weights", "moments")}
+    rest = {name: value for name, value in content.items() if name not in (*tensors, "digest")}
+    layout = [[name, str(x.dtype), list(x.shape)] for name, x in tensors.items()]
+    digest = hashlib.sha256(json.dumps([rest, layout], sort_keys=True).encode())
+    for tensor in tensors.values():
+        digest.update(tensor.contiguous().numpy())
+    return digest.hexdigest()
+
+
 def differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What differs, in words; empty where nothing does."""
     keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
@@ -132,9 +149,11 @@ def load(folder: Path, config: TrainConfig, ranks: int, made: Made) -> State:
     path = folder / NAME
     try:
         content: dict[str, Any] = torch.load(path, weights_only=True)
+        if content["digest"] != _digest(content):
+            raise ValueError("other bytes than were written")
         then, was_made = dict(content["config"]), dict(content["made"])
         then["processes"] = content["ranks"]
-        state = State(content["step"], content["weights"], content["moments"])
+        state = State(*(content[name] for name in ("step", "weights", "moments", "logs")))
     except Exception as error:  # torch and pickle raise many kinds for a damaged file
         kind = type(error).__name__
         raise UserError(

@@ -6,10 +6,11 @@ log.csv is a function of the training, byte for byte; times are in times.csv.
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ TIME_COLUMNS = ("epoch", "step", "seconds", "waited")
 
 
 class _Table:
-    """A CSV file that grows; rows from `first` on are dropped when it is opened."""
+    """A CSV file that grows; rows from `first` on are dropped when it is opened, those before it
+    are what had this `digest`."""
 
-    def __init__(self, path: Path, columns: Sequence[str], first: int) -> None:
+    def __init__(self, path: Path, columns: Sequence[str], first: int, digest: str | None) -> None:
         lines = [",".join(columns)]
         try:
             if first:
@@ -37,19 +39,32 @@ class _Table:
                     f"{path}: lacks steps that the checkpoint has; put the whole file back, or "
                     "start in another MODEL_DIR (--model-dir)"
                 )
-            images.write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
+            kept = "".join(f"{line}\n" for line in lines).encode()
+            self.digest = hashlib.sha256(kept)
+            if digest not in (None, self.digest.hexdigest()):
+                raise UserError(
+                    f"{path}: was changed or damaged since it was written; put the file back, or "
+                    "start in another MODEL_DIR (--model-dir)"
+                )
+            images.write_atomically(path, kept)
             self.file = path.open("a", newline="")
         except OSError as error:
             raise UserError(f"{path}: cannot be read or written ({error.strerror})") from None
-        self.writer = csv.DictWriter(self.file, columns, lineterminator="\n")
+        self.writer = csv.DictWriter(self, columns, lineterminator="\n")
+
+    def write(self, text: str) -> None:
+        """What the CSV writer has made of a row."""
+        self.file.write(text)
+        self.digest.update(text.encode())
 
     def add(self, row: dict[str, float]) -> None:
         self.writer.writerow({name: f"{value:.9g}" for name, value in row.items()})
 
-    def write(self) -> None:
-        """Have every row on disk."""
+    def sync(self) -> str:
+        """Have every row on disk; the digest of them all."""
         self.file.flush()
         os.fsync(self.file.fileno())
+        return self.digest.hexdigest()
 
 
 class _Events:
@@ -78,12 +93,24 @@ class _Events:
 
 
 class Log:
-    """The log of one training, written by its first rank."""
+    """The log of one training, written by its first rank.
 
-    def __init__(self, folder: Path, config: TrainConfig, ranks: int, first: int) -> None:
+    `first` is the step that it goes on from, `digests` are those of its files there, by name.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: TrainConfig,
+        ranks: int,
+        first: int,
+        digests: Mapping[str, str],
+    ) -> None:
         self.config, self.pairs = config, config.batch * ranks
-        self.rows = _Table(folder / "log.csv", COLUMNS, first)
-        self.times = _Table(folder / "times.csv", TIME_COLUMNS, first)
+        self.rows, self.times = (
+            _Table(folder / name, columns, first, digests.get(name))
+            for name, columns in (("log.csv", COLUMNS), ("times.csv", TIME_COLUMNS))
+        )
         self.events = _Events(folder / "tensorboard", first)
         self.bar = tqdm(total=config.total_steps, initial=first, unit="step", disable=None)
         self.epoch: list[dict[str, float]] = []
@@ -122,11 +149,10 @@ class Log:
         sys.stdout.flush()
         self.epoch = []
 
-    def write(self) -> None:
-        """Have everything up to here in the files, on disk."""
-        for table in (self.rows, self.times):
-            table.write()
+    def write(self) -> dict[str, str]:
+        """Have everything up to here in the files, on disk; the tables' digests, by name."""
         self.events.writer.flush()
+        return {"log.csv": self.rows.sync(), "times.csv": self.times.sync()}
 
     def close(self) -> None:
         """End the bar and the files."""

@@ -7,7 +7,7 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -138,18 +138,19 @@ class _Training:
         self.warm: set[torch.Size] = set()
         self.step = 0
         self.made = group.from_first(lambda: checkpoint.made_with(config))
+        logs: Mapping[str, str] = {}
         if run.resume:
             state = group.from_first(
                 lambda: checkpoint.load(folder, config, ranks.size, self.made)
             )
             self.weights.restore(state.values, state.moments, state.step)
-            self.step = state.step
+            self.step, logs = state.step, state.logs
         self.updated = self.step < config.total_steps
         self.log: Log | None = None
-        group.from_first(self._open_log)
+        group.from_first(lambda: self._open_log(logs))
 
-    def _open_log(self) -> None:
-        self.log = Log(self.folder, self.config, self.ranks.size, self.step)
+    def _open_log(self, digests: Mapping[str, str]) -> None:
+        self.log = Log(self.folder, self.config, self.ranks.size, self.step, digests)
 
     def close(self) -> None:
         """Whatever ended the training."""
@@ -283,11 +284,12 @@ class _Training:
         if not self.log:
             return
         # the checkpoint last: what it says is done is then in the other files
-        self.log.write()
+        logs = self.log.write()
         epoch, within = divmod(self.step, self.config.steps)
         if self.run.keep_every and within == 0 and epoch % self.run.keep_every == 0:
             self.model.save(self.folder / f"epoch-{epoch:04d}.h5")
-        state = checkpoint.State(self.step, weights.values.cpu().clone(), moments.cpu())
+        values = weights.values.cpu().clone()
+        state = checkpoint.State(self.step, values, moments.cpu(), logs)
         checkpoint.save(self.folder, self.config, ranks.size, self.made, state)
 
     def _stop(self, signalled: int) -> None:
