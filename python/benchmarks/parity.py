@@ -1,6 +1,6 @@
 """How far the torch port is from the TensorFlow reference, layer by layer, as a table.
 
-    PYTHONPATH=python python -m benchmarks.parity --model W.h5 --shape 80 96 80 --threads 1
+PYTHONPATH=python python -m benchmarks.parity --model W.h5 --shape 80 96 80 --threads 1
 """
 
 from __future__ import annotations

@@ -149,6 +149,11 @@ class Dataset:
         """The fixed image."""
         return self.fixed_image
 
+    @property
+    def skull_stripped(self) -> bool:
+        """Whether the moving images are known to be: phantoms and preprocessed CoRR are."""
+        return self.images is None or self.moving_desc is not None
+
     def subjects(self) -> list[Subject]:
         """Subjects whose moving image is there, in order of label and session."""
         if self.images is not None:

@@ -129,6 +129,13 @@ def test_from_nothing_to_the_report_and_again(
     assert said.endswith("results/whole/report.html\n")
     for name in ("report.html", "significance.csv", "repeatability.csv", "experiment.json"):
         assert (tmp_path / "results/whole" / name).stat().st_size > 0
+    for folder in ("sample-02", "sample-ieee", "maps"):  # each a BIDS derivative
+        about = json.loads(
+            (tmp_path / f"results/whole/{folder}/dataset_description.json").read_text()
+        )
+        assert about["DatasetType"] == "derivative"
+    sidecar = tmp_path / "results/whole/sample-02/space-MNI152_desc-moved_T1w.json"
+    assert json.loads(sidecar.read_text())["SkullStripped"] is True
     samples = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("sample.json")}
     assert run_matrix(*words) == 0
     assert "12 are done" in capsys.readouterr().out

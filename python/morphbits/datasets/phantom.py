@@ -392,6 +392,9 @@ def _locked(root: Path) -> Iterator[None]:
 def _describe_dataset(dataset: Dataset, seed: int, size: str) -> None:
     """Describe a new folder; refuse one that was made with another seed or recipe."""
     path = dataset.root / "dataset_description.json"
+    truth = bids.phantom_truth(dataset.root) / path.name
+    # BIDS 1.10 has no name for a warp
+    images.write_atomically(truth.with_name(".bidsignore"), b"*_xfm.*\n")
     recipe = {"seed": seed, "size": size, "recipe": RECIPE}
     if path.is_file():
         try:
@@ -412,7 +415,6 @@ def _describe_dataset(dataset: Dataset, seed: int, size: str) -> None:
         "Libraries": {name: version(name) for name in ("nilearn", "numpy", "scipy")},
     }
     common = {"BIDSVersion": "1.10.0", "GeneratedBy": [made_by]}
-    truth = bids.phantom_truth(dataset.root) / path.name
     readme = DATASET_README.format(notice=TEMPLATE_NOTICE, seed=seed, size=size)
     images.write_atomically(dataset.root / "README", readme.encode())
     _write_json(truth, {"Name": "Truth of the phantoms", "DatasetType": "derivative", **common})

@@ -24,7 +24,7 @@ from morphbits.config import (
     to_mapping,
     to_toml,
 )
-from morphbits.datasets import selection
+from morphbits.datasets import derivative, selection
 from morphbits.engines import verrou
 from morphbits.errors import UserError
 from morphbits.models.weights import read_architecture
@@ -316,6 +316,7 @@ def run(plan: Plan) -> str:
                 outcome = runner.run(plan.todo, plan.jobs, len(plan.units))
             finally:
                 runner.remove_leftovers(plan.folder)
+    _describe(plan)
     kept = len(plan.units) - len(plan.todo) + outcome.finished
     count = f"{kept} of {len(plan.units)} samples are finished and kept"
     failures = runner.describe_failures(outcome.failed)
@@ -326,3 +327,12 @@ def run(plan: Plan) -> str:
             )
         )
     return f"{count}; these failed:\n{failures}" if failures else ""
+
+
+def _describe(plan: Plan) -> None:
+    """Make each sample's folder a BIDS derivative."""
+    for sample in dict.fromkeys(unit.sample for unit in plan.units):
+        folder = plan.folder / f"sample-{sample}"
+        if folder.is_dir():
+            name = f"Sample {sample} of the experiment {plan.name}"
+            derivative.describe(folder, name, plan.dataset)

@@ -31,6 +31,7 @@ import numpy as np
 
 from morphbits import bids, images
 from morphbits.bids import Dataset, Subject
+from morphbits.datasets import derivative
 from morphbits.errors import UserError
 from morphbits.stats import accuracy
 from morphbits.stats.significance import (
@@ -94,6 +95,8 @@ def analyse(results: Path, experiment: str, dataset: Dataset, jobs: int = 1) -> 
     for part in parts:
         for name, rows in vars(part).items():
             getattr(tables, name).extend(rows)
+    maps = bids.experiment_folder(results, experiment) / "maps"
+    derivative.describe(maps, f"Significant bits of the experiment {experiment}")
     for name, rows in vars(tables).items():
         write_table(bids.experiment_file(results, experiment, f"{name}.csv"), rows)
     return tables

@@ -1,0 +1,38 @@
+"""What makes a folder of results a BIDS derivative: each sample is one, and the maps are.
+
+`dataset_description.json`; a sidecar at its root for all moved images (BIDS' inheritance); and
+`.bidsignore` for what BIDS 1.10 has no name for: warps, maps of bits, `sample.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import morphbits
+from morphbits import bids, images
+from morphbits.bids import Dataset
+
+IGNORED = ("*_xfm.*", "*_bits.*", "sample.json")
+
+
+def describe(folder: Path, name: str, moved_from: Dataset | None = None) -> None:
+    """Make a folder of subjects a derivative; `moved_from`: the dataset whose moved images it
+    holds."""
+    description: dict[str, object] = {
+        "Name": name,
+        "BIDSVersion": "1.10.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "morphbits", "Version": morphbits.__version__}],
+    }
+    files: dict[str, dict[str, object]] = {"dataset_description.json": description}
+    if moved_from:
+        sidecar = bids.build("T1w", ".json", space=moved_from.space, desc="moved")
+        files[sidecar] = {
+            "Description": "The moving image, registered to the fixed image",
+            "SpatialReference": str(moved_from.fixed()),
+            **({"SkullStripped": True} if moved_from.skull_stripped else {}),
+        }
+    for file, content in files.items():
+        images.write_atomically(folder / file, (json.dumps(content, indent=2) + "\n").encode())
+    images.write_atomically(folder / ".bidsignore", ("\n".join(IGNORED) + "\n").encode())
