@@ -39,10 +39,20 @@ def values_of(cls: type, spec: dataclasses.Field[Any]) -> st.SearchStrategy[Any]
     elif kind is bool:
         found = st.booleans()
     elif kind is int:
-        found = st.integers(spec.metadata["minimum"], 2**63)
+        found = st.integers(spec.metadata["minimum"], spec.metadata["maximum"])
     else:
         found = _TEXT.map(Path) if kind is Path else _TEXT
     return st.none() | found if optional else found
+
+
+def another_value(spec: dataclasses.Field[Any]) -> Any:
+    """A valid value of an option that is not its default."""
+    examples = {"accumulation": "blocked:192", "precision": "bfloat16", "perturb": "only:flow"}
+    if spec.name in examples:
+        return examples[spec.name]
+    if spec.metadata["choices"]:
+        return next(value for value in spec.metadata["choices"] if value != spec.default)
+    return (not spec.default) if isinstance(spec.default, bool) else spec.default + 1
 
 
 @st.composite
@@ -53,13 +63,14 @@ def configs(draw: st.DrawFn) -> Any:
     try:
         return cls(**values)
     except UserError:  # a combination that is refused: make it one that is not
-        allowed = {"framework": "torch", "mode": "random", "region": "registration"}
-        allowed |= {"precision": "24", "perturb": "all"}
-        return cls(**values | allowed | _plain(cls))
-
-
-def _plain(cls: type) -> dict[str, Any]:
-    return {"plain": False, "threads": 1} if cls is RegisterConfig else {}
+        limited = [
+            spec
+            for spec in dataclasses.fields(cls)
+            if spec.name in ("framework", "mode", "threads")
+            or spec.metadata["engines"]
+            or spec.metadata["frameworks"]
+        ]
+        return cls(**values | {spec.name: spec.default for spec in limited})
 
 
 @given(configs())
@@ -100,7 +111,10 @@ def test_the_command_line_goes_before_the_file_and_the_file_before_the_default(
         ("runs = 0", ["runs must be at least 1"]),
         ("runs = '3'", ["runs must be a whole number"]),
         ("runs = true", ["runs must be a whole number"]),
-        ("accumulation = 'blocked:0'", ["accumulation must look like"]),
+        ("accumulation = 'blocked:0'", ["accumulation must be sequential, direct, blocked:K"]),
+        ("precision = '25'", ["precision must be 2 to 24 bits, or float16", "not '25'"]),
+        ("perturb = 'flow'", ["perturb must be all, only:NAME,…", "not 'flow'"]),
+        ("seed = 10000000000000000000", ["seed must be at most 9223372036854775808"]),
         ("runs = ", ["is not valid TOML"]),
         ("mode = 'upward'", ["deterministic"]),
     ],
@@ -132,12 +146,62 @@ def test_a_bad_argument_names_the_option(
     assert f"argument {words[0]}: must be" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("engine", "option", "known"),
+    [
+        ("verrou", "accumulation probe", "native"),
+        ("verrou", "subnormals flush", "native"),
+        ("verrou", "precision 8", "native"),
+        ("verrou", "perturb only:flow", "native"),
+        ("native", "libm excluded", "verrou"),
+        ("native", "region process", "verrou"),
+        ("ieee", "mode upward", "native or verrou"),
+        ("ieee", "accumulation direct", "native"),
+        ("ieee", "region process", "verrou"),
+    ],
+)
+@pytest.mark.parametrize("cls", [RegisterConfig, ExperimentConfig])
+def test_an_option_that_would_do_nothing_is_refused(
+    cls: type, engine: str, option: str, known: str
+) -> None:
+    name, value = option.split()
+    with pytest.raises(UserError) as caught:
+        cls(**{"engine": engine, name: value})
+    sentence = f"--{option} does nothing with engine {engine}; it is for {known}: give --engine "
+    assert sentence in str(caught.value)
+
+
+def test_every_option_of_some_engine_or_framework_is_refused_with_another() -> None:
+    """So is one that is added later."""
+    for cls in (RegisterConfig, ExperimentConfig):
+        for spec in dataclasses.fields(cls):
+            for kind, every in (("engine", config.ENGINES), ("framework", config.FRAMEWORKS)):
+                known = spec.metadata[f"{kind}s"]
+                for other in set(every) - set(known) if known else ():
+                    value = another_value(spec)
+                    if spec.metadata["harmless"](value):
+                        continue
+                    with pytest.raises(UserError, match=f"nothing with {kind} {other}; it is for"):
+                        cls(**{"engine": "ieee", kind: other, spec.name: value})
+
+
+def test_what_does_no_harm_is_taken() -> None:
+    RegisterConfig(engine="ieee", mode="nearest", seed=7)
+    RegisterConfig(engine="native", mode="nearest", seed=7)
+
+
 def test_what_cannot_go_together_is_refused() -> None:
     with pytest.raises(UserError, match="native engine perturbs torch only"):
         RegisterConfig(framework="tensorflow", engine="native")
-    with pytest.raises(UserError, match="--plain"):
+    with pytest.raises(UserError, match="--plain does nothing with framework torch"):
         RegisterConfig(plain=True)
     RegisterConfig(framework="tensorflow", plain=True)
+    with pytest.raises(UserError, match="--onednn off does nothing with framework torch; it is"):
+        RegisterConfig(onednn="off")
+    with pytest.raises(UserError, match="no engine knows --perturb only:flow and --libm excluded"):
+        ExperimentConfig(perturb="only:flow", libm="excluded")
+    with pytest.raises(UserError, match="precision 8 needs --subnormals keep"):
+        RegisterConfig(engine="native", precision="8", subnormals="flush")
 
 
 def test_every_option_has_help_and_one_name() -> None:

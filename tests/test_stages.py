@@ -60,7 +60,7 @@ def test_selections() -> None:
     assert not held("only:a") and not held("only:a", "c")
     assert held("except:a") and held("except:a", "c") and not held("except:a", "c", "a")
     for wrong in ("", "a", "only", "only:", "only:a,", "none:a", "only:a b"):
-        with pytest.raises(UserError, match="use all, only:NAME"):
+        with pytest.raises(UserError, match="stages must be all, only:NAME,…"):
             stages.select(wrong)
 
 

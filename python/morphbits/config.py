@@ -9,31 +9,31 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import json
+import math
 import re
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from morphbits import stages
+from morphbits import choices
+from morphbits.choices import MODES, STOCHASTIC_MODES, SUBNORMALS
 from morphbits.errors import UserError
 
 FRAMEWORKS = ("torch", "tensorflow")
 ENGINES = ("ieee", "native", "verrou")
-MODES = ("nearest", "random", "nearness", "upward", "downward", "toward_zero")
-STOCHASTIC_MODES = ("random", "nearness")
-SUBNORMALS = ("keep", "flush")
+PERTURBING = ("native", "verrou")
 REGIONS = ("registration", "process")
 LIBM = ("perturbed", "excluded")
 ALIGNMENTS = ("auto", "header", "centre")
 DEMO_MODEL = Path(__file__).parent / "models" / "demo.h5"
 
 Config = TypeVar("Config")
+Hashed = Literal["always", "changed", "never"] | Callable[[Any], bool]
 
 
 def option(
@@ -41,104 +41,182 @@ def option(
     help: str,
     *,
     choices: tuple[str, ...] = (),
-    pattern: str = "",
-    minimum: int | None = None,
+    parse: Callable[[str], object] | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    engines: tuple[str, ...] = (),
+    frameworks: tuple[str, ...] = (),
+    modes: tuple[str, ...] = (),
+    harmless: Callable[[Any], bool] = lambda value: False,
+    hashed: Hashed = "always",
+    named: str | Callable[[Any], str] = "",
+    label: str = "",
 ) -> Any:
-    """A dataclass field with what argparse, TOML and JSON need to know about it."""
-    metadata = {"help": help, "choices": choices, "pattern": pattern, "minimum": minimum}
+    """A dataclass field with all that there is to know about an option.
+
+    Values: one of `choices`; what `parse` takes (it raises ValueError with what is allowed in
+    words); numbers from `minimum` to `maximum`.
+
+    Where it has an effect: under these `engines`, in these `frameworks`, in these `modes`
+    (empty: in all). Elsewhere it is neither in hash nor name, and another value than the default
+    is refused, unless it is `harmless`.
+
+    What is made of it where it has an effect: a key of the configuration's hash (`hashed`: always,
+    never, or only where it is changed from its default, which keeps the hashes there are when an
+    option is added; or what a function of the configuration says); a word of the experiment's
+    default name where it is changed (`named`: with {} for the value); a row of the report, under
+    `label`.
+    """
+    metadata = {key: value for key, value in locals().items() if key != "default"}
     return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
-class Arithmetic:
-    """How numbers are computed: shared by one registration and by a whole experiment."""
+class Perturbation:
+    """Who rounds, and how: shared by registrations, experiments and trainings."""
 
-    framework: str = option("torch", "computes the network", choices=FRAMEWORKS)
     engine: str = option(
         "ieee",
         "who rounds: ieee (nothing is perturbed), native (compiled random rounding of torch), "
         "verrou (Valgrind's tool, on any framework)",
         choices=ENGINES,
+        label="engine",
     )
     mode: str = option(
-        "random", "rounding of the native and verrou engines, Verrou's names", choices=MODES
+        "random",
+        "rounding of the native and verrou engines, Verrou's names",
+        choices=MODES,
+        engines=PERTURBING,
+        harmless=lambda value: value == "nearest",  # which is what ieee does
+        label="rounding mode",
     )
     accumulation: str = option(
         "sequential",
         "native: order in which a convolution adds its products: sequential (TensorFlow's), "
         "direct (torch's on AVX-512), blocked:K (a gemm cut into K terms) or probe (torch's own "
         "here, read off each layer's kernel)",
-        pattern=r"sequential|direct|probe|blocked:[1-9]\d*",
+        parse=choices.accumulation,
+        engines=("native",),
+        named=lambda value: value.replace(":", ""),
+        label="order of accumulation",
     )
     subnormals: str = option(
         "keep",
         "native: keep subnormal numbers (torch, Valgrind) or flush them to zero (TensorFlow)",
         choices=SUBNORMALS,
+        engines=("native",),
+        named="{}",
+        label="subnormal numbers",
     )
     precision: str = option(
         "24",
         "native: significant bits of each result, 2 to 24, or float16, bfloat16 (what operators "
         "read and write), tf32 (what convolutions multiply)",
-        pattern=r"[2-9]|1\d|2[0-4]|float16|bfloat16|tf32",
+        parse=choices.precision,
+        engines=("native",),
+        hashed="changed",
+        named="precision-{}",
+        label="precision",
     )
     perturb: str = option(
         "all",
         "native: stages of the model that mode and precision act on: all, only:NAME,… or "
         "except:NAME,… of encoder-1 …, decoder-1 …, flow, network (these together), integration, "
         "rescaling, sampling; the rest is float32 to nearest",
-        pattern=stages.PATTERN,
+        parse=choices.stages,
+        engines=("native",),
+        hashed="changed",
+        named="{}",
+        label="perturbed stages",
     )
-    seed: int = option(1, "of the random roundings", minimum=0)
-    region: str = option(
-        "registration",
-        "verrou: perturb the registration, or the whole process from its start",
-        choices=REGIONS,
-    )
-    libm: str = option(
-        "perturbed",
-        "verrou: round the results of libm too, by Interlibmath, or leave them",
-        choices=LIBM,
-    )
-    onednn: str = option(
-        "on",
-        "tensorflow: oneDNN's kernels, which users run, or off: TensorFlow's own",
-        choices=("on", "off"),
+
+
+@dataclass(frozen=True)
+class Arithmetic(Perturbation):
+    """How numbers are computed: shared by one registration and by a whole experiment."""
+
+    framework: str = option(
+        "torch", "computes the network", choices=FRAMEWORKS, named="{}", label="framework"
     )
     align: str = option(
         "auto",
         "how moving meets fixed: header (both affines), centre (centres of mass), or auto "
         "(header where both files have an affine)",
         choices=ALIGNMENTS,
+        named="align-{}",
+        label="alignment",
+    )
+    region: str = option(
+        "registration",
+        "verrou: perturb the registration, or the whole process from its start",
+        choices=REGIONS,
+        engines=("verrou",),
+        hashed=lambda config: config.engine in PERTURBING,
+        named="{}",
+        label="perturbed region",
+    )
+    libm: str = option(
+        "perturbed",
+        "verrou: round the results of libm too, by Interlibmath, or leave them",
+        choices=LIBM,
+        engines=("verrou",),
+        named="libm-{}",
+        label="libm",
+    )
+    onednn: str = option(
+        "on",
+        "tensorflow: oneDNN's kernels, which users run, or off: TensorFlow's own",
+        choices=("on", "off"),
+        frameworks=("tensorflow",),
+        named="onednn-{}",
+        label="oneDNN",
+    )
+    seed: int = option(
+        1,
+        "of the random roundings",
+        minimum=0,
+        maximum=2**63,
+        engines=PERTURBING,
+        modes=STOCHASTIC_MODES,
+        harmless=lambda value: True,
+        named="seed-{}",
+        label="seed",
     )
     crop: bool = option(
         False,
         "leave out the borders of the fixed grid where both images are at their minimum: a brain "
         "in a conformed 256³ then costs less than half",
+        hashed="changed",
+        named="crop",
+        label="borders left out",
     )
+
+
+def _threads_matter(config: RegisterConfig) -> bool:
+    """Whether the bytes depend on the number of threads, as the framework's own do."""
+    return config.engine != "native" or config.accumulation == "probe"
 
 
 @dataclass(frozen=True)
 class RegisterConfig(Arithmetic):
     """One registration."""
 
-    threads: int = option(1, "threads of the computation", minimum=1)
+    threads: int = option(
+        1, "threads of the computation", minimum=1, maximum=1024, hashed=_threads_matter
+    )
     plain: bool = option(
         False,
         "tensorflow: what model.predict gives by default, instead of the same bytes as eager "
         "(grappler's arithmetic optimization off)",
+        frameworks=("tensorflow",),
     )
 
     def __post_init__(self) -> None:
-        _check_combination(self)
+        check_combination(self)
         if self.engine == "verrou" and self.threads > 1:
             raise UserError(
                 f"threads {self.threads}: engine verrou computes on one thread (Valgrind runs one "
                 "at a time, and another number makes other bytes); leave it out"
-            )
-        if self.plain and self.framework != "tensorflow":
-            raise UserError(
-                "--plain chooses between TensorFlow's two results and needs --framework "
-                "tensorflow; torch has one, which --engine ieee gives"
             )
 
 
@@ -150,6 +228,7 @@ class ExperimentConfig(Arithmetic):
         "auto",
         "who rounds: native, verrou, ieee, or auto (verrou where it can be started, else native)",
         choices=("auto", *ENGINES),
+        label="engine",
     )
     dataset: str = option(
         "auto",
@@ -159,24 +238,37 @@ class ExperimentConfig(Arithmetic):
     fixed: Path | None = option(
         None,
         "fixed image for the folder of a BIDS dataset; left out: the one in derivatives/*/tpl-*/",
+        named=lambda path: f"fixed-{path.name.partition('.')[0]}",
     )
     bids_filter: str = option(
         "",
         "which images of a BIDS dataset, by entities of their names: 'ses-1 acq-mprage'; "
         "'no-run run-1' takes names without run, or with run 1",
+        named="{}",
     )
     size: str = option("2mm", "voxels of the phantom dataset", choices=("4mm", "2mm", "1mm"))
     model: Path = option(DEMO_MODEL, "voxelmorph .h5 weights; the default is the demo model")
-    subjects: int = option(3, "how many subjects, the first of the dataset", minimum=1)
-    runs: int = option(5, "perturbed samples of each subject", minimum=1)
+    subjects: int = option(
+        3, "how many subjects, the first of the dataset", minimum=1, maximum=100_000
+    )
+    runs: int = option(5, "perturbed samples of each subject", minimum=1, maximum=100_000)
 
     def __post_init__(self) -> None:
-        _check_combination(self)
+        check_combination(self)
         if self.runs > 1 and self.engine != "ieee" and self.mode not in STOCHASTIC_MODES:
             raise UserError(
                 f"mode {self.mode} is deterministic, so all runs would be the same sample: "
                 "ask for RUNS=1, or for MODE=random or nearness"
             )
+
+    def registration(self, **changes: Any) -> RegisterConfig:
+        """One registration of the experiment, with `changes`; what their engine and framework do
+        not know is left at its default."""
+        shared = {name: getattr(self, name) for name in _fields(Arithmetic)} | changes
+        asked = types.SimpleNamespace(**shared)
+        specs = _fields(RegisterConfig)
+        known = {k: v for k, v in shared.items() if k in changes or has_effect(asked, specs[k])}
+        return RegisterConfig(**known)
 
 
 @dataclass(frozen=True)
@@ -187,15 +279,18 @@ class ExecutionConfig:
         "",
         "name of the results folder; settings are read from python/experiments/NAME.toml where "
         "there is one; made from engine, dataset and model where left out",
-        pattern=r"([A-Za-z0-9][A-Za-z0-9._-]*)?",
+        parse=lambda value: _experiment_name(value),
     )
     results: Path = option(Path("results"), "folder of all experiments")
     data: Path = option(Path("data"), "folder of the datasets")
     jobs: int | None = option(
-        None, "worker processes; left out: as many as cores and memory allow", minimum=1
+        None,
+        "worker processes; left out: as many as cores and memory allow",
+        minimum=1,
+        maximum=100_000,
     )
     threads: int | None = option(
-        None, "threads of each worker; left out: cores divided by jobs", minimum=1
+        None, "threads of each worker; left out: cores divided by jobs", minimum=1, maximum=1024
     )
     executor: str = option(
         "local", "who runs the samples: local (this machine) or slurm", choices=("local", "slurm")
@@ -209,7 +304,10 @@ class ExecutionConfig:
         choices=("", "apptainer", "podman", "docker"),
     )
     task_samples: int | None = option(
-        None, "slurm: samples of one task; left out: ten minutes' worth", minimum=1
+        None,
+        "slurm: samples of one task; left out: ten minutes' worth",
+        minimum=1,
+        maximum=1_000_000,
     )
     wait: bool = option(
         True, "slurm: return when the samples are submitted; the same command again collects"
@@ -218,26 +316,101 @@ class ExecutionConfig:
     yes: bool = option(False, "start although the estimate is above two hours")
 
 
-def _check_combination(config: Arithmetic) -> None:
-    if config.region == "process" and config.engine not in ("verrou", "auto"):
-        raise UserError(
-            f"engine {config.engine} knows no region but the registration; only verrou perturbs a "
-            "whole process"
+def _experiment_name(value: str) -> None:
+    if not re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)?", value):
+        raise ValueError(
+            "must be a name of letters, digits, dots, underscores and hyphens, the first one a "
+            f"letter or a digit, not {value!r}"
         )
-    if config.framework == "tensorflow" and config.engine == "native":
+
+
+# ---------------------------------------------------------------------- what options mean together
+
+
+def has_effect(config: Any, spec: dataclasses.Field[Any]) -> bool:
+    """Whether the option does anything in this configuration: see `option`."""
+    belongs = {"engine": "engines", "framework": "frameworks", "mode": "modes"}
+    return all(
+        not spec.metadata[names] or getattr(config, key) in spec.metadata[names]
+        for key, names in belongs.items()
+    )
+
+
+def effective(config: Any) -> dict[str, Any]:
+    """The options that do anything in this configuration, by name."""
+    specs = _fields(type(config))
+    return {name: getattr(config, name) for name in specs if has_effect(config, specs[name])}
+
+
+def hashed(config: Any) -> dict[str, Any]:
+    """The options that belong to the hash of this configuration, by name."""
+
+    def belongs(spec: dataclasses.Field[Any]) -> bool:
+        rule = spec.metadata["hashed"]
+        if callable(rule):
+            return bool(rule(config))
+        changed = getattr(config, spec.name) != spec.default
+        return has_effect(config, spec) and (rule == "always" or (rule == "changed" and changed))
+
+    specs = _fields(type(config))
+    return {name: getattr(config, name) for name, spec in specs.items() if belongs(spec)}
+
+
+def name_words(config: Any) -> list[str]:
+    """Words for what was changed from its default, of the options that are named."""
+    words = []
+    for name, spec in _fields(type(config)).items():
+        named, value = spec.metadata["named"], getattr(config, name)
+        if named and value != spec.default and has_effect(config, spec):
+            words.append(named(value) if callable(named) else named.format(value))
+    return words
+
+
+def engines_for(config: Perturbation) -> list[str]:
+    """The perturbing engines that know every option which was changed from its default."""
+    known = set(PERTURBING)
+    for spec, _ in _changed(config):
+        known &= set(spec.metadata["engines"] or PERTURBING)
+    return [engine for engine in PERTURBING if engine in known]
+
+
+def _changed(config: Any) -> list[tuple[dataclasses.Field[Any], Any]]:
+    """Options of another value than their default, without those that are harmless anywhere."""
+    specs = _fields(type(config))
+    values = [(spec, getattr(config, name)) for name, spec in specs.items()]
+    return [(s, v) for s, v in values if v != s.default and not s.metadata["harmless"](v)]
+
+
+def check_combination(config: Perturbation) -> None:
+    """Refuse what does not go together, above all an option that would do nothing."""
+    framework = getattr(config, "framework", "torch")
+    if framework == "tensorflow" and config.engine == "native":
         raise UserError(
             "the native engine perturbs torch only: give --framework torch (the port, which in "
             "sequential order reproduces TensorFlow's operations), or --engine ieee for "
             "TensorFlow itself"
         )
-    for name, value, default in (
-        ("precision", config.precision, "24"),
-        ("perturb", config.perturb, "all"),
-    ):
-        if value != default and config.engine not in ("native", "auto"):
-            raise UserError(f"{name} {value} is the native engine's: give --engine native")
+    for spec, value in _changed(config):
+        for kind, chosen in (("engine", config.engine), ("framework", framework)):
+            known = spec.metadata[f"{kind}s"]
+            if known and chosen not in (*known, "auto"):
+                raise UserError(
+                    f"{_said(spec, value)} does nothing with {kind} {chosen}; it is for "
+                    f"{choices.in_words(known)}: give --{kind} {known[0]}, or leave it out"
+                )
+    if config.engine == "auto" and not engines_for(config):
+        asked = [
+            _said(spec, value) for spec, value in _changed(config) if spec.metadata["engines"]
+        ]
+        raise UserError(f"no engine knows {' and '.join(asked)} together: leave one of them out")
     if config.precision != "24" and config.subnormals == "flush":
         raise UserError(f"precision {config.precision} needs --subnormals keep")
+
+
+def _said(spec: dataclasses.Field[Any], value: Any) -> str:
+    """``--libm excluded``, ``--plain``."""
+    flag = "--" + spec.name.replace("_", "-")
+    return flag if isinstance(value, bool) else f"{flag} {value}"
 
 
 # ---------------------------------------------------------------------- values
@@ -268,20 +441,24 @@ def _checked(cls: type, spec: dataclasses.Field[Any], value: Any) -> Any:
             Path: "a path",
         }
         raise ValueError(f"must be {names[kind]}, not {value!r}")
-    choices, pattern, minimum = (spec.metadata[key] for key in ("choices", "pattern", "minimum"))
-    if choices and value not in choices:
-        known = ", ".join(choices)
-        raise ValueError(f"must be one of {known}, not {value!r}{_hint(value, choices)}")
-    if pattern and not re.fullmatch(pattern, str(value)):
-        raise ValueError(f"must look like {pattern}, not {value!r}")
-    if minimum is not None and value < minimum:
-        raise ValueError(f"must be at least {minimum}, not {value}")
+    known, parse = spec.metadata["choices"], spec.metadata["parse"]
+    if known and isinstance(value, str):
+        choices.one_of(known, value)
+    if parse:
+        parse(value)
+    if isinstance(value, int | float):
+        check_number(value, spec.metadata["minimum"], spec.metadata["maximum"])
     return value
 
 
-def _hint(word: Any, known: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(word), list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+def check_number(value: float, minimum: float | None, maximum: float | None) -> None:
+    """ValueError with the reason where the number is not finite or beyond its limits."""
+    if not math.isfinite(value):
+        raise ValueError(f"must be a finite number, not {value}")
+    if minimum is not None and value < minimum:
+        raise ValueError(f"must be at least {minimum}, not {value}")
+    if maximum is not None and value > maximum:
+        raise ValueError(f"must be at most {maximum}, not {value}")
 
 
 def _fields(cls: type) -> dict[str, dataclasses.Field[Any]]:
@@ -302,7 +479,7 @@ def from_mapping(
     checked = {}
     for key, value in values.items():
         if key not in specs:
-            hint = _hint(key, specs) or f"; known are {', '.join(specs)}"
+            hint = choices.did_you_mean(key, specs) or f"; known are {', '.join(specs)}"
             raise UserError(f"{source}: unknown key {key!r}{hint}")
         try:
             checked[key] = _checked(cls, specs[key], value)

@@ -6,14 +6,14 @@ are each thread's own.
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from morphbits.errors import UserError
+from morphbits import choices
+from morphbits.choices import parsed
 
 Result = TypeVar("Result")
 Observer = Callable[[str, Any], None]
@@ -57,9 +57,6 @@ def observed(observer: Observer) -> Iterator[None]:
         _local.observers = outer
 
 
-PATTERN = r"all|(only|except):[A-Za-z0-9][A-Za-z0-9._-]*(,[A-Za-z0-9][A-Za-z0-9._-]*)*"
-
-
 @dataclass(frozen=True)
 class Selection:
     """Stages that are meant: all, ``only`` the named ones or all ``except`` them, each with the
@@ -78,7 +75,4 @@ ALL = Selection()
 
 def select(text: str) -> Selection:
     """``all``, ``only:flow``, ``except:encoder,flow``; UserError if it is none of these."""
-    if not re.fullmatch(PATTERN, text):
-        raise UserError(f"stages '{text}' are not known; use all, only:NAME,… or except:NAME,…")
-    kind, _, names = text.partition(":")
-    return Selection(kind, frozenset(names.split(",") if names else ()))
+    return Selection(*parsed("stages", choices.stages, text))

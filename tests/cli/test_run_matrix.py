@@ -74,7 +74,7 @@ def test_above_two_hours_it_asks(
         (["--engine=native", "--framework=tensorflow"], "native engine perturbs torch only"),
         (["--engine=native", "--mode=upward"], "mode upward is deterministic"),
         (["--model=gone.h5"], "gone.h5: there is no such model file"),
-        (["--experiment=../up"], "argument --experiment: must look like"),
+        (["--experiment=../up"], "argument --experiment: must be a name of letters"),
     ],
 )
 def test_a_bad_option_is_one_sentence(

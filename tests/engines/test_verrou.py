@@ -183,7 +183,7 @@ def test_the_configuration_holds_what_verrou_was_told(monkeypatch: pytest.Monkey
 
 
 def test_only_verrou_perturbs_a_whole_process() -> None:
-    with pytest.raises(UserError, match="only verrou perturbs a whole process"):
+    with pytest.raises(UserError, match="region process does nothing with engine native"):
         RegisterConfig(engine="native", region="process")
 
 

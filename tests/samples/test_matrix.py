@@ -145,8 +145,7 @@ def test_what_cannot_change_bytes_is_not_in_the_hash(native: RegisterConfig) -> 
     nearest = dataclasses.replace(native, mode="nearest")
     assert hash_of(dataclasses.replace(nearest, seed=9)) == hash_of(nearest)
     ieee = RegisterConfig(engine="ieee")
-    others = {"mode": "upward", "accumulation": "direct", "subnormals": "flush", "seed": 9}
-    assert hash_of(dataclasses.replace(ieee, **others)) == hash_of(ieee)
+    assert hash_of(dataclasses.replace(ieee, mode="nearest", seed=9)) == hash_of(ieee)
     assert hash_of(dataclasses.replace(ieee, threads=2)) != hash_of(ieee)
 
 
@@ -298,6 +297,34 @@ def test_auto_engine_is_verrou_where_it_is_and_says_why(
     monkeypatch.setattr(engines.get("verrou"), "found", lambda: found)
     settings, why = experiment.resolve_engine(ExperimentConfig())
     assert (settings.engine, says in why) == (engine, True)
+
+
+@pytest.mark.parametrize("found", [None, "machine"])
+@pytest.mark.parametrize(
+    ("options", "engine"),
+    [
+        ({"accumulation": "probe"}, "native"),
+        ({"subnormals": "flush"}, "native"),
+        ({"precision": "8"}, "native"),
+        ({"perturb": "only:flow"}, "native"),
+        ({"libm": "excluded"}, "verrou"),
+        ({"region": "process"}, "verrou"),
+    ],
+)
+def test_auto_engine_is_the_one_that_knows_the_options(
+    monkeypatch: pytest.MonkeyPatch, found: str | None, options: dict[str, str], engine: str
+) -> None:
+    monkeypatch.setattr(engines.get("verrou"), "found", lambda: found)
+    assert experiment.resolve_engine(ExperimentConfig(**options))[0].engine == engine
+
+
+def test_a_reference_has_only_what_its_engine_knows(toy: Toy) -> None:
+    options = {"accumulation": "direct", "subnormals": "flush", "perturb": "only:flow"}
+    units = units_of(toy.but(engine="native", subjects=1, **options))
+    by_name = {unit.sample: unit.config for unit in units}
+    assert by_name["plain"] == RegisterConfig(framework="torch", align="auto")
+    for name in ("01", "ieee"):
+        assert {key: getattr(by_name[name], key) for key in options} == options
 
 
 def test_named_experiments_are_valid_and_the_command_line_goes_first() -> None:

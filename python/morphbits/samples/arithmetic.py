@@ -7,7 +7,6 @@ Shape legend: X Y Z space (voxels of the fixed grid), S samples, V warp componen
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import time
@@ -55,11 +54,9 @@ class Case:
 
     def config(self, run: int = 1, **arithmetic: Any) -> RegisterConfig:
         """One registration's configuration: the settings', with what is given otherwise."""
-        names = {field.name for field in dataclasses.fields(RegisterConfig)}
-        shared = {name: getattr(self.settings, name) for name in names - {"threads", "plain"}}
         seed = sample_seed(self.settings.seed, self.subject, run)
-        own = {"engine": "native", "seed": seed, "threads": self.threads, **arithmetic}
-        return RegisterConfig(**shared | own)
+        own = {"engine": "native", "seed": seed, "threads": self.threads}
+        return self.settings.registration(**own | arithmetic)
 
 
 def settings_of(results: Path, experiment: str) -> ExperimentConfig | None:

@@ -18,9 +18,10 @@ from morphbits.bids import Dataset, Subject
 from morphbits.config import (
     ExecutionConfig,
     ExperimentConfig,
-    RegisterConfig,
+    engines_for,
     from_arguments,
     from_toml,
+    name_words,
     to_mapping,
     to_toml,
 )
@@ -50,10 +51,10 @@ def resolve_engine(settings: ExperimentConfig) -> tuple[ExperimentConfig, str]:
     """The settings with the engine that ``auto`` means here, and why."""
     if settings.engine != "auto":
         return settings, "as asked"
+    if len(known := engines_for(settings)) == 1:
+        why = "auto: no other engine knows all options that were given"
+        return dataclasses.replace(settings, engine=known[0]), why
     where = verrou.found()
-    if (settings.precision, settings.perturb) != ("24", "all"):
-        why = "auto: precision and perturb are the native engine's"
-        return dataclasses.replace(settings, engine="native"), why
     if where is None:
         chosen = dataclasses.replace(settings, engine="native")
         return chosen, "auto: Verrou is not here; 'make docker' builds it, then ENGINE=verrou"
@@ -81,32 +82,12 @@ def recorded_dataset(results: Path, name: str) -> Dataset:
 def default_name(settings: ExperimentConfig, dataset: Dataset) -> str:
     """``native-random-phantom-2mm-demo``: engine, mode, dataset, model, and what else was chosen
     otherwise than by default, so that different experiments have different names."""
-    defaults = ExperimentConfig()
-    others = {
-        "framework": settings.framework,
-        "accumulation": settings.accumulation.replace(":", ""),
-        "subnormals": settings.subnormals,
-        "precision": f"precision-{settings.precision}",
-        "perturb": settings.perturb.replace(":", "-"),
-        "align": f"align-{settings.align}",
-        "region": settings.region,
-        "libm": f"libm-{settings.libm}",
-        "onednn": f"onednn-{settings.onednn}",
-        "seed": f"seed-{settings.seed}",
-        "crop": "crop",
-        "fixed": f"fixed-{dataset.space}",
-        "bids_filter": settings.bids_filter,
-    }
     words = [
         settings.engine,
         *([] if settings.engine == "ieee" else [settings.mode]),
         dataset.name,
         settings.model.stem,
-        *(
-            word
-            for key, word in others.items()
-            if getattr(settings, key) != getattr(defaults, key)
-        ),
+        *name_words(settings),
     ]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(words))
 
@@ -262,9 +243,7 @@ def _identity(settings: ExperimentConfig, dataset: Dataset) -> dict[str, Any]:
         "dataset": dataset.name,
         **({"bids_filter": settings.bids_filter} if settings.bids_filter else {}),
     }
-    names = {field.name for field in dataclasses.fields(RegisterConfig)}
-    shared = {name: getattr(settings, name) for name in names if hasattr(settings, name)}
-    return provenance.configuration(RegisterConfig(**shared), inputs)
+    return provenance.configuration(settings.registration(), inputs)
 
 
 def listing(plan: Plan) -> str:

@@ -10,7 +10,6 @@ Each subject has RUNS perturbed samples, named 01, 02, …, and four references:
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -109,20 +108,14 @@ def expand(
 def _arithmetic(
     experiment: ExperimentConfig, sample: str, subject: Subject, run: int | None, threads: int
 ) -> RegisterConfig:
-    shared = {
-        field.name: getattr(experiment, field.name)
-        for field in dataclasses.fields(RegisterConfig)
-        if hasattr(experiment, field.name)
-    }
     if sample not in ("plain", "again", "threads"):
         mode = "nearest" if sample == "ieee" else experiment.mode
         seed = experiment.seed if run is None else sample_seed(experiment.seed, subject, run)
         threads = PLAIN_THREADS if experiment.engine == "ieee" else threads
-        return RegisterConfig(**shared | {"mode": mode, "seed": seed, "threads": threads})
+        return experiment.registration(mode=mode, seed=seed, threads=threads)
     threads = OTHER_THREADS if sample == "threads" else PLAIN_THREADS
     plain = experiment.framework == "tensorflow"
-    own = {"engine": "ieee", "region": "registration", "threads": threads, "plain": plain}
-    return RegisterConfig(**shared | own | {"precision": "24", "perturb": "all"})
+    return experiment.registration(engine="ieee", threads=threads, plain=plain)
 
 
 # ---------------------------------------------------------------------- state, from files alone

@@ -25,7 +25,7 @@ import numpy as np
 
 import morphbits
 from morphbits import engines
-from morphbits.config import STOCHASTIC_MODES, RegisterConfig
+from morphbits.config import RegisterConfig, hashed
 from morphbits.errors import UserError
 
 # installed distributions whose version can change a byte of a sample, by framework
@@ -72,39 +72,14 @@ def versions(framework: str) -> dict[str, str]:
 def configuration(config: RegisterConfig, inputs: Mapping[str, str]) -> dict[str, Any]:
     """All that can change a byte of this sample, and nothing else.
 
-    ``inputs`` are the checksums of moving, fixed and model. A choice that has no effect is left
-    out: the seed of a deterministic mode, the order of an engine that does not choose it, the
-    threads of an engine whose bytes do not depend on them.
+    ``inputs`` are the checksums of moving, fixed and model. Which options belong to it, and when,
+    is written beside their fields (`config.option`).
     """
-    chosen: dict[str, Any] = {
-        "framework": config.framework,
-        "engine": config.engine,
-        "align": config.align,
-        **inputs,
-        "versions": dict(versions(config.framework)),
-    }
-    if config.engine != "native":
-        chosen["threads"] = config.threads
+    chosen = {**hashed(config), **inputs, "versions": dict(versions(config.framework))}
     if config.engine != "ieee":
-        chosen |= {
-            "mode": config.mode,
-            "region": config.region,
-            "kernel": engines.get(config.engine).version(),
-        }
-        of_engine = {"native": ("accumulation", "subnormals"), "verrou": ("libm",)}
-        chosen |= {name: getattr(config, name) for name in of_engine[config.engine]}
-        if config.engine == "native" and config.accumulation == "probe":
-            chosen |= {"threads": config.threads, "cpu": cpu(), "instructions": _instructions()}
-        if config.precision != "24":
-            chosen["precision"] = config.precision
-        if config.perturb != "all":
-            chosen["perturb"] = config.perturb
-        if config.mode in STOCHASTIC_MODES:
-            chosen["seed"] = config.seed
-    if config.framework == "tensorflow":
-        chosen |= {"plain": config.plain, "onednn": config.onednn}
-    if config.crop:
-        chosen["crop"] = True
+        chosen["kernel"] = engines.get(config.engine).version()
+    if config.engine == "native" and config.accumulation == "probe":
+        chosen |= {"cpu": cpu(), "instructions": _instructions()}
     chosen = dict(sorted(chosen.items()))
     return {**chosen, "hash": configuration_hash(chosen)}
 

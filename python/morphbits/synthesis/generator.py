@@ -16,8 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
+from morphbits import choices
 from morphbits.config import option
 from morphbits.errors import UserError
+
+SPACINGS = choices.numbers(float, 1, 1000)
 
 
 @dataclass(frozen=True)
@@ -33,20 +36,16 @@ class GeneratorConfig:
         "auto",
         "synthmorph: labels to optimize: fs (SynthMorph's 26), all, numbers such as '2 41', or "
         "auto (fs for corr, else all but the background)",
-        pattern=r"auto|fs|all|\d+( \d+)*",
+        parse=choices.numbers(int, 0, 2**31 - 1, ("auto", "fs", "all")),
     )
     same_subj: bool = option(False, "synthmorph: both images of a pair from one label map")
     flip: bool = option(True, "synthmorph: random flips of the axes, those of a pair alike")
     vel_std: float = option(0.5, "synthmorph: largest std. dev. of the velocity, voxels")
-    vel_res: str = option(
-        "16", "synthmorph: spacings of the velocity's nodes", pattern=r"[\d.]+( [\d.]+)*"
-    )
+    vel_res: str = option("16", "synthmorph: spacings of the velocity's nodes", parse=SPACINGS)
     blur_std: float = option(1.0, "synthmorph: largest std. dev. of the blur")
     gamma: float = option(0.25, "synthmorph: std. dev. of the logarithm of the exponent")
     bias_std: float = option(0.3, "synthmorph: largest std. dev. of the bias field's logarithm")
-    bias_res: str = option(
-        "40", "synthmorph: spacings of the bias field's nodes", pattern=r"[\d.]+( [\d.]+)*"
-    )
+    bias_res: str = option("40", "synthmorph: spacings of the bias field's nodes", parse=SPACINGS)
     zero_background: float = option(0.2, "synthmorph: how often the background is exactly 0")
 
 

@@ -8,20 +8,22 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from morphbits.config import ENGINES, MODES, SUBNORMALS, option
+from morphbits import choices
+from morphbits.choices import MODES, SUBNORMALS
+from morphbits.config import ENGINES, option
 from morphbits.errors import UserError
 from morphbits.models.weights import Architecture
 from morphbits.synthesis.sources import SourceConfig
 
-WIDTHS = r"\d+( \d+)*"
+WIDTHS = choices.numbers(int, 1, 65_536)
 
 
 @dataclass(frozen=True)
 class TrainConfig(SourceConfig):
     """One training."""
 
-    enc: str = option("64 64 64 64", "widths of the encoder", pattern=WIDTHS)
-    dec: str = option("64 64 64 64 64 64", "widths of the decoder", pattern=WIDTHS)
+    enc: str = option("64 64 64 64", "widths of the encoder", parse=WIDTHS)
+    dec: str = option("64 64 64 64 64 64", "widths of the decoder", parse=WIDTHS)
     int_steps: int = option(5, "squarings of the integration", minimum=1)
     epochs: int = option(1500, "training epochs", minimum=1)
     loss: str = option(
@@ -53,7 +55,7 @@ class TrainConfig(SourceConfig):
     accumulation: str = option(
         "sequential",
         "native: order in which a convolution adds its products: sequential, direct or blocked:K",
-        pattern=r"sequential|direct|blocked:[1-9]\d*",
+        parse=choices.accumulation,
     )
     subnormals: str = option(
         "keep", "native: keep subnormal numbers or flush them to zero", choices=SUBNORMALS

@@ -13,13 +13,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from morphbits.errors import UserError
+from morphbits import choices
+from morphbits.choices import parsed
 
 _DIRECT_CHANNELS = 16
 
@@ -43,15 +43,7 @@ class Terms:
 
 def parse(accumulation: str) -> tuple[str, int]:
     """Split the option into (kind, block length); UserError if it is none of the four kinds."""
-    if accumulation in ("sequential", "direct", "probe"):
-        return accumulation, 0
-    match = re.fullmatch(r"blocked:([1-9]\d{0,8})", accumulation)
-    if match:
-        return "blocked", int(match[1])
-    raise UserError(
-        f"accumulation '{accumulation}' is not known; "
-        "use sequential, direct, blocked:K (such as blocked:192) or probe"
-    )
+    return parsed("accumulation", choices.accumulation, accumulation)
 
 
 @lru_cache(maxsize=256)

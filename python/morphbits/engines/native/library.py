@@ -15,13 +15,13 @@ from functools import cache
 import numpy as np
 import torch
 
+from morphbits.choices import MODES
 from morphbits.engines.native import gpu
 from morphbits.engines.native.accumulation import Terms
 from morphbits.engines.native.build import build
 from morphbits.engines.native.precision import FLOAT32, Format
 from morphbits.errors import UserError
 
-MODES = ("nearest", "random", "nearness", "upward", "downward", "toward_zero")
 VARIANTS = ("portable", "avx2", "avx512")
 OPERATIONS = ("add", "sub", "mul", "div", "sqrt", "leaky_relu", "narrow", "round")
 TYPES = {torch.float32: 0, torch.float64: 1}

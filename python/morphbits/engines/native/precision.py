@@ -16,10 +16,10 @@ float64 keeps its bits throughout. csrc/precision.h says how one rounding stays 
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
-from morphbits.errors import UserError
+from morphbits import choices
+from morphbits.choices import parsed
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,5 @@ NAMES = tuple(_NAMED)
 
 def parse(precision: str | int) -> Precision:
     """The option's value; UserError if it is none of those above."""
-    text = str(precision)
-    if text in _NAMED:
-        return _NAMED[text]
-    if re.fullmatch(r"[1-9]\d?", text) and 2 <= int(text) <= 24:
-        return Precision(each=Format(int(text)))
-    raise UserError(f"precision '{text}' is not known; use 2 to 24 bits, or {', '.join(_NAMED)}")
+    value = parsed("precision", choices.precision, str(precision))
+    return _NAMED[value] if isinstance(value, str) else Precision(each=Format(value))

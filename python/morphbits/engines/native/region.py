@@ -8,7 +8,7 @@ import threading
 import types
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import wraps
+from functools import partial, wraps
 from operator import index
 from types import FrameType
 from typing import Any
@@ -20,16 +20,14 @@ from torch.utils._python_dispatch import (
 )
 
 from morphbits import stages
+from morphbits.choices import MODES, SUBNORMALS, one_of, parsed
 from morphbits.engines.native import accumulation as orders
 from morphbits.engines.native import plain, replay, selftest
 from morphbits.engines.native import precision as formats
-from morphbits.engines.native.library import MODES
 from morphbits.engines.native.mode import RandomRounding, Statistics
 from morphbits.engines.native.rules import RULES
 from morphbits.engines.native.scope import Scope
 from morphbits.errors import UserError
-
-SUBNORMALS = ("keep", "flush")
 
 
 def random_rounding(
@@ -66,10 +64,8 @@ def random_rounding(
     option that is not known and, inside, for an operator that the engine does not perturb.
     Opened again, a region draws the same stream again; a process forked inside is not in it.
     """
-    if mode not in MODES:
-        raise UserError(f"rounding mode '{mode}' is not known; use one of {', '.join(MODES)}")
-    if subnormals not in SUBNORMALS:
-        raise UserError(f"subnormals '{subnormals}' is not known; use keep or flush")
+    for name, value, known in (("mode", mode, MODES), ("subnormals", subnormals, SUBNORMALS)):
+        parsed(name, partial(one_of, known), value)
     seed = _whole("seed", seed, "0 to 2^64 - 1", range(2**64))
     if threads is not None:
         threads = _whole("threads", threads, "1 or more", range(1, 2**31))
