@@ -75,6 +75,7 @@ EXPERIMENTS: list[dict[str, Any]] = [
     NATIVE | {"dataset": "corr"},
     NATIVE | {"dataset": "corr-freesurfer"},
     NATIVE | {"dataset": "/data/my images"},
+    NATIVE | {"dataset": "mine", "fixed": Path("target.nii.gz"), "bids_filter": "ses-1 no-run"},
     VERROU,
     VERROU | {"mode": "nearness", "seed": 7},
     VERROU | {"region": "process"},
@@ -143,7 +144,7 @@ def _dataset(settings: ExperimentConfig) -> Dataset:
         route = "freesurfer" if settings.dataset.endswith("freesurfer") else "open"
         return bids.corr_dataset(Path("data"), route)
     root = Path(settings.dataset)
-    return Dataset(root, root.name, "MNI152", root / "fixed.nii.gz")
+    return Dataset(root, root.name, "MNI152", settings.fixed or root / "fixed.nii.gz")
 
 
 def _finished(
