@@ -1,4 +1,4 @@
-"""Files of images: what is read, what is refused and why, and how images are written.
+"""Files of images: loaded, checked to be usable, saved. Their formats: `morphbits.imageformats`.
 
 Axes: X Y Z voxels in the order of the file, V the three components of a warp. Affines take voxel
 indices to RAS millimetres.
@@ -10,7 +10,7 @@ import gzip
 import io
 import logging
 import os
-from dataclasses import dataclass, field, replace
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from morphbits.errors import UserError
+from morphbits.imageformats import CODES, EXTENSIONS, MGH_INTENT, Image, decode
+from morphbits.imageformats import conformed_affine as conformed_affine
 
-EXTENSIONS = (".nii.gz", ".nii", ".mgz", ".mgh", ".npz")
 TEMPORARY = ".*.tmp"  # the name of a file that is being written
-CODES = (2, 0)  # of sform ("aligned") and qform ("unknown") where an image brings none of its own
-MGH_INTENT = 65536  # added to the intent codes of MGH files, which are not NIfTI's
+LEVELS = 2.0**16  # grey levels that float32 must keep apart
+WHOLE = 1e-3  # how far from a whole number a label may lie that went through scaling
 # the fields of displacements, coefficients and positions of other programs, by their intent codes
 FOREIGN = {
     1006: "displacements in millimetres (DISPVECT)",
@@ -41,76 +42,72 @@ FOREIGN = {
 
 # nibabel says aloud what it finds wrong with a header; here a UserError says it, once
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
-
-
-@dataclass
-class Image:
-    """A volume and where it lies.
-
-    data: (X, Y, Z) float32, or int32 for labels, or (X, Y, Z, 3) float32 for a warp.
-    affine: (4, 4) float64, voxel indices to RAS millimetres.
-    has_affine: False where the file says nothing about the world and the affine is a convention.
-    codes: NIfTI's sform_code and qform_code, of which world the affine is; `save` takes them.
-    intent: NIfTI's (or, above 65536, MGH's) code of what the values mean; 0 says nothing.
-    notes: what was decided in reading, a sentence each.
-    """
-
-    data: NDArray[Any]
-    affine: NDArray[np.float64]
-    has_affine: bool = True
-    path: Path | None = None
-    codes: tuple[int, int] = CODES
-    intent: int = 0
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def voxel_sizes(self) -> NDArray[np.float64]:
-        """Edge lengths of a voxel, (3,) in millimetres."""
-        return np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))
-
-    @property
-    def name(self) -> str:
-        """What to call it in a message."""
-        return str(self.path) if self.path else "the image"
+_said: set[str] = set()
 
 
 # -------------------------------------------------------------------------------- load
 
 
-def load(path: str | Path) -> Image:
+def load(path: str | Path, orientation: str = "", nan: float | None = None) -> Image:
     """A three-dimensional image as float32 (stored scaling applied), checked to be usable.
 
-    Reads NIfTI (.nii, .nii.gz), FreeSurfer (.mgz, .mgh) and npz (variable `vol`, or the only
-    one). A trailing fourth axis of length one is dropped.
+    Reads NIfTI (also pairs .hdr and .img), FreeSurfer's MGH and numpy's npz (variable `vol`,
+    `vol_data`, or the only one) and npy, compressed or not. Trailing axes of length one are
+    dropped. orientation: how the axes lie where the file does not say, as LAS. nan: what stands
+    for NaN and infinities, which are refused without it.
     """
-    image = _load(Path(path), np.float32)
+    image = _load(Path(path), ("vol", "vol_data"), orientation, nan)
     if image.data.ndim != 3:
         raise UserError(
             f"{path} has shape {by(image.data.shape)}; one three-dimensional image is needed: "
             "extract a volume first"
         )
-    if image.data.min() == image.data.max():
+    known_axes(image)
+    exact = image.data
+    image.data = _as_float32(path, exact)
+    low, high = exact.min(), exact.max()
+    if low == high:
         raise UserError(
             f"{path} is constant (every voxel is {image.data.flat[0]:g}); nothing can be "
             "registered to it: check how it was made"
         )
-    return image
+    if not np.can_cast(exact.dtype, np.float32) and _levels_lost(exact, image.data):
+        image.data = np.ascontiguousarray(np.float64(exact) - np.float64(low), np.float32)
+        image.notes.append(
+            f"its values, {low:.10g} to {high:.10g}, are too close to each other for float32: "
+            "their minimum was subtracted first"
+        )
+    return _noted(image)
 
 
-def load_labels(path: str | Path) -> Image:
-    """A three-dimensional label map as int32."""
-    image = _load(Path(path), np.float64)
+def _levels_lost(exact: NDArray[Any], data: NDArray[np.float32]) -> bool:
+    """Whether rounding to float32 moved a value by half a grey level or more."""
+    values = np.float64(exact)
+    return bool(np.abs(values - data).max() > np.ptp(values) / LEVELS / 2)
+
+
+def load_labels(path: str | Path, orientation: str = "", nan: float | None = None) -> Image:
+    """A three-dimensional label map as int32; of an npz file `seg`, else as `load`.
+
+    Labels within WHOLE of whole numbers, as scaling leaves them, are rounded. A map that does not
+    say how its axes lie is `guessed`, for the voxels alone may be what is asked for.
+    """
+    image = _load(Path(path), ("seg", "vol", "vol_data"), orientation, nan)
     if image.data.ndim != 3:
         raise UserError(f"{path} has shape {by(image.data.shape)}; a label map has three axes")
-    with np.errstate(invalid="ignore"):
-        labels = image.data.astype(np.int32)
-    if not np.array_equal(labels, image.data):
+    exact = np.float64(image.data)
+    labels = np.rint(exact)
+    off = float(np.abs(exact - labels).max())
+    limits = np.iinfo(np.int32)
+    if off > WHOLE or labels.min() < limits.min or labels.max() > limits.max:
         raise UserError(
             f"{path} holds values that are not label numbers (32-bit integers); "
             "resample label maps with nearest neighbour, not linearly"
         )
-    image.data = labels
-    return image
+    if off > 0:
+        image.notes.append(f"its labels lie up to {off:.1g} off whole numbers: they were rounded")
+    image.data = np.ascontiguousarray(labels, np.int32)
+    return _noted(image)
 
 
 def load_warp(path: str | Path) -> Image:
@@ -119,7 +116,7 @@ def load_warp(path: str | Path) -> Image:
     Warps of other programs are in millimetres, absolute, or of another direction; those that say
     what they are (`FOREIGN`) are refused by name.
     """
-    image = _load(Path(path), np.float32)
+    image = _load(Path(path), ("vol", "vol_data"))
     if image.intent:
         kind = FOREIGN.get(image.intent, f"something else (intent code {image.intent})")
         raise UserError(
@@ -128,95 +125,79 @@ def load_warp(path: str | Path) -> Image:
         )
     if image.data.ndim != 4 or image.data.shape[3] != 3:
         raise UserError(f"{path} has shape {by(image.data.shape)}; a warp is X × Y × Z × 3")
+    image.data = _as_float32(path, image.data)
+    return _noted(image)
+
+
+def known_axes(image: Image) -> Image:
+    """The image; a UserError where left and right of it would be a guess."""
+    if image.guessed:
+        raise UserError(
+            f"{image.name} does not say how its axes lie, so left and right would be a guess: "
+            "give --orientation, where its three axes point to (as LAS: left, anterior, superior)"
+        )
     return image
 
 
-def _load(path: Path, dtype: type) -> Image:
-    if not path.exists():
-        raise UserError(f"there is no file {path}: check the name")
-    if not path.is_file():
-        raise UserError(f"{path} is not a file: name one image")
-    extension = extension_of(path)
-    try:
-        raw = path.read_bytes()
-        found = _read_npz(path, raw) if extension == ".npz" else _read_nibabel(raw, extension)
-    except UserError:
-        raise
-    except Exception as error:  # nibabel, numpy and zlib have a dozen for damaged files
-        raise UserError(
-            f"{path} cannot be read: it is damaged, cut short, or not what its name says "
-            f"({type(error).__name__}: {_first_line(error)}); get it again"
-        ) from error
-    array, affine = found.data, found.affine
+def _load(
+    path: Path, names: tuple[str, ...], orientation: str = "", nan: float | None = None
+) -> Image:
+    """Values in their own type, all finite, in an array of three axes or more."""
+    image = decode(path, names, orientation)
+    array = image.data
     if array.dtype.kind not in "biuf":
         raise UserError(f"{path} holds {array.dtype} values; one real number per voxel is needed")
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.size == 0 or array.ndim < 3:
         raise UserError(f"{path} has shape {by(array.shape)}; three axes with voxels are needed")
+    finite = np.isfinite(array)
+    if nan is not None and not finite.all():
+        image.notes.append(
+            f"{finite.size - np.count_nonzero(finite)} voxels of {finite.size} are not finite: "
+            f"they were set to {nan:g}"
+        )
+        array = np.where(finite, array, array.dtype.type(nan))
+    _all_finite(path, array)
+    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine)) < 1e-12:
+        raise UserError(f"{path} has a header whose affine cannot be inverted; repair the header")
+    image.data = array.astype(np.uint8) if array.dtype.kind == "b" else array
+    return image
+
+
+def _as_float32(path: str | Path, array: NDArray[Any]) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):
-        data: NDArray[Any] = np.ascontiguousarray(array, dtype=dtype)
-    wrong = int(data.size - np.count_nonzero(np.isfinite(data)))
+        data = np.ascontiguousarray(array, np.float32)
+    _all_finite(path, data)
+    return data
+
+
+def _all_finite(path: str | Path, array: NDArray[Any]) -> None:
+    wrong = int(array.size - np.count_nonzero(np.isfinite(array)))
     if wrong:
         raise UserError(
-            f"{path} has {wrong} voxels of {data.size} that are not finite (NaN, infinite or too "
-            "large for float32); replace them, e.g. by 0"
+            f"{path} has {wrong} voxels of {array.size} that are not finite (NaN, infinite or too "
+            "large for float32); replace them, e.g. by 0 (--nan 0)"
         )
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-12:
-        raise UserError(f"{path} has a header whose affine cannot be inverted; repair the header")
-    return replace(found, data=data, path=path)
 
 
-def _read_nibabel(raw: bytes, extension: str) -> Image:
-    """Decompress to the end first, so that every cut or damaged .gz is noticed (CRC)."""
-    if extension in (".nii.gz", ".mgz"):
-        raw = gzip.decompress(raw)
-    if extension in (".mgz", ".mgh"):
-        # the version's upper bytes are the intent, since FreeSurfer 7.3; nibabel knows none
-        intent = int.from_bytes(raw[1:3], "big")
-        mgh = nibabel.MGHImage.from_bytes(raw[:1] + bytes(2) + raw[3:])
-        good_ras = int.from_bytes(raw[28:30], "big", signed=True) > 0
-        return Image(
-            np.asanyarray(mgh.dataobj),
-            np.asarray(mgh.affine, np.float64),
-            good_ras,
-            intent=MGH_INTENT + intent if intent else 0,
-        )
-    is_nifti2 = 540 in (int.from_bytes(raw[:4], order) for order in ("little", "big"))
-    nifti = (nibabel.Nifti2Image if is_nifti2 else nibabel.Nifti1Image).from_bytes(raw)
-    codes = int(nifti.header["sform_code"]), int(nifti.header["qform_code"])
-    return Image(
-        np.asanyarray(nifti.dataobj),
-        np.asarray(nifti.affine, np.float64),
-        max(codes) > 0,
-        codes=codes if max(codes) > 0 else CODES,
-        intent=int(nifti.header["intent_code"]),
-    )
+def _noted(image: Image) -> Image:
+    """The image, its notes said aloud."""
+    for note in image.notes:
+        say(image.name, note)
+    return image
 
 
-def _read_npz(path: Path, raw: bytes) -> Image:
-    with np.load(io.BytesIO(raw), allow_pickle=False) as archive:
-        names = list(archive.keys())
-        if "vol" not in names and len(names) != 1:
-            raise UserError(f"{path} holds {names or 'nothing'}; the image must be named 'vol'")
-        array = archive["vol" if "vol" in names else names[0]]
-        if "affine" in names:
-            return Image(array, np.asarray(archive["affine"], np.float64))
-    return Image(array, conformed_affine(array.shape), False)
-
-
-def conformed_affine(shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """The affine of an image without one: FreeSurfer's conformed axes (LIA), 1 mm, centred.
-
-    voxelmorph's convention for npz files (`voxelmorph.py.utils.save_volfile`).
-    """
-    affine = np.array([[-1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]], np.float64)
-    affine[:3, 3] = -affine[:3, :3] @ (np.array(shape[:3]) / 2)
-    return affine
+def say(name: str, note: str) -> None:
+    """A note about an image on stderr, once in a process."""
+    line = f"note: {name}: {note}"
+    if line not in _said:
+        _said.add(line)
+        print(line, file=sys.stderr, flush=True)
 
 
 def extension_of(path: Path) -> str:
-    """The extension that says how an image is stored; a UserError for one that is not known."""
+    """The extension by which an image is saved; a UserError for one that is not known."""
     for extension in EXTENSIONS:
         if path.name.lower().endswith(extension):
             return extension
@@ -226,10 +207,6 @@ def extension_of(path: Path) -> str:
 def by(shape: tuple[float, ...]) -> str:
     """A shape or sizes as they are said: 160 × 192 × 224."""
     return " × ".join(map(str, shape)) or "of a single number"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]
 
 
 # -------------------------------------------------------------------------------- save

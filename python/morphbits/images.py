@@ -31,9 +31,10 @@ from scipy import ndimage
 from morphbits.errors import UserError
 from morphbits.imagefiles import EXTENSIONS as EXTENSIONS
 from morphbits.imagefiles import TEMPORARY as TEMPORARY
-from morphbits.imagefiles import Image, by
+from morphbits.imagefiles import Image, by, say
 from morphbits.imagefiles import conformed_affine as conformed_affine
 from morphbits.imagefiles import extension_of as extension_of
+from morphbits.imagefiles import known_axes as known_axes
 from morphbits.imagefiles import load as load
 from morphbits.imagefiles import load_labels as load_labels
 from morphbits.imagefiles import load_warp as load_warp
@@ -42,6 +43,9 @@ from morphbits.imagefiles import write_atomically as write_atomically
 
 MULTIPLE = 16  # four levels of stride two, as in every SynthMorph network
 SAME_GRID = 1e-3  # voxels: corners closer than this are one grid (headers hold float32 affines)
+FEWEST = 8  # voxels along each axis of what is registered: less is a stack of slices
+SMALLEST = 60.0  # mm that a brain covers along each axis, at least
+THICK = 3.0  # times the thinnest edge of a voxel: the thickest of slices that are no volume's
 ONE_WORLD = 25.0  # mm: brains whose centres are further apart are not in one world (scanner space)
 
 
@@ -193,7 +197,7 @@ def prepare(moving: Image, fixed: Image, align: str = "auto", crop: bool = False
     of mass are within ONE_WORLD, else centre.
     crop: leave out the part of the fixed grid where both images are at their minimum.
     """
-    steps = [_described("moving", moving), _described("fixed", fixed)]
+    steps = [*_described("moving", moving), *_described("fixed", fixed)]
     alignment, step = alignment_of(moving, fixed, align)
     steps.append(step)
 
@@ -259,12 +263,30 @@ def _box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
     return ndimage.find_objects(mask.astype(np.int8))[0]
 
 
-def _described(role: str, image: Image) -> str:
+def _described(role: str, image: Image) -> list[str]:
+    """What an image is, what was decided in reading it, and what looks wrong with it."""
+    shape, sizes = image.data.shape, image.voxel_sizes
+    if min(shape) < FEWEST:
+        raise UserError(
+            f"{image.name} has {by(shape)} voxels; a volume has at least {FEWEST} along each "
+            "axis: register whole volumes, not slices"
+        )
     axes = "".join(nibabel.aff2axcodes(image.affine))
-    text = f"{role}: {by(image.data.shape)}, {by(tuple(image.voxel_sizes.round(3)))} mm, {axes}"
+    text = f"{role}: {by(shape)}, {by(tuple(sizes.round(3)))} mm, {axes}"
     if not image.has_affine:
         text += " (these axes are assumed: the file has no affine)"
-    return text
+    doubts = []
+    if (sizes * shape).min() < SMALLEST:
+        extent = by(tuple((sizes * shape).round(1)))
+        doubts.append(f"it covers {extent} mm, less than a brain does: are its voxel sizes right?")
+    if sizes.max() > THICK * sizes.min():
+        doubts.append(
+            f"its slices are thick ({by(tuple(sizes.round(3)))} mm): across them the warp is "
+            "interpolated, not seen"
+        )
+    for doubt in doubts:
+        say(image.name, doubt)
+    return [text, *(f"{role}: {note}" for note in (*image.notes, *doubts))]
 
 
 def _mm(vector: NDArray[np.float64]) -> str:
