@@ -31,7 +31,7 @@ from scipy import ndimage
 from morphbits.errors import UserError
 from morphbits.imagefiles import EXTENSIONS as EXTENSIONS
 from morphbits.imagefiles import TEMPORARY as TEMPORARY
-from morphbits.imagefiles import Image, by, say
+from morphbits.imagefiles import Image, by
 from morphbits.imagefiles import conformed_affine as conformed_affine
 from morphbits.imagefiles import extension_of as extension_of
 from morphbits.imagefiles import known_axes as known_axes
@@ -284,8 +284,6 @@ def _described(role: str, image: Image) -> list[str]:
             f"its slices are thick ({by(tuple(sizes.round(3)))} mm): across them the warp is "
             "interpolated, not seen"
         )
-    for doubt in doubts:
-        say(image.name, doubt)
     return [text, *(f"{role}: {note}" for note in (*image.notes, *doubts))]
 
 
