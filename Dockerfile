@@ -93,6 +93,7 @@ RUN apt-get update \
  && apt-get install -y --no-install-recommends gcc git libc6-dev make \
  && rm -rf /var/lib/apt/lists/*
 COPY tests tests
+COPY notes notes
 COPY Makefile Dockerfile .dockerignore ./
 ENV HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis
 USER 1000:1000
