@@ -53,11 +53,11 @@ verrou-sanity: $(stamp) ## prove in seconds that Verrou perturbs what it should 
 
 .PHONY: compare
 compare: $(stamp) ## native against Verrou on a small case: bits, spread, map, time (FRAMEWORK, ONEDNN, JOBS)
-	$(venv) python/compare.py $(call options,FRAMEWORK ONEDNN ACCUMULATION JOBS)
+	$(venv) python/compare.py $(call options,FRAMEWORK ONEDNN ACCUMULATION JOBS DATA RESULTS)
 
 .PHONY: localize
 localize: $(stamp) ## which part of the network loses the bits, by Verrou's delta debugging (BY=task or symbol)
-	$(venv) python/localize.py $(call options,BY)
+	$(venv) python/localize.py $(call options,BY DATA RESULTS)
 
 ##@ Train
 recipe = $(call options,EXPERIMENT EPOCHS STEPS BATCH SEED THREADS ENGINE MODE ACCUMULATION SIZE LOSS LEARNING_RATE \

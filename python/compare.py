@@ -35,20 +35,23 @@ def main() -> None:
     parser.add_argument("--accumulation", help="orders of the native arms, separated by commas")
     parser.add_argument("--samples", type=int, default=10, help="of each (default: 10)")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time (default: 1)")
-    parser.add_argument("--results", type=Path, default=Path("results/compare"))
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="folder of all experiments"
+    )
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the phantom")
     arguments = parser.parse_args()
     if arguments.samples < 3:
         raise UserError(f"--samples {arguments.samples}: a spread needs 3 or more")
-    case = small_case(arguments.results / "case", arguments.data)
+    results = arguments.results / "compare"
+    case = small_case(results / "case", arguments.data)
     verrou = verrou_arm(arguments.framework, arguments.onednn)
     orders = arguments.accumulation.split(",") if arguments.accumulation else all_orders(verrou)
     natives = [native_arm(order) for order in orders]
-    units = make([verrou, *natives], arguments.samples, case, arguments.results, arguments.jobs)
+    units = make([verrou, *natives], arguments.samples, case, results, arguments.jobs)
     samples = {name: load(of_arm) for name, of_arm in units.items()}
     text, agrees = table(samples, {name: facts(of_arm) for name, of_arm in units.items()})
     print(text)
-    print(f"maps     {write_maps(samples, arguments.results)}")
+    print(f"maps     {write_maps(samples, results)}")
     if not agrees:
         raise UserError(f"{natives[0].name} does not agree with {verrou.name}")
 

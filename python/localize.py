@@ -25,10 +25,12 @@ def main() -> None:
     parser.add_argument(
         "--size", type=int, default=16, help="voxels along each axis (default: 16)"
     )
-    parser.add_argument("--results", type=Path, default=Path("results/localize"))
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="folder of all experiments"
+    )
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the phantom")
     arguments = parser.parse_args()
-    folder = arguments.results.resolve() / f"{arguments.by}-{arguments.size}"
+    folder = arguments.results.resolve() / "localize" / f"{arguments.by}-{arguments.size}"
     case = small_case(folder / "case", arguments.data, arguments.size)
     print(localize(arguments.by, arguments.runs, case, folder))
 

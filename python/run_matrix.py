@@ -31,10 +31,12 @@ def main() -> None:
     if execution.dry_run:
         print(experiment.listing(plan))
         return
-    if seconds > estimate.LONG and not execution.yes:
+    unasked = settings.engine == "auto" and plan.settings.engine == "verrou"
+    if seconds > (estimate.UNASKED if unasked else estimate.LONG) and not execution.yes:
+        faster = ", ENGINE=native is hundreds of times faster" if unasked else ""
         raise UserError(
             f"this would take about {estimate.in_words(seconds)}; YES=1 starts it, "
-            "DRY_RUN=1 lists it"
+            f"DRY_RUN=1 lists it{faster}"
         )
     failures = experiment.run(plan)
     if plan.todo and not execution.wait:

@@ -44,6 +44,16 @@ def test_every_script_that_a_verb_runs_is_there() -> None:
     assert [name for name in scripts if not (ROOT / name).is_file()] == []
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_passes_on_where_data_and_results_are(verb: str) -> None:
+    for line in make("-n", verb, "DATA=/d", "RESULTS=/r").splitlines():
+        for name in re.findall(r"python/\w+\.py", line):
+            script = (ROOT / name).read_text()
+            for option in ("--data='/d'", "--results='/r'"):
+                taken = f'"{option.partition("=")[0]}"' in script
+                assert option in line or not taken, f"{name} is not told {option}"
+
+
 def command(*arguments: str) -> list[str]:
     """The words that `make inference` hands to run_matrix.py."""
     (line,) = (x for x in make("-n", *arguments).splitlines() if "run_matrix" in x)

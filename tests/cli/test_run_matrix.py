@@ -13,7 +13,7 @@ import pytest
 
 from morphbits import bids, images
 from morphbits.engines import verrou
-from morphbits.errors import run_cli
+from morphbits.errors import UserError, run_cli
 from morphbits.models.weights import Architecture, init_weights, save_h5
 from morphbits.samples import experiment
 
@@ -63,6 +63,32 @@ def test_above_two_hours_it_asks(
     monkeypatch.setattr(experiment, "run", lambda plan: pytest.fail("it ran"))
     assert run_matrix() == 2
     assert "2.0 h; YES=1 starts it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("seconds", "asks"), [(299.0, False), (301.0, True)])
+def test_verrou_that_nobody_asked_for_asks_above_five_minutes(
+    run_matrix: RunMatrix,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    seconds: float,
+    asks: bool,
+) -> None:
+    monkeypatch.setattr(verrou, "found", lambda: "machine")
+    monkeypatch.setattr(verrou, "version", lambda: "2.7")
+    monkeypatch.setattr(experiment, "seconds_left", lambda *given: seconds)
+
+    def ran(plan: experiment.Plan) -> str:
+        raise UserError("it ran")
+
+    monkeypatch.setattr(experiment, "run", ran)
+    assert run_matrix("--engine=auto", "--runs=2") == 2
+    said = capsys.readouterr()
+    assert "auto: Verrou is here (machine); the other, hundreds of times faster" in said.out
+    asked = "this would take about 5 min; YES=1 starts it, DRY_RUN=1 lists it, ENGINE=native is"
+    assert (asked if asks else "it ran") in said.err
+    for words in (["--engine=verrou"], ["--engine=auto", "--yes"]):
+        assert run_matrix(*words, "--runs=2") == 2
+        assert "it ran" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from morphbits.engines.verrou.counters import Table
 from morphbits.errors import UserError
 from morphbits.samples.matrix import Unit
 from morphbits.samples.provenance import configuration
-from morphbits.samples.runner import key_of
+from morphbits.samples.runner import key_of, seen
 
 ROOT = Path(__file__).parents[2]
 needs_verrou = [
@@ -126,6 +126,20 @@ def test_command_in_the_image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     ]
 
 
+def test_a_prefix_without_verrou_is_an_error_and_no_reason_to_take_the_image(
+    monkeypatch: pytest.MonkeyPatch, no_verrou: None, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(
+        verrou, "_output", lambda words: "sha256:1" if "--image-id" in words else ""
+    )
+    looked_for = verrou.found.__wrapped__
+    monkeypatch.setenv("VERROU_PREFIX", str(tmp_path))
+    with pytest.raises(UserError, match=rf"VERROU_PREFIX={tmp_path}: has no bin/valgrind"):
+        looked_for()
+    monkeypatch.delenv("VERROU_PREFIX")
+    assert looked_for() == "container"
+
+
 def test_no_verrou_anywhere_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verrou, "found", lambda: None)
     with pytest.raises(UserError, match="'make docker' builds it, ENGINE=native needs neither"):
@@ -155,6 +169,75 @@ def test_a_worker_serves_all_seeds_and_sees_the_dataset_and_its_experiment(
         *("--read", str(tmp_path / "m.h5")),
         *("--write", str(tmp_path / "results" / "one")),
     ]
+
+
+def test_what_is_reached_by_links_is_found_in_the_image(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Folders and files that are links, below links and to links; files of git-annex."""
+    monkeypatch.setattr(verrou, "found", lambda: "container")
+    contents = {
+        "disk/set/.git/annex/MD5-1.nii.gz": "annexed",
+        "disk/set/derivatives/truth/tpl.nii.gz": "fixed",
+        "archive/of/9.nii.gz": "archived",
+        "blobs/0123": "model",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    links = {
+        "disk/set/sub-001/anat/sub-001_T1w.nii.gz": "../../.git/annex/MD5-1.nii.gz",
+        "disk/set/sub-002/anat/sub-002_T1w.nii.gz": "../../../short/9.nii.gz",
+        "disk/short": str(tmp_path / "archive/of"),
+        "archive/sub-003/anat/sub-003_T1w.nii.gz": "../../of/9.nii.gz",
+        "disk/set/sub-003": "../../archive/sub-003",
+        "models/latest.h5": "../blobs/0123",
+        "home/models": "../models",
+        "home/data": "../disk",
+        "home/results": "../disk/results",
+    }
+    for name, target in links.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / "disk/results/one").mkdir(parents=True)
+    (tmp_path / "work").mkdir()
+    home = tmp_path / "work" / ".." / "home"
+    for label, content in {"001": "annexed", "002": "archived", "003": "archived"}.items():
+        unit = dataclasses.replace(
+            _unit("01", RegisterConfig(engine="verrou"), home),
+            moving=home / f"data/set/sub-{label}/anat/sub-{label}_T1w.nii.gz",
+            fixed=home / "data/set/derivatives/truth/tpl.nii.gz",
+            model=home / "models/latest.h5",
+        )
+        words = key_of(unit)[0]
+        mounts = [Path(words[i + 1]) for i, w in enumerate(words) if w in ("--read", "--write")]
+        inside = seen(unit)
+        assert inside.moving.name == unit.moving.name and inside.model.name == "latest.h5"
+        found = [_in_image(getattr(inside, n), mounts) for n in ("moving", "fixed", "model")]
+        assert [path and path.read_text() for path in found] == [content, "fixed", "model"]
+        folder = _in_image(inside.folder.parent.parent, mounts)
+        assert folder and folder.samefile(tmp_path / "disk/results/one")
+
+
+def _in_image(path: Path, mounts: list[Path]) -> Path | None:
+    """The file of this machine that a path is in a container with these mounts, which the kernel
+    looks for name by name; None where it finds nothing."""
+    at, names, host = Path("/"), list(path.parts[1:]), None
+    while names:
+        name = names.pop(0)
+        at = at.parent if name == ".." else at / name
+        below = [mount for mount in mounts if at.is_relative_to(mount)]
+        if not below:
+            if not any(mount.is_relative_to(at) for mount in mounts):
+                return None
+            continue
+        mount = max(below, key=lambda found: len(found.parts))
+        host = mount.resolve() / at.relative_to(mount)
+        if at != mount and host.is_symlink():
+            target = host.readlink()
+            at = Path("/") if target.is_absolute() else at.parent
+            names = [part for part in target.parts if part != "/"] + names
+    return host
 
 
 def test_a_whole_process_makes_one_sample(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -9,14 +9,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from toy_experiment import PYTHON, Toy
 
 from morphbits import engines
 from morphbits.errors import UserError
-from morphbits.samples import estimate, experiment, runner
+from morphbits.samples import estimate, experiment, provenance, runner
 from morphbits.samples.matrix import Unit, read_state
 from morphbits.samples.worker import to_task
 
@@ -33,7 +35,9 @@ def children(pid: int) -> list[int]:
 
 def alive(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return (
+            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        )
     except OSError:
         return False
 
@@ -63,7 +67,9 @@ def test_a_run_grows_with_more_runs_and_subjects(toy: Toy) -> None:
 
 
 @pytest.mark.parametrize("engine", ["ieee", "native"])
-def test_killed_half_way_it_goes_on_where_it_was(toy: Toy, wait_for: Wait, engine: str) -> None:
+def test_killed_half_way_it_goes_on_where_it_was(
+    toy: Toy, wait_for: Wait, engine: str
+) -> None:
     runs = {"ieee": 40, "native": 8}[engine]
     long = toy.but(runs=runs, engine=engine)
     process = long.start()
@@ -90,7 +96,9 @@ def test_native_samples_are_the_same_bytes_however_they_are_made(toy: Toy) -> No
         assert run.run().returncode == 0
         images = sorted(run.folder.glob("sample-*/sub-*/anat/*.nii.gz"))
         assert len(images) == 24
-        bytes_of.append({path.relative_to(run.folder): path.read_bytes() for path in images})
+        bytes_of.append(
+            {path.relative_to(run.folder): path.read_bytes() for path in images}
+        )
     assert bytes_of[0] == bytes_of[1]
     assert len(set(bytes_of[0].values())) > 12  # samples and subjects differ
 
@@ -145,7 +153,12 @@ def test_workers_that_always_die_end_the_run_with_the_reason(
     plan = experiment.make_plan(toy.settings, toy.execution, print)
     with pytest.raises(UserError) as caught:
         experiment.run(plan)
-    for words in ("4 workers in a row died", "SIGKILL", "the last words", "0 of 12 samples"):
+    for words in (
+        "4 workers in a row died",
+        "SIGKILL",
+        "the last words",
+        "0 of 12 samples",
+    ):
         assert words in str(caught.value)
 
 
@@ -165,7 +178,9 @@ def test_a_unit_whose_worker_dies_twice_is_given_up_and_the_run_goes_on(
     assert "sample-02/sub-002: its worker was killed (SIGKILL" in said
 
 
-def test_a_unit_that_fails_is_named_and_the_others_are_kept(toy: Toy, toy_files: Path) -> None:
+def test_a_unit_that_fails_is_named_and_the_others_are_kept(
+    toy: Toy, toy_files: Path
+) -> None:
     broken = toy_files / "data/sub-003/anat/sub-003_T1w.nii.gz"
     whole = broken.read_bytes()
     broken.write_bytes(whole[: len(whole) // 2])
@@ -196,7 +211,9 @@ def test_on_a_full_disk_it_stops_and_goes_on_when_there_is_room(
     here = toy.but(results=small_disk)
     result = here.run()
     assert result.returncode == 2
-    assert "the disk is full" in result.stderr and "are finished and kept" in result.stderr
+    assert (
+        "the disk is full" in result.stderr and "are finished and kept" in result.stderr
+    )
     kept = here.finished()
     assert 0 < len(kept) < 12
     assert not list(here.folder.glob(".partial-*"))
@@ -208,12 +225,16 @@ def test_on_a_full_disk_it_stops_and_goes_on_when_there_is_room(
 
 def test_a_file_size_limit_is_a_full_disk_too(toy: Toy) -> None:
     limit = 20_000  # bytes: less than a warp of 16³ voxels, more than a record
-    result = toy.run(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    result = toy.run(
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    )
     assert result.returncode == 2 and "the disk is full" in result.stderr
     assert not toy.finished()
 
 
-def test_a_results_folder_that_cannot_be_written_is_one_sentence(toy: Toy, tmp_path: Path) -> None:
+def test_a_results_folder_that_cannot_be_written_is_one_sentence(
+    toy: Toy, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("not a folder")
     result = toy.but(results=tmp_path / "file" / "results").run()
     assert result.returncode == 2
@@ -225,7 +246,10 @@ def test_another_configuration_in_the_same_folder_is_refused(toy: Toy) -> None:
     before = toy.finished()
     result = toy.but(align="centre", seed=5).run()
     assert result.returncode == 2
-    assert "align auto → centre" in result.stderr and "EXPERIMENT=another-name" in result.stderr
+    assert (
+        "align auto → centre" in result.stderr
+        and "EXPERIMENT=another-name" in result.stderr
+    )
     assert toy.finished() == before
 
 
@@ -239,7 +263,9 @@ def test_two_runs_at_once_are_refused(toy: Toy) -> None:
 
 
 def test_power_lost_just_before_a_sample_is_renamed_loses_that_sample(toy: Toy) -> None:
-    end_there = "import os, pathlib; pathlib.Path.rename = lambda path, target: os._exit(9)\n"
+    end_there = (
+        "import os, pathlib; pathlib.Path.rename = lambda path, target: os._exit(9)\n"
+    )
     plan = experiment.make_plan(toy.settings, toy.execution, print)
     toy.folder.mkdir(parents=True)
     task = json.dumps(to_task(plan.todo[0]))
@@ -249,7 +275,9 @@ def test_power_lost_just_before_a_sample_is_renamed_loses_that_sample(toy: Toy) 
     ended = subprocess.run(words, env=os.environ | {"PYTHONPATH": str(PYTHON)})
     assert ended.returncode == 9
     (partial,) = toy.folder.glob(".partial-*")
-    assert (partial / "unit" / "sample.json").exists()  # whole, and under no name that counts
+    assert (
+        partial / "unit" / "sample.json"
+    ).exists()  # whole, and under no name that counts
     assert not toy.finished()
     assert toy.run().returncode == 0
     assert len(toy.finished()) == 12 and not partial.exists()
@@ -279,16 +307,53 @@ def test_damaged_samples_are_made_again(toy: Toy) -> None:
     assert changed == {"sample-01/sub-001"}
 
 
+def test_a_sample_that_is_not_where_it_belongs_is_a_failure(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As where a container writes into its memory."""
+
+    def astray(unit: Unit) -> dict[str, Any]:
+        other = tmp_path / "other" / unit.folder.relative_to(toy.execution.results)
+        return to_task(replace(unit, folder=other) if unit.sample == "01" else unit)
+
+    monkeypatch.setattr(runner, "to_task", astray)
+    plan = experiment.make_plan(toy.settings, toy.execution, print)
+    said = experiment.run(plan)
+    assert "10 of 12 samples are finished and kept; these failed" in said
+    assert (
+        "its worker says that it is finished, but in" in said
+        and "it is missing" in said
+    )
+    assert len(list((tmp_path / "other").rglob("sample.json"))) == 2
+
+
+def test_a_sample_of_other_libraries_ends_the_run(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = experiment.make_plan(toy.settings, toy.execution, print)
+    monkeypatch.setattr(provenance, "versions", lambda framework: {"torch": "99"})
+    with pytest.raises(UserError, match=r"than here \(.*versions\.torch.*make docker"):
+        experiment.run(plan)
+
+
 # ---------------------------------------------------------------------- before the run
 
 
-def test_a_dry_run_lists_and_writes_nothing(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_lists_and_writes_nothing(
+    toy: Toy, capsys: pytest.CaptureFixture[str]
+) -> None:
     plan = experiment.make_plan(toy.settings, toy.but(dry_run=True).execution, print)
     seconds = experiment.seconds_left(plan, print)
     assert "sub-002: 01 02 ieee plain again threads" in experiment.listing(plan)
     assert seconds > 0
     said = capsys.readouterr().out
-    for word in ("engine   ieee", "dataset  data", "model ", "samples  12", "time     about"):
+    for word in (
+        "engine   ieee",
+        "dataset  data",
+        "model ",
+        "samples  12",
+        "time     about",
+    ):
         assert word in said
     assert not toy.execution.results.exists()
 
@@ -301,12 +366,39 @@ def test_a_dry_run_makes_no_phantoms(toy: Toy, tmp_path: Path) -> None:
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_trial_starts_a_process_for_each_unit_only_where_a_run_does(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch, alone: bool
+) -> None:
+    """A process that is perturbed from its start makes one sample: it could not make four."""
+    started: list[runner.Worker] = []
+    sent: list[int] = []
+
+    class Counted(runner.Worker):
+        def __init__(self, unit: Unit) -> None:
+            super().__init__(unit)
+            started.append(self)
+
+        def send(self, unit: Unit, **extra: Any) -> None:
+            super().send(unit, **extra)
+            sent.append(extra["probe"])
+
+    monkeypatch.setattr(estimate, "Worker", Counted)
+    monkeypatch.setattr(estimate, "alone", lambda unit: alone)
+    plan = experiment.make_plan(toy.settings, toy.execution, print)
+    assert estimate.seconds_each(plan.todo, [], plan.voxels)["ieee"] > 0
+    assert (len(started), sent) == ((2, [16, 32]) if alone else (1, [16, 32, 16, 32]))
+    assert not any(alive(worker._process.pid) for worker in started)
+
+
 def test_more_subjects_than_there_are_is_one_sentence(toy: Toy) -> None:
-    with pytest.raises(UserError, match=r"has 3 subjects, not 4"):
+    with pytest.raises(UserError, match=r"images to take of 3 subjects, not of 4"):
         experiment.make_plan(toy.but(subjects=4).settings, toy.execution, print)
 
 
-def test_the_estimate_comes_from_finished_samples_where_there_are_some(toy: Toy) -> None:
+def test_the_estimate_comes_from_finished_samples_where_there_are_some(
+    toy: Toy,
+) -> None:
     assert toy.but(subjects=1).run().returncode == 0
     plan = experiment.make_plan(toy.settings, toy.execution, print)
     done = [unit for unit in plan.units if read_state(unit).kind == "done"]

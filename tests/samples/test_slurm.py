@@ -97,7 +97,6 @@ def test_a_task_in_the_image_sees_its_inputs_and_writes_to_the_experiment(by_slu
     assert words[:3] == ["env", "CONTAINER=apptainer", str(slurm.SCRIPTS / "in_container.sh")]
     assert [words[i + 1] for i, word in enumerate(words) if word == "--read"] == [
         str(data),
-        str(data / "derivatives/truth/tpl-TOY/tpl-TOY_T1w.nii.gz"),
         str(model),
     ]
     assert [words[i + 1] for i, word in enumerate(words) if word == "--write"] == [

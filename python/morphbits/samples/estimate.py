@@ -6,16 +6,19 @@ import functools
 import json
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from morphbits import bids
 from morphbits.errors import UserError
 from morphbits.registration import memory_estimate, memory_free
 from morphbits.samples.matrix import Unit
-from morphbits.samples.runner import Worker
+from morphbits.samples.runner import Worker, alone
 
 LONG = 2 * 3600  # seconds above which the user is asked
+UNASKED = 5 * 60  # the same where the user did not ask for the slow engine
+TRIALS = (16, 32)  # voxels along each axis of the units that are made to see how long they take
 
 
 def cores() -> int:
@@ -37,7 +40,7 @@ def default_jobs(model: Path, voxels: int, units: int) -> int:
 
 def seconds_each(todo: Sequence[Unit], done: Sequence[Unit], voxels: int) -> dict[str, float]:
     """Seconds of one unit of each engine: the median of what finished units of this experiment
-    took, or else a measured probe (see `worker.probe`)."""
+    took, or else what trials say."""
     each = {}
     for engine in sorted({unit.config.engine for unit in todo}):
         finished = [unit for unit in done if unit.config.engine == engine]
@@ -62,18 +65,33 @@ def _recorded(finished: Sequence[Unit]) -> float | None:
 
 @functools.lru_cache
 def _probed(unit: Unit, voxels: int) -> float:
-    worker = Worker(unit)
-    worker.send(unit, probe=voxels)
+    """Seconds that one such unit will take on a grid of ``voxels``: a line through two measured
+    units. The first units of a process also pay for its start, for loading and tracing; where a
+    process makes one unit, every unit does."""
+    if alone(unit):
+        small, large = (next(_trials(unit, [size])) for size in TRIALS)
+    else:
+        *_, small, large = _trials(unit, [*TRIALS, *TRIALS])
+    least, most = (size**3 for size in TRIALS)
+    return large + max(large - small, 0.0) / (most - least) * max(voxels - most, 0)
+
+
+def _trials(unit: Unit, sizes: Sequence[int]) -> Iterator[float]:
+    """Seconds until a new process has made such a unit of each size, one after the other."""
+    start, worker = time.perf_counter(), Worker(unit)
     try:
-        while (reply := worker.receive()) == {}:
-            pass
-        if reply is None:
-            raise UserError(f"a trial of {unit.config.engine} failed: {worker.obituary()}")
+        for size in sizes:
+            worker.send(unit, probe=size)
+            while (reply := worker.receive()) == {}:
+                pass
+            if reply is None:
+                raise UserError(f"a trial of {unit.config.engine} failed: {worker.obituary()}")
+            if "failed" in reply:
+                raise UserError(f"a trial of {unit.config.engine} failed: {reply['message']}")
+            yield time.perf_counter() - start
+            start = time.perf_counter()
     finally:
         worker.close()
-    if "failed" in reply:
-        raise UserError(f"a trial of {unit.config.engine} failed: {reply['message']}")
-    return float(reply["done"]["seconds_total"])
 
 
 def in_words(seconds: float) -> str:

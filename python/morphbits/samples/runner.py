@@ -18,7 +18,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,10 +26,11 @@ from tqdm import tqdm
 
 import morphbits
 from morphbits import engines
+from morphbits.engines import verrou
 from morphbits.errors import UserError
 from morphbits.samples import provenance
-from morphbits.samples.matrix import Unit
-from morphbits.samples.worker import to_task
+from morphbits.samples.matrix import Unit, read_state
+from morphbits.samples.worker import PATHS, to_task
 
 ATTEMPTS = 2  # a unit whose worker dies this often is given up
 DEATHS_IN_A_ROW = 4  # workers that die without a finished unit between them end the run
@@ -143,7 +144,7 @@ class Worker:
         """Start on a unit; a worker that has just died is noticed when its answers end."""
         self.unit = unit
         with suppress(BrokenPipeError):
-            self._tasks.write(json.dumps(to_task(unit) | extra).encode() + b"\n")
+            self._tasks.write(json.dumps(to_task(seen(unit)) | extra).encode() + b"\n")
 
     def receive(self) -> dict[str, Any] | None:
         """The answer, once it is whole; ``{}`` while it is not, None when the worker is dead."""
@@ -182,19 +183,41 @@ class Worker:
 def key_of(unit: Unit) -> tuple[tuple[str, ...], str, int, str]:
     """What a process is started with and cannot change: the command that starts it, its framework,
     TensorFlow's number of threads, and the unit itself where one process makes one sample."""
-    config = unit.config
+    unit, config = seen(unit), unit.config
     command = engines.get(config.engine).command(
         config, sys.executable, reads(unit), [unit.folder.parent.parent]
     )
     tensorflow = config.framework == "tensorflow"
-    alone = config.engine == "verrou" and config.region == "process"
     threads = config.threads if tensorflow else 0
-    return tuple(command), config.framework, threads, str(unit) if alone else ""
+    return tuple(command), config.framework, threads, str(unit) if alone(unit) else ""
 
 
-def reads(unit: Unit) -> tuple[Path, Path, Path]:
-    """What a process that makes this unit reads: the dataset, the fixed image, the model."""
-    return _dataset_of(unit.moving), unit.fixed, unit.model
+def alone(unit: Unit) -> bool:
+    """Whether the unit needs a process that makes nothing else: all of it is perturbed, from its
+    start on, with the unit's seed."""
+    return unit.config.engine == "verrou" and unit.config.region == "process"
+
+
+def seen(unit: Unit) -> Unit:
+    """The unit as its process sees it. In the image there are no symbolic links to folders: what
+    is mounted there is what they lead to."""
+    if unit.config.engine != "verrou" or verrou.found() != "container":
+        return unit
+    paths = {name: getattr(unit, name) for name in PATHS}
+    real = {name: path.parent.resolve() / path.name for name, path in paths.items()}
+    return replace(unit, **real)
+
+
+def reads(unit: Unit) -> list[Path]:
+    """What a process that makes this unit reads: the dataset, and of fixed image, model and the
+    targets of links to files (a dataset of git-annex has them) those that lie elsewhere."""
+    dataset, files = _dataset_of(unit.moving), [unit.fixed, unit.model]
+    for path in (unit.moving, unit.fixed, unit.model):
+        while path.is_relative_to(dataset) and path.is_symlink():
+            files.append(path.resolve())
+            path = Path(os.path.normpath(path.parent / path.readlink()))
+            files.append(path)
+    return [dataset, *(p for p in dict.fromkeys(files) if not p.is_relative_to(dataset))]
 
 
 def _dataset_of(moving: Path) -> Path:
@@ -266,10 +289,23 @@ def run(units: Sequence[Unit], jobs: int, total: int) -> Outcome:
                             outcome.failed[unit] = reason
                         employ(None)
                         continue
-                    if "done" in reply:
+                    state = read_state(unit) if "done" in reply else None
+                    if state and state.kind == "done":
                         outcome.finished, deaths = outcome.finished + 1, 0
                         bar.update()
                         bar.set_postfix_str(unit.subject.entities, refresh=False)
+                    elif state and state.kind == "foreign":
+                        outcome.stopped = (
+                            f"{unit.folder}: was made with another configuration than here "
+                            f"({state.reason}); if an image made it, 'make docker' builds it anew"
+                        )
+                        dismiss(worker)
+                        continue
+                    elif state:
+                        outcome.failed[unit] = (
+                            f"its worker says that it is finished, but in {unit.folder} it is "
+                            f"{state.kind} {state.reason}".rstrip()
+                        )
                     elif reply["failed"] == "disk":
                         outcome.stopped = (
                             f"the disk is full ({reply['message']}); make room and run again"

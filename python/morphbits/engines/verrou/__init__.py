@@ -67,7 +67,8 @@ def command(
     config: Arithmetic, python: str, reads: Sequence[Path], writes: Sequence[Path]
 ) -> list[str]:
     """The words that start a Python under Verrou: on this machine where Verrou is, else in the
-    image, which then sees ``reads`` and ``writes`` only. The seed is the process's first one."""
+    image, which then sees ``reads`` and ``writes`` (absolute paths) only. The seed is the
+    process's first one."""
     named = ("mode", "region", "libm", "onednn")
     options = [word for name in named for word in (f"--{name}", getattr(config, name))]
     if config.region == "process":
@@ -80,8 +81,8 @@ def command(
         )
     if where == "machine":
         return [str(SCRIPTS / "with_verrou.sh"), *options, "--", python]
-    mounts = [w for path in reads for w in ("--read", str(Path(path).resolve()))]
-    mounts += [w for path in writes for w in ("--write", str(Path(path).resolve()))]
+    mounts = [word for path in reads for word in ("--read", str(path))]
+    mounts += [word for path in writes for word in ("--write", str(path))]
     inside = ["scripts/with_verrou.sh", *options, "--", "python"]
     return [str(SCRIPTS / "in_container.sh"), *mounts, "--", *inside]
 
@@ -111,6 +112,11 @@ def found() -> str | None:
     valgrind = f"{prefix}/bin/valgrind" if prefix else shutil.which("valgrind")
     if valgrind and "verrou" in _output([valgrind, "--tool=verrou", "--version"]):
         return "machine"
+    if prefix:
+        raise UserError(
+            f"VERROU_PREFIX={prefix}: has no bin/valgrind with the tool Verrou; it must name the "
+            "folder that Verrou was installed to (left out: `valgrind` on the PATH, or the image)"
+        )
     if _output([str(SCRIPTS / "in_container.sh"), "--image-id"]):
         return "container"
     return None
