@@ -126,18 +126,30 @@ def test_command_in_the_image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     ]
 
 
-def test_a_prefix_without_verrou_is_an_error_and_no_reason_to_take_the_image(
+def test_a_prefix_or_image_without_verrou_is_an_error_and_no_reason_to_look_elsewhere(
     monkeypatch: pytest.MonkeyPatch, no_verrou: None, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(
-        verrou, "_output", lambda words: "sha256:1" if "--image-id" in words else ""
+    docker = tmp_path / "docker"
+    docker.write_text(
+        '#!/bin/sh\n[ "$5" != gone ] || { echo no such image >&2; exit 1; }; echo 1\n'
     )
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(verrou, "_output", lambda words: "")  # of no valgrind
     looked_for = verrou.found.__wrapped__
+    for name in ("CONTAINER", "IMAGE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("VERROU_PREFIX", str(tmp_path))
     with pytest.raises(UserError, match=rf"VERROU_PREFIX={tmp_path}: has no bin/valgrind"):
         looked_for()
     monkeypatch.delenv("VERROU_PREFIX")
     assert looked_for() == "container"
+    monkeypatch.setenv("IMAGE", "gone")
+    with pytest.raises(UserError, match=r"IMAGE=gone: no image .* there \(no such image\)"):
+        looked_for()
+    monkeypatch.setenv("CONTAINER", "lxc")
+    with pytest.raises(UserError, match=r"CONTAINER=lxc IMAGE=gone: .*must be docker, podman or"):
+        looked_for()
 
 
 def test_no_verrou_anywhere_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,8 +117,17 @@ def found() -> str | None:
             f"VERROU_PREFIX={prefix}: has no bin/valgrind with the tool Verrou; it must name the "
             "folder that Verrou was installed to (left out: `valgrind` on the PATH, or the image)"
         )
-    if _output([str(SCRIPTS / "in_container.sh"), "--image-id"]):
+    words = [str(SCRIPTS / "in_container.sh"), "--image-id"]
+    image = subprocess.run(words, capture_output=True, text=True)
+    if image.returncode == 0:
         return "container"
+    asked = [f"{n}={os.environ[n]}" for n in ("CONTAINER", "IMAGE") if os.environ.get(n)]
+    if asked:
+        reason = (image.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise UserError(
+            f"{' '.join(asked)}: no image with Verrou there ({reason.removeprefix('error: ')}); "
+            "'make docker' builds it, and left out these are docker and morphbits"
+        )
     return None
 
 
