@@ -9,7 +9,7 @@ MAKEFLAGS += --no-builtin-rules
 export OMP_WAIT_POLICY ?= PASSIVE
 
 dashed = $(subst _,-,$(shell tr A-Z a-z <<< $1))
-option = $(if $($1),--$(call dashed,$1)='$($1)')
+option = $(if $($1),--$(call dashed,$1)='$(subst ','\'',$($1))')
 flag = $(if $(filter-out 0,$($1)),--$(call dashed,$1))
 off = $(if $(filter 0,$($1)),--no-$(call dashed,$1))
 options = $(strip $(foreach name,$1,$(call option,$(name))))

@@ -18,7 +18,7 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 from morphbits import choices
 from morphbits.choices import MODES, STOCHASTIC_MODES, SUBNORMALS
@@ -265,10 +265,7 @@ class ExperimentConfig(Arithmetic):
         """One registration of the experiment, with `changes`; what their engine and framework do
         not know is left at its default."""
         shared = {name: getattr(self, name) for name in _fields(Arithmetic)} | changes
-        asked = types.SimpleNamespace(**shared)
-        specs = _fields(RegisterConfig)
-        known = {k: v for k, v in shared.items() if k in changes or has_effect(asked, specs[k])}
-        return RegisterConfig(**known)
+        return RegisterConfig(**effective(RegisterConfig, shared) | changes)
 
 
 @dataclass(frozen=True)
@@ -336,10 +333,33 @@ def has_effect(config: Any, spec: dataclasses.Field[Any]) -> bool:
     )
 
 
-def effective(config: Any) -> dict[str, Any]:
-    """The options that do anything in this configuration, by name."""
-    specs = _fields(type(config))
-    return {name: getattr(config, name) for name in specs if has_effect(config, specs[name])}
+def effective(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of ``cls`` that do anything with these values, by name; what is not among the
+    values is at its default."""
+    specs = _fields(cls)
+    every = types.SimpleNamespace(**{n: values.get(n, spec.default) for n, spec in specs.items()})
+    return {name: v for name, v in vars(every).items() if has_effect(every, specs[name])}
+
+
+def labelled(cls: type, values: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """What a report says of these values: label and value of the options that have a label and do
+    anything, by name."""
+    specs = _fields(cls)
+    labels = {name: specs[name].metadata["label"] for name in specs}
+    return {n: (labels[n], v) for n, v in effective(cls, values).items() if labels[n]}
+
+
+def to_variables(cls: type, values: Mapping[str, Any]) -> dict[str, str]:
+    """The variables of make that give these values; what does nothing with them is left out."""
+    found = {}
+    for name, value in effective(cls, values).items():
+        default = _fields(cls)[name].default
+        if isinstance(default, bool):
+            if value != default:
+                found[name.upper()] = str(int(value))
+        elif value not in (None, ""):
+            found[name.upper()] = str(value)
+    return found
 
 
 def hashed(config: Any) -> dict[str, Any]:
@@ -536,6 +556,27 @@ def to_json(config: Any) -> str:
 
 
 # ---------------------------------------------------------------------- command line
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, but a wrong value is one sentence, without a list of all options before it."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ").split("=")[0].split(" ")[0]
+        if unknown != message.split("=")[0].split(" ")[0]:
+            hint = choices.did_you_mean(unknown, self._option_string_actions)
+            message = f"there is no option {unknown} here{hint}; --help lists them"
+        raise UserError(message)
+
+
+def parser(description: str | None, program: str | None = None) -> Parser:
+    """A parser for a script: its description as it is written, options written out whole."""
+    return Parser(
+        prog=program,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser, cls: type) -> None:

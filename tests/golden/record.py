@@ -21,7 +21,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -106,8 +106,9 @@ def title(changes: dict[str, Any]) -> str:
 # ---------------------------------------------------------------------- experiments
 
 
-def experiments() -> str:
-    """The text of experiments.txt."""
+@contextmanager
+def fixed_versions() -> Iterator[None]:
+    """Fixed values for what changes with every release, edit, processor and file."""
     with ExitStack() as stack:
         for module, name, fixed in (
             (provenance, "versions", lambda framework: {framework: "VERSION"}),
@@ -116,19 +117,22 @@ def experiments() -> str:
             *((engines.get(name), "version", lambda: "KERNEL") for name in ("native", "verrou")),
         ):
             stack.enter_context(mock.patch.object(module, name, fixed))
+        yield
+
+
+def experiments() -> str:
+    """The text of experiments.txt."""
+    with fixed_versions():
         return "\n".join(line for changes in EXPERIMENTS for line in _experiment(changes))
 
 
 def _experiment(changes: dict[str, Any]) -> Iterator[str]:
     settings = ExperimentConfig(**changes)
-    dataset = _dataset(settings)
-    name = experiment.default_name(settings, dataset)
-    threads = 1 if settings.engine == "verrou" else 3
-    units = matrix.expand(settings, dataset, SUBJECTS, Path("results"), name, threads)
+    finished = as_read(settings)
     yield f"[{title(changes)}]"
-    yield f"name     {name}"
-    yield f"command  {page.command(_finished(settings, dataset, name, units))}"
-    for unit in units:
+    yield f"name     {finished.name}"
+    yield f"command  {page.command(finished)}"
+    for unit in units_of(settings):
         if unit.subject == SUBJECTS[0] and unit.sample in ("01", "ieee", "plain", "threads"):
             chosen = unit.configuration()
             yield f"{unit.sample:<9}{chosen.pop('hash')}"
@@ -136,7 +140,7 @@ def _experiment(changes: dict[str, Any]) -> Iterator[str]:
     yield ""
 
 
-def _dataset(settings: ExperimentConfig) -> Dataset:
+def dataset_of(settings: ExperimentConfig) -> Dataset:
     """The dataset that the settings mean where CoRR is not installed; no file is looked at."""
     if settings.dataset in ("auto", "phantom"):
         return bids.phantom_dataset(Path("data"), settings.size)
@@ -147,21 +151,31 @@ def _dataset(settings: ExperimentConfig) -> Dataset:
     return Dataset(root, root.name, "MNI152", settings.fixed or root / "fixed.nii.gz")
 
 
-def _finished(
-    settings: ExperimentConfig, dataset: Dataset, name: str, units: list[matrix.Unit]
-) -> Experiment:
+def units_of(settings: ExperimentConfig) -> list[matrix.Unit]:
+    """Its samples of two subjects."""
+    dataset = dataset_of(settings)
+    name = experiment.default_name(settings, dataset)
+    threads = 1 if settings.engine == "verrou" else 3
+    return matrix.expand(settings, dataset, SUBJECTS, Path("results"), name, threads)
+
+
+def as_read(settings: ExperimentConfig) -> Experiment:
     """The experiment as the report reads it when all its samples are there."""
-    names = [subject.entities for subject in SUBJECTS]
+    dataset = dataset_of(settings)
     return Experiment(
-        name=name,
+        name=experiment.default_name(settings, dataset),
         results=Path("results"),
         settings=to_mapping(settings),
         dataset=dataset.name,
-        records=[Record(u.sample, u.subject, u.configuration(), {}, {}) for u in units],
-        significance=[{"subject": subject, "n": settings.runs} for subject in names],
+        records=[
+            Record(unit.sample, unit.subject, unit.configuration(), {}, {})
+            for unit in units_of(settings)
+        ],
+        significance=[{"subject": s.entities, "n": settings.runs} for s in SUBJECTS],
         variability=[],
         repeatability=[],
         accuracy=[],
+        dataset_root=dataset.root,
     )
 
 

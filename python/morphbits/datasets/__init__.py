@@ -39,6 +39,12 @@ def resolve(
     return _chosen(bids.corr_dataset(data, route), bids_filter), why
 
 
+def option_of(name: str) -> str:
+    """What to call the phantoms or CoRR as an option, by the name of the dataset."""
+    routes = ((option, bids.corr_dataset(Path(), route)) for option, route in corr.ROUTES.items())
+    return next((option for option, dataset in routes if dataset.name == name), "phantom")
+
+
 def at(root: Path, fixed: Path | None = None, bids_filter: str = "") -> Dataset:
     """The dataset whose root this is: preprocessed CoRR, a phantom dataset, or a user's folder."""
     for route in corr.ROUTES.values():

@@ -42,6 +42,7 @@ class Experiment:
     variability: list[Row]
     repeatability: list[Row]
     accuracy: list[Row]
+    dataset_root: Path | None = None
 
     @property
     def perturbed(self) -> list[Record]:
@@ -131,6 +132,9 @@ def read(results: Path, experiment: str) -> Experiment:
         variability=table("variability"),
         repeatability=table("repeatability"),
         accuracy=table("accuracy"),
+        dataset_root=Path(asked["dataset"]["root"])
+        if "root" in asked.get("dataset", {})
+        else None,
     )
     if not found.significance:
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import shlex
@@ -14,8 +15,9 @@ from typing import Any
 import jinja2
 
 import morphbits
-from morphbits import bids, images
-from morphbits.config import DEMO_MODEL
+from morphbits import bids, config, datasets, images
+from morphbits.config import DEMO_MODEL, Arithmetic, ExecutionConfig, ExperimentConfig
+from morphbits.datasets import corr
 from morphbits.errors import UserError
 from morphbits.report import experiment as reading
 from morphbits.report import figures, tables
@@ -257,25 +259,28 @@ def unfinished(experiment: Experiment) -> list[str]:
 
 
 def command(experiment: Experiment) -> str:
-    """The make command that runs this experiment again."""
-    configuration, model = experiment.configuration, experiment.settings.get("model")
-    values = {
-        "SUBJECTS": len(experiment.subjects),
-        "RUNS": max(experiment.n_of(subject) for subject in experiment.subjects),
-        "ENGINE": configuration.get("engine"),
-        "MODE": configuration.get("mode"),
-        "ACCUMULATION": configuration.get("accumulation"),
-        "SUBNORMALS": configuration.get("subnormals"),
-        "PRECISION": configuration.get("precision"),
-        "PERTURB": configuration.get("perturb"),
-        "DATASET": experiment.settings.get("dataset"),
-        "MODEL": model if model and Path(model).name != DEMO_MODEL.name else None,
-        "SEED": experiment.settings.get("seed"),
-        "EXPERIMENT": experiment.name,
+    """The make command that makes the samples of this experiment again, byte for byte."""
+    shared = {field.name for field in dataclasses.fields(Arithmetic)} - {"seed"}
+    values = {k: v for k, v in experiment.configuration.items() if k in shared}
+    values |= {
+        "subjects": len(experiment.subjects),
+        "runs": max(experiment.n_of(subject) for subject in experiment.subjects),
+        **experiment.settings,
     }
-    words = [
-        f"{key}={shlex.quote(str(value))}" for key, value in values.items() if value is not None
-    ]
+    if values.get("dataset", "auto") == "auto":
+        values["dataset"] = datasets.option_of(experiment.dataset)
+    if Path(values.get("model", DEMO_MODEL)).name == DEMO_MODEL.name:
+        values["model"] = None
+    where = {"experiment": experiment.name, "results": experiment.results}
+    root = experiment.dataset_root
+    if root and values["dataset"] in ("phantom", *corr.ROUTES):
+        where["data"] = root.parent
+    defaults = ExecutionConfig()
+    where = {k: v for k, v in where.items() if v != getattr(defaults, k)}
+    variables = config.to_variables(ExperimentConfig, values)
+    variables |= {name.upper(): str(value) for name, value in where.items()}
+    # make expands $, the shell takes the quotes away
+    words = (f"{name}={shlex.quote(v.replace('$', '$$'))}" for name, v in variables.items())
     return "make inference " + " ".join(words)
 
 

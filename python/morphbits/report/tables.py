@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from morphbits.config import ExperimentConfig, labelled
 from morphbits.report.experiment import Experiment, mean, select, study
 
 MISSING = "–"
@@ -333,18 +334,8 @@ def what_was_run(experiment: Experiment) -> Table:
             "model",
             f"{Path(files.get('model', MISSING)).name} ({_short(configuration.get('model'))})",
         ],
-        ["framework", str(configuration.get("framework", MISSING))],
-        ["engine", str(configuration.get("engine", MISSING))],
-        ["rounding mode", str(configuration.get("mode", "nearest"))],
-        ["order of accumulation", _order(configuration, facts)],
-        ["precision", _precision(configuration)],
-        [
-            "subnormal numbers",
-            str(configuration.get("subnormals", "as the framework treats them")),
-        ],
-        ["perturbed region", str(configuration.get("region", "nothing"))],
-        ["perturbed stages", str(configuration.get("perturb", "all"))],
-        ["seed of the experiment", str(experiment.settings.get("seed", MISSING))],
+        *_options(configuration | {"seed": experiment.settings.get("seed", MISSING)}),
+        ["order of operations", facts.get("order", MISSING)],
         ["operations per sample", number(facts.get("operations"), 0)],
         ["versions", ", ".join(f"{k} {v}" for k, v in configuration.get("versions", {}).items())],
         ["kernel", str(configuration.get("kernel", MISSING))],
@@ -357,13 +348,14 @@ def what_was_run(experiment: Experiment) -> Table:
     )
 
 
-def _order(configuration: dict[str, Any], facts: dict[str, Any]) -> str:
-    option = configuration.get("accumulation", "that of the framework")
-    return f"{option}: {facts['order']}" if facts.get("order") else str(option)
+def _options(values: dict[str, Any]) -> list[list[str]]:
+    """A row for each option that was chosen, or could have been."""
+    words = {"precision": _precision, "crop": lambda value: "yes" if value else "no"}
+    rows = labelled(ExperimentConfig, values)
+    return [[label, words.get(name, str)(value)] for name, (label, value) in rows.items()]
 
 
-def _precision(configuration: dict[str, Any]) -> str:
-    option = str(configuration.get("precision", "24"))
+def _precision(option: str) -> str:
     if option == "24":
         return "float32, 24 bits"
     return f"each result in {option} bits" if option.isdigit() else f"{option}, emulated"
