@@ -279,8 +279,10 @@ def command(experiment: Experiment) -> str:
     where = {k: v for k, v in where.items() if v != getattr(defaults, k)}
     variables = config.to_variables(ExperimentConfig, values)
     variables |= {name.upper(): str(value) for name, value in where.items()}
+    extent = {name: variables.pop(name) for name in ("SUBJECTS", "RUNS")}  # come first
     # make expands $, the shell takes the quotes away
-    words = (f"{name}={shlex.quote(v.replace('$', '$$'))}" for name, v in variables.items())
+    quoted = {n: shlex.quote(v.replace("$", "$$")) for n, v in (extent | variables).items()}
+    words = (f"{name}={value}" for name, value in quoted.items())
     return "make inference " + " ".join(words)
 
 
