@@ -27,7 +27,7 @@ pytest := cd python && ../$(venv) -m pytest -q -n 2 --dist loadfile --no-loadsco
 .PHONY: inference
 inference: $(stamp) ## register SUBJECTS x RUNS samples, then significance and the report
 	$(venv) python/run_matrix.py $(call options,SUBJECTS RUNS ENGINE MODE DATASET FIXED BIDS_FILTER SIZE MODEL EXPERIMENT SEED JOBS THREADS \
-		ACCUMULATION PRECISION PERTURB SUBNORMALS REGION LIBM ONEDNN ALIGN FRAMEWORK DATA RESULTS \
+		ACCUMULATION PRECISION PERTURB SUBNORMALS REGION LIBM ONEDNN ALIGN MODEL_ORIENTATION FRAMEWORK DATA RESULTS \
 		EXECUTOR SLURM_OPTIONS SLURM_CONTAINER TASK_SAMPLES) $(call off,WAIT) $(call flag,CROP) $(call flag,DRY_RUN) $(call flag,YES)
 
 .PHONY: paper
@@ -93,7 +93,7 @@ orders: $(stamp) ## what the order of the sums in convolutions moves, against pe
 	$(layers) orders $(layer_options)
 
 layers = PYTHONPATH=python $(venv) python/layers.py
-layer_options = $(call options,SUBJECT RUNS MODE DATASET FIXED BIDS_FILTER SIZE MODEL EXPERIMENT SEED THREADS ACCUMULATION SUBNORMALS ALIGN \
+layer_options = $(call options,SUBJECT RUNS MODE DATASET FIXED BIDS_FILTER SIZE MODEL EXPERIMENT SEED THREADS ACCUMULATION SUBNORMALS ALIGN MODEL_ORIENTATION \
 	DATA RESULTS) $(call flag,NOTES)
 
 ##@ Image with Verrou
@@ -252,6 +252,7 @@ REGION ?=        ## what Verrou perturbs: registration, or process
 LIBM ?=          ## Verrou: perturbed, or excluded
 ONEDNN ?=        ## TensorFlow's kernels: on (oneDNN's) or off
 ALIGN ?=         ## how images meet: header, centre or auto
+MODEL_ORIENTATION ?= ## axes the model was trained in, e.g. RAS or LIA; fixed: those of the fixed file
 CROP ?=          ## 1 leaves out the borders where both images are empty
 FRAMEWORK ?=     ## torch or tensorflow
 DATA ?=          ## folder of the datasets

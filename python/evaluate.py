@@ -4,7 +4,8 @@
 
 pairs.csv has a line for each pair: `a,b` are two label maps on one grid (dice; surface, the mean
 distance; hausdorff95, the 95 % Hausdorff distance), or a warp and the true warp (warp; a third
-column, `mask`, names the label map whose non-zero voxels count). Paths are relative to the list.
+column, `mask`, names the label map whose non-zero voxels count). Warps are this suite's or
+voxelmorph's; those of other programs are refused. Paths are relative to the list.
 One line comes out for each pair and label, in mm where not Dice. Label maps are brought onto the
 fixed grid by warp.py --labels.
 """
@@ -31,7 +32,10 @@ def evaluate(measure: str, pair: dict[str, Path]) -> dict[str, float]:
     if not (images.same_grid(a, b) and images.same_grid(a, mask)):
         raise UserError(f"{a.path} and {b.path} are not on one grid: bring them there (warp.py)")
     if measure == "warp":
-        error = accuracy.warp_error(a.data, b.data, a.affine, mask.data > 0)
+        for warp in (a, b):
+            images.say_if_unnamed(warp)
+        shift = images.shift_between(a, b)
+        error = accuracy.warp_error(a.data, b.data, a.affine, mask.data > 0, shift)
         return {"mean_mm": error.mean, "p95_mm": error.p95}
     if measure == "dice":
         values = accuracy.dice(a.data, b.data)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from morphbits import axes
 from morphbits.errors import run_cli
 from morphbits.models.weights import Architecture, init_weights, save_h5
 
@@ -23,9 +24,15 @@ def main() -> None:
         "--flow-std", type=float, help="std of the last layer (default: he-normal)"
     )
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--orientation", choices=axes.NAMES, metavar="RAS", default="",
+        help="axes that images are brought into before it (default: the fixed file's)",
+    )  # fmt: skip
     parser.add_argument("--output", type=Path, required=True, help="the .h5 file")
     args = parser.parse_args()
-    architecture = Architecture(tuple(args.enc), tuple(args.dec), args.int_steps)
+    architecture = Architecture(
+        tuple(args.enc), tuple(args.dec), args.int_steps, orientation=args.orientation
+    )
     save_h5(args.output, architecture, init_weights(architecture, args.seed, args.flow_std))
     print(f"{args.output}: enc {args.enc}, dec {args.dec}, {architecture.parameters():,} weights")
 

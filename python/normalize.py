@@ -31,7 +31,7 @@ def main() -> None:
     for path in paths:
         image = images.load(path)
         out = args.output / path.relative_to(args.input)
-        images.save(out, images.normalize(image.data), image.affine)
+        images.save(out, images.normalize(image.data), image.affine, image.codes)
         print(f"{out}: {image.data.min():g} … {image.data.max():g} to 0 … 1")
 
 

@@ -22,6 +22,7 @@ _SPECIAL = {
     "accumulation": st.sampled_from(["sequential", "direct", "blocked:1", "blocked:192", "probe"]),
     "precision": st.sampled_from(["2", "9", "10", "24", "float16", "bfloat16", "tf32"]),
     "perturb": st.sampled_from(["all", "only:flow", "except:encoder-1,flow"]),
+    "model_orientation": st.sampled_from(["auto", "fixed", "RAS", "PIL"]),
     "experiment": st.from_regex(r"([A-Za-z0-9][A-Za-z0-9._-]*)?", fullmatch=True),
 }
 _TEXT = st.text(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 from morphbits import engines, images, registration
+from morphbits.axes import Turn
 from morphbits.config import RegisterConfig
 from morphbits.errors import UserError
 from morphbits.images import Image
@@ -54,6 +57,57 @@ def test_the_network_sees_the_prepared_pair_and_the_result_is_on_the_fixed_grid(
     warp_XYZV = np.moveaxis(warp_BVXYZ[0].numpy(), 0, -1)
     assert np.array_equal(result.warp_XYZV, grid.unpad(warp_XYZV))
     assert np.abs(result.warp_XYZV).max() > 0.1
+
+
+@pytest.fixture(scope="module")
+def ras_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that says in which axes it was trained."""
+    architecture = Architecture((4, 4, 4, 4), (4,) * 6, 5, orientation="RAS")
+    path = tmp_path_factory.mktemp("model") / "ras.h5"
+    save_h5(path, architecture, init_weights(architecture, 1))
+    return path
+
+
+def test_the_same_world_gives_the_same_answer_however_the_fixed_file_is_stored(
+    ras_model: Path, pair: tuple[Image, Image]
+) -> None:
+    """Bit for bit over all 48 orders and directions of its axes: the network sees the same arrays,
+    and what comes out is only permuted and negated. (Their affines are exact; a header rounds the
+    corner of a flipped file to float32, which moves it by some 1e-6 mm.)"""
+    moving, fixed = pair
+    moving.affine = moving.affine + np.pad([[1.25], [-0.5], [2.75]], ((0, 1), (3, 0)))
+    straight = registration.register(moving, fixed, ras_model, RegisterConfig())
+    for order in itertools.permutations(range(3)):
+        for flips in itertools.product((False, True), repeat=3):
+            turn = Turn(order, flips)
+            file = Image(turn.array(fixed.data), turn.affine(fixed.affine, SHAPE))
+            result = registration.register(moving, file, ras_model, RegisterConfig())
+            assert np.array_equal(result.fixed_affine, file.affine)
+            assert np.array_equal(result.moved_XYZ, turn.array(straight.moved_XYZ))
+            for k, (axis, flip) in enumerate(zip(order, flips, strict=True)):
+                expected = turn.array(straight.warp_XYZV[..., axis])
+                assert np.array_equal(result.warp_XYZV[..., k], -expected if flip else expected)
+
+
+def test_a_model_without_axes_takes_the_fixed_files_and_says_so(
+    model: Path, ras_model: Path, pair: tuple[Image, Image]
+) -> None:
+    moving, fixed = pair
+    turn = Turn((2, 0, 1), (True, False, False))
+    turned = [Image(turn.array(i.data), turn.affine(i.affine, SHAPE)) for i in pair]
+
+    def warp(model: Path, images: Sequence[Image], orientation: str = "auto") -> np.ndarray:
+        config = RegisterConfig(model_orientation=orientation)
+        return registration.register(images[0], images[1], model, config).warp_XYZV
+
+    own_axes = warp(model, turned)
+    assert np.array_equal(own_axes, warp(ras_model, turned, "fixed"))
+    assert not np.array_equal(own_axes, warp(ras_model, turned))
+    assert np.array_equal(warp(model, turned, "RAS"), warp(ras_model, turned))
+    assert np.array_equal(warp(model, pair), warp(ras_model, pair))  # these lie in RAS
+    for path, words in ((model, "does not say in which"), (ras_model, "in the model's, RAS")):
+        steps = registration.register(moving, fixed, path, RegisterConfig()).record["steps"]
+        assert any(step.startswith("axes: ") and words in step for step in steps)
 
 
 def test_a_cropped_registration_comes_back_on_the_fixed_grid(

@@ -48,6 +48,7 @@ class ToySource:
 
     shape = (16, 16, 16)
     channels = 2
+    orientation = "PIR"
 
     def __init__(self, config: SourceConfig, ranks: Ranks) -> None:
         self.config, self.ranks = config, ranks

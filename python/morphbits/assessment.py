@@ -21,6 +21,7 @@ from morphbits.datasets import phantom
 from morphbits.errors import UserError
 from morphbits.images import Image
 from morphbits.models.synthmorph_torch import SynthMorph
+from morphbits.models.weights import model_orientation
 from morphbits.stats import accuracy
 from morphbits.training import TrainConfig
 
@@ -48,7 +49,7 @@ class Outcome:
 
 def register(model: SynthMorph, moving: Image, fixed: Image) -> np.ndarray:
     """The warp (X, Y, Z, V) on the fixed grid, IEEE arithmetic."""
-    pair = images.prepare(moving, fixed)
+    pair = images.prepare(moving, fixed, orientation=model.architecture.orientation)
     moving_BCXYZ, fixed_BCXYZ = (
         torch.from_numpy(a)[None, None] for a in (pair.moving, pair.fixed)
     )
@@ -60,7 +61,7 @@ def register(model: SynthMorph, moving: Image, fixed: Image) -> np.ndarray:
                 "with a lower learning_rate"
             )
         warp_BVXYZ = model.warp(svf_BVXYZ)
-    return pair.grid.unpad(np.ascontiguousarray(warp_BVXYZ[0].permute(1, 2, 3, 0).numpy()))
+    return pair.warp_back(warp_BVXYZ[0].permute(1, 2, 3, 0).numpy())
 
 
 def assess_phantom(model: SynthMorph, seed: int, index: int, size: str) -> Outcome:
@@ -118,6 +119,7 @@ def describe(path: Path, recipe: TrainConfig, processes: int = 1) -> Path:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     text = f'caution = "{CAUTION}"\n' if recipe.source == "phantom-pairs" else ""
     text += f'sha256 = "{digest}"\n'
+    text += f'orientation = "{model_orientation(path)}"\n'
     text += f"parameters = {recipe.architecture().parameters()}\nprocesses = {processes}\n"
     text += f"\n[recipe]\n{config.to_toml(recipe)}"
     text += f'\n[versions]\ntorch = "{torch.__version__}"\n'

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
+from morphbits import axes
 from morphbits.errors import UserError
 
 Value = TypeVar("Value")
@@ -54,6 +55,16 @@ def precision(value: str) -> int | str:
     if re.fullmatch(r"[1-9]\d?", value) and 2 <= int(value) <= 24:
         return int(value)
     raise ValueError(f"must be 2 to 24 bits, or {in_words(FORMATS)}, not {value!r}")
+
+
+def model_orientation(value: str) -> str:
+    """Axes that a model was trained in, or where they are to be found."""
+    if value not in ("auto", "fixed", *axes.NAMES):
+        raise ValueError(
+            "must be auto, fixed, or where the first, second and third axis point, such as RAS or "
+            f"LIA, not {value!r}"
+        )
+    return value
 
 
 def stages(value: str) -> tuple[str, frozenset[str]]:

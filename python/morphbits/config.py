@@ -182,6 +182,14 @@ class Arithmetic(Perturbation):
         named="seed-{}",
         label="seed",
     )
+    model_orientation: str = option(
+        "auto",
+        "axes of the images that the model was trained on, e.g. RAS or LIA: images are brought "
+        "there, results back; fixed (the fixed file's) or auto (as recorded with the model)",
+        parse=choices.model_orientation,
+        hashed="never",  # what it comes to is, as `provenance.inputs` says it
+        named="axes-{}",
+    )
     crop: bool = option(
         False,
         "leave out the borders of the fixed grid where both images are at their minimum: a brain "

@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from morphbits.errors import UserError
-from morphbits.imageformats import CODES, EXTENSIONS, MGH_INTENT, Image, decode
+from morphbits.imageformats import CODES, EXTENSIONS, MGH_INTENT, WARP_NAME, Image, decode
 from morphbits.imageformats import conformed_affine as conformed_affine
 
 TEMPORARY = ".*.tmp"  # the name of a file that is being written
+WARP_FORMULA = b"moving(x + warp(x)), in voxels, then intent_p1 to p3 added in RAS mm"
 LEVELS = 2.0**16  # grey levels that float32 must keep apart
 WHOLE = 1e-3  # how far from a whole number a label may lie that went through scaling
 # the fields of displacements, coefficients and positions of other programs, by their intent codes
@@ -125,8 +126,22 @@ def load_warp(path: str | Path) -> Image:
         )
     if image.data.ndim != 4 or image.data.shape[3] != 3:
         raise UserError(f"{path} has shape {by(image.data.shape)}; a warp is X × Y × Z × 3")
+    if image.shift is not None and not (
+        image.shift.shape == (3,) and np.isfinite(image.shift).all()
+    ):
+        raise UserError(f"{path}: the shift in its header is no three numbers; get it again")
     image.data = _as_float32(path, image.data)
     return _noted(image)
+
+
+def say_if_unnamed(warp: Image) -> None:
+    """A note where a file does not say that it holds a warp in voxels, and what is added to it."""
+    if warp.shift is None:
+        say(
+            warp.name,
+            "it does not say what its numbers are (voxelmorph and older files do not): taken as "
+            "voxels of its own grid, with no shift of the worlds after it",
+        )
 
 
 def known_axes(image: Image) -> Image:
@@ -229,13 +244,42 @@ def save(
     write_atomically(path, content)
 
 
+def save_warp(
+    path: str | Path,
+    warp: NDArray[Any],
+    affine: NDArray[np.floating],
+    shift: NDArray[np.floating[Any]],
+    codes: tuple[int, int] = CODES,
+) -> None:
+    """Write a warp, (X, Y, Z, 3) in voxels of its own grid, with all that the transform needs:
+
+    moving(affine · (x + warp(x)) + shift), the argument in RAS mm.
+
+    NIfTI: intent_name is WARP_NAME, intent_p1 to p3 are the shift; the intent code stays 0,
+    because NIfTI's vectors are in millimetres. npz: `shift`. MGH has no place for it.
+    """
+    path = Path(path)
+    if np.any(shift) and extension_of(path) in (".mgz", ".mgh"):
+        raise UserError(
+            f"{path}: the images' centres were aligned, and a warp in MGH format cannot hold that "
+            "shift: give the name of a .nii.gz file"
+        )
+    data = np.asarray(warp, dtype=np.float32)
+    write_atomically(path, _encode(path, data, np.asarray(affine, np.float64), codes, shift))
+
+
 def _encode(
-    path: Path, data: NDArray[Any], affine: NDArray[np.float64], codes: tuple[int, int]
+    path: Path,
+    data: NDArray[Any],
+    affine: NDArray[np.float64],
+    codes: tuple[int, int],
+    shift: NDArray[np.floating[Any]] | None = None,
 ) -> bytes:
     extension = extension_of(path)
     if extension == ".npz":
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, vol=data, affine=affine)
+        arrays = {"vol": data, "affine": affine} | ({} if shift is None else {"shift": shift})
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
         return buffer.getvalue()
     if extension in (".mgz", ".mgh"):
         raw = nibabel.MGHImage(data, affine).to_bytes()
@@ -243,6 +287,10 @@ def _encode(
         nifti = nibabel.Nifti1Image(data, affine)
         nifti.header.set_xyzt_units("mm")
         nifti.header["sform_code"], nifti.header["qform_code"] = codes
+        if shift is not None:
+            nifti.header["intent_name"], nifti.header["descrip"] = WARP_NAME, WARP_FORMULA
+            for k, millimetres in enumerate(shift, start=1):
+                nifti.header[f"intent_p{k}"] = millimetres
         raw = nifti.to_bytes()
     # level 1: brain images with noise hardly shrink more at higher levels, and take far longer
     return gzip.compress(raw, 1, mtime=0) if extension in (".nii.gz", ".mgz") else raw

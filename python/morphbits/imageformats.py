@@ -32,6 +32,7 @@ from morphbits.errors import UserError
 
 EXTENSIONS = (".nii.gz", ".nii", ".mgz", ".mgh", ".npz")
 CODES = (2, 0)  # of sform ("aligned") and qform ("unknown") where an image brings none of its own
+WARP_NAME = b"morphbits warp"  # the intent's name of a warp in voxels, as `save_warp` writes it
 MGH_INTENT = 65536  # added to the intent codes of MGH files, which are not NIfTI's
 QUATERNION = 1e-4  # by how much the length of b, c, d may exceed 1: float32 matrices made them
 FLAT = 1e-6  # of the product of a voxel's edges: a volume below it is no volume in float32
@@ -81,6 +82,7 @@ class Image:
     guessed: no convention says either which way the axes point: left and right are unknown.
     codes: NIfTI's sform_code and qform_code, of which world the affine is; `save` takes them.
     intent: NIfTI's (or, above 65536, MGH's) code of what the values mean; 0 says nothing.
+    shift: of a warp, (3,) RAS mm that are added in the world after it; None: nobody says.
     notes: what was decided in reading, a sentence each.
     """
 
@@ -91,6 +93,7 @@ class Image:
     guessed: bool = False
     codes: tuple[int, int] = CODES
     intent: int = 0
+    shift: NDArray[np.float64] | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -290,7 +293,10 @@ def _nifti(path: Path, raw: bytes, voxels: bytes | None) -> Image:
     if affine is None:
         affine = oriented("LAS", array.shape, factor * sizes)
         return Image(array, affine, False, guessed=True, intent=intent, notes=notes)
-    return Image(array, affine, codes=codes, intent=intent, notes=notes)
+    shift = None
+    if header["intent_name"].item() == WARP_NAME:
+        shift = np.array([header[f"intent_p{k}"] for k in (1, 2, 3)], np.float64)
+    return Image(array, affine, codes=codes, intent=intent, shift=shift, notes=notes)
 
 
 def _without_codes(raw: bytes, order: str, second: bool) -> tuple[bytes, tuple[int, int]]:
@@ -418,14 +424,15 @@ def _mgh(raw: bytes) -> Image:
 
 def _npz(path: Path, raw: bytes, names: Sequence[str]) -> Image:
     with np.load(io.BytesIO(raw), allow_pickle=False) as archive:
-        held = [name for name in archive if name != "affine"]
+        held = [name for name in archive if name not in ("affine", "shift")]
         chosen = next((name for name in names if name in held), held[0] if len(held) == 1 else "")
         if not chosen:
             raise UserError(
                 f"{path} holds {held or 'nothing'}; the image must be named {names[0]!r}"
             )
         if "affine" in archive:
-            return Image(archive[chosen], np.asarray(archive["affine"], np.float64))
+            shift = np.asarray(archive["shift"], np.float64) if "shift" in archive else None
+            return Image(archive[chosen], np.asarray(archive["affine"], np.float64), shift=shift)
         return _bare(archive[chosen])
 
 

@@ -1,18 +1,20 @@
 """Images: brought onto the network's grid and back (their files: `morphbits.imagefiles`).
 
 A registration network sees two arrays of one shape, a multiple of 16 along each axis, with values
-in [0, 1]. `prepare` gets there from any pair of images in four steps, each of which it puts into
+in [0, 1]. `prepare` gets there from any pair of images in five steps, each of which it puts into
 words (`Prepared.steps`):
 
-1. align: nothing ("header": both images already share a world), or a translation in millimetres
+1. axes: both images are brought into the order and direction of axes that the model was trained
+   in, where that is known; nothing is interpolated;
+2. align: nothing ("header": both images already share a world), or a translation in millimetres
    that brings the centres of intensity mass together ("centre");
-2. conform: the moving image is resampled (trilinear) onto the fixed image's grid, through both
+3. conform: the moving image is resampled (trilinear) onto the fixed image's grid, through both
    affines; an image that is already on that grid is taken as it is, bit for bit;
-3. normalize: each image by its own minimum and maximum to [0, 1];
-4. pad (or crop, when asked) both to a multiple of 16.
+4. normalize: each image by its own minimum and maximum to [0, 1];
+5. pad (or crop, when asked) both to a multiple of 16.
 
-Outputs come back onto exactly the fixed image's grid: `Prepared.grid.unpad`. All of it is plain
-single-threaded arithmetic, so that the same files give the same bytes.
+Outputs come back onto exactly the fixed image's grid: `Prepared.moved_back`, `warp_back`. All of
+it is plain single-threaded arithmetic, so that the same files give the same bytes.
 
 Axes: X Y Z voxels in the order of the file, V the three components of a warp. Affines take voxel
 indices to RAS millimetres.
@@ -20,7 +22,7 @@ indices to RAS millimetres.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import nibabel
@@ -28,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from morphbits.axes import Turn, turn_to
 from morphbits.errors import UserError
 from morphbits.imagefiles import EXTENSIONS as EXTENSIONS
 from morphbits.imagefiles import TEMPORARY as TEMPORARY
@@ -39,6 +42,8 @@ from morphbits.imagefiles import load as load
 from morphbits.imagefiles import load_labels as load_labels
 from morphbits.imagefiles import load_warp as load_warp
 from morphbits.imagefiles import save as save
+from morphbits.imagefiles import save_warp as save_warp
+from morphbits.imagefiles import say_if_unnamed as say_if_unnamed
 from morphbits.imagefiles import write_atomically as write_atomically
 
 MULTIPLE = 16  # four levels of stride two, as in every SynthMorph network
@@ -149,6 +154,21 @@ def resample(
     return Image(data, affine.copy(), image.has_affine, image.path)
 
 
+def move(moving: Image, warp: Image, order: int = 1) -> Image:
+    """The moving image (linear, order 1) or label map (nearest, 0) on the warp's grid."""
+    alignment = np.eye(4)
+    if warp.shift is not None:
+        alignment[:3, 3] = warp.shift
+    aligned = replace(moving, affine=np.linalg.inv(alignment) @ moving.affine)
+    moved = resample(aligned, warp.data.shape, warp.affine, order, warp.data)
+    return replace(moved, codes=warp.codes)
+
+
+def shift_between(warp: Image, true_warp: Image) -> NDArray[np.float64]:
+    """What the shift of a warp is above that of another, (3,) RAS mm; none said is none."""
+    return np.subtract(*(np.zeros(3) if w.shift is None else w.shift for w in (warp, true_warp)))
+
+
 def normalize(data: NDArray[Any]) -> NDArray[np.float32]:
     """Min–max to [0, 1], float32; data that already spans [0, 1] comes back bit for bit."""
     low, high = float(data.min()), float(data.max())
@@ -176,9 +196,10 @@ def jacobian_determinant(warp: NDArray[Any]) -> NDArray[np.float64]:
 class Prepared:
     """A pair that a network can register, and the way back.
 
-    moving, fixed: float32 in [0, 1], both of shape `grid.size`.
-    fixed_affine: (4, 4) of the fixed image, which outputs carry after `grid.unpad`.
+    moving, fixed: float32 in [0, 1], both of shape `grid.size`, in the model's axes.
+    fixed_affine, fixed_codes: of the fixed image, which outputs carry once they are brought back.
     alignment: (4, 4) millimetres, the fixed image's world to the moving image's.
+    turn: the fixed file's axes to the model's.
     steps: what was done, a sentence each.
     """
 
@@ -186,18 +207,43 @@ class Prepared:
     fixed: NDArray[np.float32]
     grid: NetworkGrid
     fixed_affine: NDArray[np.float64]
+    fixed_codes: tuple[int, int]
     alignment: NDArray[np.float64]
+    turn: Turn
     steps: list[str] = field(default_factory=list)
 
+    def moved_back(self, moved_XYZ: NDArray[Any]) -> NDArray[Any]:
+        """A volume of the network's grid on the fixed image's."""
+        return self.turn.array_back(self.grid.unpad(moved_XYZ))
 
-def prepare(moving: Image, fixed: Image, align: str = "auto", crop: bool = False) -> Prepared:
+    def warp_back(self, warp_XYZV: NDArray[Any]) -> NDArray[Any]:
+        """A warp in voxels of the network's grid, on the fixed image's and in its voxels."""
+        return self.turn.warp_back(self.grid.unpad(warp_XYZV))
+
+
+def prepare(
+    moving: Image, fixed: Image, align: str = "auto", crop: bool = False, orientation: str = ""
+) -> Prepared:
     """Bring a pair of images onto one network grid, as the module's docstring says.
 
     align: "header", "centre", or "auto": header where both files have an affine and the centres
     of mass are within ONE_WORLD, else centre.
     crop: leave out the part of the fixed grid where both images are at their minimum.
+    orientation: axes that the model was trained in (see `axes`), empty for the fixed file's.
     """
     steps = [*_described("moving", moving), *_described("fixed", fixed)]
+    turn, fixed_affine = Turn(), fixed.affine.copy()
+    if orientation:
+        turn = turn_to(fixed.affine, orientation)
+        moving, fixed = _turned(moving, orientation), _turned(fixed, orientation)
+        steps.append(
+            f"axes: both images in the model's, {orientation}; results in those of the fixed file"
+        )
+    else:
+        steps.append(
+            "axes: those of the fixed file, because the model does not say in which it was "
+            "trained (--model-orientation does)"
+        )
     alignment, step = alignment_of(moving, fixed, align)
     steps.append(step)
 
@@ -228,8 +274,22 @@ def prepare(moving: Image, fixed: Image, align: str = "auto", crop: bool = False
             f"{by(grid.size)}, first voxel at {grid.start}"
         )
     return Prepared(
-        grid.pad(moving_01), grid.pad(fixed_01), grid, fixed.affine.copy(), alignment, steps
+        grid.pad(moving_01),
+        grid.pad(fixed_01),
+        grid,
+        fixed_affine,
+        fixed.codes,
+        alignment,
+        turn,
+        steps,
     )
+
+
+def _turned(image: Image, orientation: str) -> Image:
+    """The image with its axes in the order and direction of `orientation`."""
+    turn = turn_to(image.affine, orientation)
+    affine = turn.affine(image.affine, image.data.shape)
+    return replace(image, data=turn.array(image.data), affine=affine)
 
 
 def alignment_of(
@@ -238,7 +298,9 @@ def alignment_of(
     """World of the fixed image to world of the moving image, (4, 4) mm, and the step in words."""
     if align not in ("auto", "header", "centre"):
         raise UserError(f"unknown way to align, {align!r}: use auto, header or centre")
+    # rounded to what the header of a warp holds, so that what is done is what is saved
     shift = _centre_of_mass(moving) - _centre_of_mass(fixed)
+    shift = shift.astype(np.float32).astype(np.float64)
     distance = float(np.sqrt((shift**2).sum()))
     headers = moving.has_affine and fixed.has_affine
     if align == "header" or (align == "auto" and headers and distance <= ONE_WORLD):

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from morphbits import engines
-from morphbits.config import RegisterConfig
+from morphbits import engines, images
+from morphbits.config import Arithmetic, RegisterConfig
 from morphbits.errors import UserError
-from morphbits.images import Image, Prepared, prepare
+from morphbits.images import Image, Prepared
+from morphbits.models.weights import model_orientation, read_architecture
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Result:
     moved_XYZ: np.ndarray  # float32, the moving image's intensities in [0, 1], on the fixed grid
     warp_XYZV: np.ndarray  # float32, fixed to moving, in voxels of the fixed grid
     fixed_affine: np.ndarray  # (4, 4) float64, voxel of the fixed grid to RAS mm
+    fixed_codes: tuple[int, int]  # of its sform and its qform
+    shift: np.ndarray  # (3,) float64, RAS mm that lead on from the warp to the moving image
     record: dict[str, Any]  # what happened: seconds, operations, operators, order, steps
 
 
@@ -42,10 +45,10 @@ def register(
     """Register ``moving`` to ``fixed``; only the network runs inside the engine's region.
 
     Reading, resampling and normalizing come before it, cropping back to the fixed grid after it,
-    unperturbed. ``prepared`` may hand over what `images.prepare` gave for this very pair.
+    unperturbed. ``prepared`` may hand over what `prepare` gave for this very pair.
     """
     engine = engines.get(config.engine)
-    prepared = prepared or prepare(moving, fixed, config.align, config.crop)
+    prepared = prepared or prepare(moving, fixed, model, config)
     check_memory(model, int(prepared.fixed.size), config.engine)
     compute = _tensorflow if config.framework == "tensorflow" else _torch
     moved_XYZ, warp_XYZV, counts, seconds = compute(engine, prepared, model, config)
@@ -63,8 +66,20 @@ def register(
         "steps": list(prepared.steps),
         "alignment": prepared.alignment.tolist(),  # world of fixed to world of moving, mm
     }
-    grid = prepared.grid
-    return Result(grid.unpad(moved_XYZ), grid.unpad(warp_XYZV), prepared.fixed_affine, record)
+    return Result(
+        prepared.moved_back(moved_XYZ),
+        prepared.warp_back(warp_XYZV),
+        prepared.fixed_affine,
+        prepared.fixed_codes,
+        prepared.alignment[:3, 3],
+        record,
+    )
+
+
+def prepare(moving: Image, fixed: Image, model: Path, config: Arithmetic) -> Prepared:
+    """The pair as this model takes it; see `images.prepare`."""
+    orientation = model_orientation(model, config.model_orientation)
+    return images.prepare(moving, fixed, config.align, config.crop, orientation)
 
 
 _Computed = tuple[np.ndarray, np.ndarray, engines.Counts, float]
@@ -152,8 +167,6 @@ def memory_estimate(model: Path, voxels: int, engine: str) -> int:
     (native). There the pooling needs most: the features, an eighth of them, and twice that for
     its indices.
     """
-    from morphbits.models.weights import read_architecture
-
     width = read_architecture(model).enc[0]
     native = max(width + 26, width + width * 3 // 8 + 2)
     convolution = native if engine == "native" else 2 * width + 4

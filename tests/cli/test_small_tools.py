@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ from morphbits import bids, images
 from morphbits.bids import Dataset
 from morphbits.datasets import phantom
 from morphbits.errors import run_cli
+from morphbits.samples.provenance import data_sha256
 
 PYTHON = Path(__file__).parents[2] / "python"
 Run = Callable[..., tuple[int, str]]
@@ -114,12 +116,12 @@ def test_evaluate_warps(tmp_path: Path, run: Run, dataset: Dataset) -> None:
     assert 2 < float(rows[0]["value"]) < float(rows[1]["value"]) < 30
 
 
-def test_warp_undoes_the_alignment_that_the_sample_records(tmp_path: Path, run: Run) -> None:
-    """What warp.py gives is what the network moved, also where centres were aligned."""
+def test_warp_finds_the_alignment_of_a_file_that_does_not_say_it(tmp_path: Path, run: Run) -> None:
+    """In sample.json: the one that is named, or the one beside the warp; never another's."""
     rng = np.random.default_rng(1)
     affine = np.diag([2.0, 2, 2, 1])
     away = affine.copy()
-    away[:3, 3] = 200, -100, 50
+    away[:3, 3] = 20, -10, 14  # far, and it still overlaps with where it should be
     data = np.zeros((16, 16, 16), np.float32)
     data[4:12, 4:12, 4:12] = 1 + rng.random((8, 8, 8))
     images.save(tmp_path / "moving.nii.gz", data, away)
@@ -127,16 +129,69 @@ def test_warp_undoes_the_alignment_that_the_sample_records(tmp_path: Path, run: 
     prepared = images.prepare(moving, images.Image(data, affine))
     warp = np.zeros((16, 16, 16, 3), np.float32)
     warp[..., 2] = 1
-    images.save(tmp_path / "warp.nii.gz", warp, affine)
-    sample = tmp_path / "sample.json"
-    sample.write_text(json.dumps({"provenance": {"alignment": prepared.alignment.tolist()}}))
-    words = ("--moving", moving.path, "--warp", tmp_path / "warp.nii.gz", "--moved")
+    path = tmp_path / "derivatives/anat/warp.nii.gz"
+    images.save(path, warp, affine)  # as files were before a warp said what it is
+    words = ("--moving", moving.path, "--warp", path, "--moved")
     moved = tmp_path / "moved.nii.gz"
-    assert run("warp", *words, moved, "--sample", sample)[0] == 0
-    assert np.allclose(images.load(moved).data[..., :-1], data[..., 1:], atol=1e-4)
-    sample.write_text("{}")
+    status, printed = run("warp", *words, moved)
+    assert status == 0 and "does not say what its numbers are" in printed
+
+    def right() -> bool:
+        return np.allclose(images.load(moved).data[..., :-1], data[..., 1:], atol=1e-4)
+
+    assert not right()
+    record = {
+        "provenance": {"alignment": prepared.alignment.tolist()},
+        "outputs": {"warp": {"sha256": data_sha256(warp)}},
+    }
+    sample = tmp_path / "a.json"
+    sample.write_text(json.dumps(record))
     status, printed = run("warp", *words, moved, "--sample", sample)
-    assert status == 2 and "no sample.json" in printed
+    assert status == 0 and printed.strip() == str(moved) and right()
+    sample.rename(tmp_path / "derivatives/sample.json")
+    (tmp_path / "derivatives/anat/m.sample.json").write_text("{}")
+    assert run("warp", *words, moved)[1].strip() == str(moved) and right()
+
+    record["outputs"] = {"warp": {"sha256": data_sha256(warp + 1)}}
+    for content, says in ((record, "is not the record of"), ({}, "no sample.json")):
+        sample.write_text(json.dumps(content))
+        status, printed = run("warp", *words, moved, "--sample", sample)
+        assert status == 2 and says in printed and printed.count("\n") == 1
+
+
+def test_warps_that_lead_nowhere_or_are_of_other_programs_are_refused(
+    tmp_path: Path, run: Run
+) -> None:
+    affine = np.diag([2.0, 2, 2, 1])
+    data = np.random.default_rng(1).random((16, 16, 16), np.float32)
+    away = affine.copy()
+    away[:3, 3] = 500, 0, 0
+    images.save(tmp_path / "moving.nii.gz", data, away)
+    warp, moved = tmp_path / "warp.nii.gz", tmp_path / "moved.nii.gz"
+    images.save_warp(warp, np.zeros((16, 16, 16, 3)), affine, np.zeros(3))
+    words = ("--moving", tmp_path / "moving.nii.gz", "--warp", warp, "--moved", moved)
+    status, printed = run("warp", *words)
+    assert status == 2 and "leads nowhere" in printed and not moved.exists()
+
+    foreign = nibabel.Nifti1Image(np.zeros((16, 16, 16, 3), np.float32), affine)
+    foreign.header["intent_code"] = 2006
+    nibabel.save(foreign, warp)
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("a,b,mask\nwarp.nii.gz,warp.nii.gz,moving.nii.gz\n")
+    for answer in (run("warp", *words), run("evaluate", "--pairs", pairs, "--measure", "warp")):
+        assert answer[0] == 2 and "FSL" in answer[1] and answer[1].count("\n") == 1
+
+
+def test_evaluate_counts_the_shift_of_a_warp(tmp_path: Path, run: Run) -> None:
+    affine = np.diag([2.0, 2, 2, 1])
+    zeros = np.zeros((8, 8, 8, 3))
+    images.save_warp(tmp_path / "a.nii.gz", zeros, affine, np.array([3.0, 0, 0]))
+    images.save_warp(tmp_path / "b.npz", zeros + np.array([0.0, 2, 0]), affine, np.zeros(3))
+    images.save(tmp_path / "mask.nii.gz", np.ones((8, 8, 8), np.int32), affine)
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("a,b,mask\na.nii.gz,b.npz,mask.nii.gz\nb.npz,a.nii.gz,mask.nii.gz\n")
+    printed = run("evaluate", "--pairs", pairs, "--measure", "warp")[1]
+    assert [float(row["value"]) for row in csv.DictReader(printed.splitlines())] == [5] * 4
 
 
 @pytest.mark.parametrize(

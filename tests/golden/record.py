@@ -66,6 +66,7 @@ EXPERIMENTS: list[dict[str, Any]] = [
     NATIVE | {"align": "header"},
     NATIVE | {"align": "centre", "crop": True},
     NATIVE | {"crop": True},
+    NATIVE | {"model_orientation": "LIA"},
     NATIVE | {"model": Path("other.h5")},
     NATIVE | {"model": Path("a folder/it's.h5")},
     NATIVE | {"subjects": 2, "runs": 10},
@@ -114,6 +115,7 @@ def fixed_versions() -> Iterator[None]:
             (provenance, "versions", lambda framework: {framework: "VERSION"}),
             (provenance, "cpu", lambda: {"name": "PROCESSOR"}),
             (provenance, "file_sha256", lambda path: f"sha256 of {path.name}"),
+            (provenance, "model_orientation", lambda path, asked: asked),
             *((engines.get(name), "version", lambda: "KERNEL") for name in ("native", "verrou")),
         ):
             stack.enter_context(mock.patch.object(module, name, fixed))

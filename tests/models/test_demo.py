@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
+from morphbits import axes
 from morphbits.assessment import assess_phantom
 from morphbits.config import DEMO_MODEL, from_toml
+from morphbits.datasets import phantom
 from morphbits.models.synthmorph_torch import SynthMorph
 from morphbits.training import TrainConfig
 
@@ -24,7 +27,9 @@ def test_description_and_recipe_are_of_this_model() -> None:
     assert said["sha256"] == hashlib.sha256(DEMO_MODEL.read_bytes()).hexdigest()
     assert TrainConfig(**said["recipe"]) == recipe
     model = SynthMorph.load(DEMO_MODEL)
-    assert model.architecture == recipe.architecture()
+    assert model.architecture == replace(recipe.architecture(), orientation="RAS")
+    # its pairs were drawn in the template's axes
+    assert phantom.ORIENTATION == axes.name_of(phantom.template("2mm").affine) == "RAS"
     assert said["parameters"] == sum(p.numel() for p in model.parameters())
 
 

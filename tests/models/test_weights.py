@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from morphbits.models.weights import (
     DIGEST,
     Architecture,
     init_weights,
+    model_orientation,
     read_architecture,
     read_weights,
     save_h5,
@@ -225,3 +227,22 @@ def test_make_model(tmp_path: Path) -> None:
         [*command, "--output", str(tmp_path / "absent" / "w.h5")], capture_output=True, text=True
     )
     assert failed.returncode == 2 and failed.stderr.startswith("error: ")
+
+
+def test_the_axes_a_model_was_trained_in_are_kept_in_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    architecture = replace(SMALL, orientation="LIA")
+    save_h5(path, architecture, init_weights(architecture, 1))
+    assert read_architecture(path) == architecture
+    assert model_orientation(path) == "LIA" and model_orientation(path, "RAS") == "RAS"
+    assert model_orientation(path, "fixed") == ""
+    save_h5(path, SMALL, init_weights(SMALL, 1))  # read anew
+    assert model_orientation(path) == ""
+    published = path.rename(tmp_path / "brains-dice-vel-0.5-res-16-256f.h5")
+    assert model_orientation(published) == "LIA"
+    save_h5(path, SMALL, init_weights(SMALL, 1))
+    edit_config(path, metadata={"orientation": "XYZ"})
+    with pytest.raises(UserError, match=r"a\.h5: orientation 'XYZ' names no axes"):
+        model_orientation(path)
+    with pytest.raises(UserError, match="no such model file"):
+        model_orientation(tmp_path / "gone.h5")

@@ -20,6 +20,7 @@ from toy_training import TOY, ToySource, outputs, train_toy
 from morphbits import config
 from morphbits.errors import UserError
 from morphbits.models.synthmorph_torch import SynthMorph, init_model
+from morphbits.models.weights import read_architecture
 from morphbits.synthesis.prefetch import prefetch
 from morphbits.synthesis.sources import Ranks
 from morphbits.training import RunConfig, TrainConfig, checkpoint, estimate, loop, network
@@ -45,6 +46,10 @@ def test_same_configuration_gives_the_same_bytes(trained: Path, tmp_path: Path) 
     assert outputs(tmp_path) == outputs(trained)
     kept = sorted(path.name for path in tmp_path.glob("epoch-*.h5"))
     assert kept == ["epoch-0002.h5"]
+
+
+def test_the_model_says_in_which_axes_its_pairs_lay(trained: Path) -> None:
+    assert read_architecture(trained / "model.h5").orientation == ToySource.orientation
 
 
 @pytest.mark.parametrize("change", ["seed", "init_seed"])

@@ -42,6 +42,7 @@ from morphbits import bids, images
 from morphbits.bids import Dataset, Subject
 from morphbits.errors import UserError
 
+ORIENTATION = "RAS"  # the template's axes, and so every phantom's
 RECIPE = 1  # raised whenever the bytes of a phantom change
 LABELS = {0: "background", 1: "CSF", 2: "grey matter", 3: "white matter"}
 STREAMS = {"velocity": 0, "contrast": 1, "bias": 2, "noise": 3}
@@ -436,7 +437,7 @@ def _write_phantom(dataset: Dataset, who: Subject, phantom: Phantom) -> None:
     truth = bids.phantom_truth(dataset.root)
     warp_path = bids.true_warp_in(truth, who, dataset.space)
     images.save(bids.labels_in(truth, who), phantom.labels, phantom.affine)
-    images.save(warp_path, phantom.warp, phantom.affine)
+    images.save_warp(warp_path, phantom.warp, phantom.affine, np.zeros(3))
     _write_json(bids.sidecar(warp_path), _describe_warp(phantom))
     images.save(dataset.moving(who), phantom.image, phantom.affine)
 

@@ -14,6 +14,7 @@ Arrays: kernels (3, 3, 3, C_in, C_out), taps in X, Y, Z order; biases (C_out,); 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -26,12 +27,20 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
+from morphbits import axes
 from morphbits.errors import UserError
 
 MODEL_NAME = "vxm_dense"
 #: The version of Keras whose `.h5` layout is written here: Keras 2, which tf-keras keeps.
 KERAS_VERSION = "2.15.0"
 DIGEST = "morphbits_sha256"  # attribute: HDF5 itself would read a flipped bit as another weight
+#: Axes of the images that the published models were trained on, by the names of their files:
+#: FreeSurfer's conformed ones. (mri_synthmorph, by the same authors, brings images to LIA before
+#: its networks; the study's inputs were conformed.)
+PUBLISHED_ORIENTATIONS = {
+    "brains-dice-vel-0.5-res-16-256f.h5": "LIA",
+    "shapes-dice-vel-3-res-8-16-32-256f.h5": "LIA",
+}
 
 
 class Convolution(NamedTuple):
@@ -53,7 +62,8 @@ class Architecture:
     `enc` and `dec` are output channels per convolution, `int_steps` the number of squarings in the
     integration, the two resolutions are voxel sizes of the velocity field relative to the images,
     and `inshape` (X, Y, Z) is the image size the file was saved with; the weights fit any multiple
-    of `2 ** len(enc)`.
+    of `2 ** len(enc)`. `orientation` names the axes of the images that it was trained on
+    (`morphbits.axes`), empty where the file does not say.
     """
 
     enc: tuple[int, ...]
@@ -62,6 +72,7 @@ class Architecture:
     int_resolution: int = 2
     svf_resolution: int = 2
     inshape: tuple[int, int, int] = (160, 192, 224)
+    orientation: str = ""
 
     def __post_init__(self) -> None:
         if (self.int_resolution, self.svf_resolution) != (2, 2):
@@ -76,6 +87,8 @@ class Architecture:
                 "the decoder needs at least as many convolutions as the encoder: "
                 f"enc {self.enc}, dec {self.dec}"
             )
+        if self.orientation not in ("", *axes.NAMES):
+            raise UserError(f"orientation {self.orientation!r} names no axes, as RAS and LIA do")
         if min(self.enc + self.dec) < 1:
             raise UserError(f"every width must be 1 or more: enc {self.enc}, dec {self.dec}")
 
@@ -124,6 +137,23 @@ def read_weights(path: Path | str) -> dict[str, np.ndarray]:
     return _read(Path(path))[1]
 
 
+def model_orientation(path: Path, asked: str = "auto") -> str:
+    """Axes that images are brought into before this model, as in "RAS"; empty: the fixed file's.
+
+    `asked` is such a name, `fixed`, or `auto`: what is recorded in the file; the published models
+    are known by their names.
+    """
+    if asked != "auto":
+        return "" if asked == "fixed" else asked
+    status = path.stat() if path.is_file() else None
+    return _recorded_orientation(path, status and (status.st_size, status.st_mtime_ns))
+
+
+@functools.lru_cache
+def _recorded_orientation(path: Path, _: tuple[int, int] | None) -> str:
+    return read_architecture(path).orientation or PUBLISHED_ORIENTATIONS.get(path.name, "")
+
+
 def _read(path: Path) -> tuple[Architecture, dict[str, np.ndarray]]:
     with _open(path) as file:
         config = _model_config(file, path)
@@ -147,6 +177,7 @@ def _read(path: Path) -> tuple[Architecture, dict[str, np.ndarray]]:
             int_resolution=int_resolution,
             svf_resolution=svf_resolution,
             inshape=(int(x), int(y), int(z)),
+            orientation=(config.get("metadata") or {}).get("orientation", ""),
         )
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
@@ -279,7 +310,7 @@ def save_h5(
         "int_resolution": architecture.int_resolution,
         "svf_resolution": architecture.svf_resolution,
         "name": MODEL_NAME,
-        "metadata": {},
+        "metadata": {"orientation": architecture.orientation} if architecture.orientation else {},
     }
     versions = {"backend": "tensorflow", "keras_version": KERAS_VERSION}
     layers = architecture.convolutions()

@@ -22,7 +22,7 @@ from morphbits.bids import Dataset, Subject
 from morphbits.config import ExecutionConfig, ExperimentConfig, RegisterConfig, from_mapping
 from morphbits.errors import UserError
 from morphbits.images import Image, Prepared
-from morphbits.registration import register
+from morphbits.registration import prepare, register
 from morphbits.samples import estimate
 from morphbits.samples.matrix import sample_seed
 from morphbits.stats import analysis
@@ -93,7 +93,7 @@ def open_case(settings: ExperimentConfig, execution: ExecutionConfig, number: in
         subject,
         moving,
         fixed,
-        images.prepare(moving, fixed, settings.align),
+        prepare(moving, fixed, settings.model, settings),
         analysis.tissue_masks(dataset, fixed),
         execution.threads or estimate.cores(),
     )
@@ -299,10 +299,9 @@ def _precision_row(
 def accuracy(case: Case, samples: Samples) -> tuple[float, float, float, float]:
     """Of the first sample, NaN where the dataset does not know: mean Dice over labels, mean and
     95 % distance to the true warp in mm (brain), and % of brain voxels that fold."""
-    warp = Image(samples.warp_SXYZV[0], case.prepared.fixed_affine)
-    rows = analysis.accuracy_rows(
-        case.dataset, case.subject, case.fixed, warp, case.masks, case.settings.align
-    )
+    shift = case.prepared.alignment[:3, 3]
+    warp = Image(samples.warp_SXYZV[0], case.prepared.fixed_affine, shift=shift)
+    rows = analysis.accuracy_rows(case.dataset, case.subject, case.fixed, warp, case.masks)
 
     def mean(measure: str) -> float:
         of = [r["after"] for r in rows if r["measure"] == measure and r["tissue"] != "all"]

@@ -238,8 +238,7 @@ def _identity(settings: ExperimentConfig, dataset: Dataset) -> dict[str, Any]:
     if not dataset.fixed().is_file():
         return {}
     inputs = {
-        "fixed": provenance.file_sha256(dataset.fixed()),
-        "model": provenance.file_sha256(settings.model),
+        **provenance.inputs({"fixed": dataset.fixed()}, settings.model, settings),
         "dataset": dataset.name,
         **({"bids_filter": settings.bids_filter} if settings.bids_filter else {}),
     }

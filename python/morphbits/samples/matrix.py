@@ -62,10 +62,8 @@ class Unit:
 
     def configuration(self) -> dict[str, Any]:
         """All that can change a byte of this unit, with its hash; reads the inputs' checksums."""
-        inputs = {
-            name: provenance.file_sha256(getattr(self, name))
-            for name in ("moving", "fixed", "model")
-        }
+        files = {"moving": self.moving, "fixed": self.fixed}
+        inputs = provenance.inputs(files, self.model, self.config)
         return provenance.configuration(self.config, inputs)
 
 

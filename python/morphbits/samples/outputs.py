@@ -23,13 +23,17 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def save_result(result: Result, moved: Path, warp: Path) -> dict[str, Any]:
     """Write both images; returns the ``outputs`` of ``sample.json``: file, bytes and sha256."""
     outputs = {}
+    affine, codes = result.fixed_affine, result.fixed_codes
     for name, path, array in (
         ("moved", moved, result.moved_XYZ),
         ("warp", warp, result.warp_XYZV),
     ):
         path.parent.mkdir(parents=True, exist_ok=True)
         data = np.ascontiguousarray(array, dtype=np.float32)
-        images.save(path, data, result.fixed_affine)
+        if name == "warp":
+            images.save_warp(path, data, affine, result.shift, codes)
+        else:
+            images.save(path, data, affine, codes)
         outputs[name] = {
             "file": path.name,
             "bytes": path.stat().st_size,

@@ -25,8 +25,9 @@ import numpy as np
 
 import morphbits
 from morphbits import engines
-from morphbits.config import RegisterConfig, hashed
+from morphbits.config import Arithmetic, RegisterConfig, hashed
 from morphbits.errors import UserError
+from morphbits.models.weights import model_orientation
 
 # installed distributions whose version can change a byte of a sample, by framework
 _READING = ("nibabel", "numpy", "scipy")
@@ -69,10 +70,19 @@ def versions(framework: str) -> dict[str, str]:
     return found
 
 
+def inputs(files: Mapping[str, Path], model: Path, config: Arithmetic) -> dict[str, str]:
+    """Checksums of the files and the model, and the axes that images are brought into for it."""
+    return {
+        **{name: file_sha256(path) for name, path in files.items()},
+        "model": file_sha256(model),
+        "model_orientation": model_orientation(model, config.model_orientation) or "fixed",
+    }
+
+
 def configuration(config: RegisterConfig, inputs: Mapping[str, str]) -> dict[str, Any]:
     """All that can change a byte of this sample, and nothing else.
 
-    ``inputs`` are the checksums of moving, fixed and model. Which options belong to it, and when,
+    ``inputs`` are what the function of that name gives. Which options belong to it, and when,
     is written beside their fields (`config.option`).
     """
     chosen = {**hashed(config), **inputs, "versions": dict(versions(config.framework))}

@@ -25,13 +25,14 @@ class Files:
     warp: Path
 
 
+INPUTS = ("moving", "fixed", "model")
+
+
 def register_files(files: Files, config: RegisterConfig) -> str:
     """Register and write moved, warp and sample.json, all or none; returns what to print."""
     _check_outputs(files)
     started = provenance.Start()
-    inputs = {
-        name: provenance.file_sha256(getattr(files, name)) for name in ("moving", "fixed", "model")
-    }
+    inputs = provenance.inputs({"moving": files.moving, "fixed": files.fixed}, files.model, config)
     with staging(files.moved.parent) as beside_moved, staging(files.warp.parent) as beside_warp:
         result = register(images.load(files.moving), images.load(files.fixed), files.model, config)
         moved, warp = beside_moved / files.moved.name, beside_warp / files.warp.name
@@ -41,7 +42,7 @@ def register_files(files: Files, config: RegisterConfig) -> str:
             record = {
                 "configuration": provenance.configuration(config, inputs),
                 "provenance": provenance.provenance(config, started, result.record)
-                | {"files": {name: str(getattr(files, name)) for name in inputs}},
+                | {"files": {name: str(getattr(files, name)) for name in INPUTS}},
                 "outputs": outputs,
             }
             provenance.write_json(beside_moved / record_path.name, record)
@@ -78,7 +79,7 @@ def _check_outputs(files: Files) -> None:
         images.extension_of(path)
         if path.is_dir():
             raise UserError(f"{path}: is a folder; give the name of a file")
-    inputs = (files.moving, files.fixed, files.model)
+    inputs = [getattr(files, name) for name in INPUTS]
     named = [path.resolve() for path in (*inputs, files.moved, files.warp)]
     if files.moved.resolve() in (*named[:3], named[4]) or files.warp.resolve() in named[:3]:
         raise UserError(

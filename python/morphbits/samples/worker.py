@@ -25,7 +25,7 @@ from morphbits import bids, images
 from morphbits.bids import Subject
 from morphbits.config import RegisterConfig, from_mapping, to_mapping
 from morphbits.errors import UserError
-from morphbits.registration import register
+from morphbits.registration import prepare, register
 from morphbits.samples import provenance
 from morphbits.samples.matrix import Unit, unit_outputs
 from morphbits.samples.outputs import is_disk_full, save_result, staging
@@ -63,7 +63,7 @@ def run_unit(unit: Unit) -> dict[str, Any]:
     experiment_folder = unit.folder.parent.parent
     with staging(experiment_folder) as partial:
         moving, fixed = _load(unit.moving), _load(unit.fixed)
-        prepared = _prepare(unit.moving, unit.fixed, unit.config.align, unit.config.crop)
+        prepared = _prepare(unit.moving, unit.fixed, unit.model, _preparing(unit.config))
         result = register(moving, fixed, unit.model, unit.config, prepared)
         folder = partial / "unit"
         outputs = save_result(result, **unit_outputs(unit, folder))
@@ -91,8 +91,15 @@ def _load(path: Path) -> images.Image:
 
 
 @functools.lru_cache(maxsize=1)
-def _prepare(moving: Path, fixed: Path, align: str, crop: bool) -> images.Prepared:
-    return images.prepare(_load(moving), _load(fixed), align, crop)
+def _prepare(moving: Path, fixed: Path, model: Path, config: RegisterConfig) -> images.Prepared:
+    return prepare(_load(moving), _load(fixed), model, config)
+
+
+def _preparing(config: RegisterConfig) -> RegisterConfig:
+    """What matters of it before the network runs: the same for all samples of a pair."""
+    return RegisterConfig(
+        align=config.align, crop=config.crop, model_orientation=config.model_orientation
+    )
 
 
 def probe(unit: Unit, size: int) -> None:

@@ -87,14 +87,17 @@ def warp_error(
     true_warp: NDArray[np.floating[Any]],
     affine: NDArray[np.float64],
     mask: NDArray[np.bool_],
+    shift: NDArray[np.float64] | float = 0.0,
 ) -> WarpError:
-    """Euclidean distance |A (warp − true_warp)| inside the mask, mean and 95th percentile, in mm.
+    """Euclidean distance |A (warp − true_warp) + shift| inside the mask, mean and 95th percentile,
+    in mm.
 
-    A is the upper left 3 × 3 of the fixed image's affine; mask (X, Y, Z), e.g. the fixed brain.
-    With a warp of zeros: the distance before registration.
+    A is the upper left 3 × 3 of the fixed image's affine; mask (X, Y, Z), e.g. the fixed brain;
+    shift (3,) RAS mm is what the warp's own shift (see `images.save_warp`) is above that of the
+    true one. With a warp of zeros: the distance before registration.
     """
     difference = warp[mask].astype(np.float64) - true_warp[mask]
-    distance = np.sqrt(((difference @ affine[:3, :3].T) ** 2).sum(axis=-1))
+    distance = np.sqrt(((difference @ affine[:3, :3].T + shift) ** 2).sum(axis=-1))
     return WarpError(float(distance.mean()), float(np.quantile(distance, 0.95)))
 
 
@@ -116,9 +119,8 @@ def folding(warp: NDArray[np.floating[Any]], mask: NDArray[np.bool_] | None = No
 
 
 def moved_labels(moving: Image, warp: Image) -> Labels:
-    """The moving image's labels on the fixed grid: nearest label at x + warp(x)."""
-    shape = warp.data.shape[:3]
-    return images.resample(moving, shape, warp.affine, order=0, warp=warp.data).data
+    """The moving image's labels on the fixed grid, each voxel's the nearest to where it leads."""
+    return images.move(moving, warp, order=0).data
 
 
 def _labels(a: Labels, b: Labels, labels: Iterable[int] | None) -> list[int]:

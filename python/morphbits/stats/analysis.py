@@ -135,7 +135,7 @@ def _analyse_subject(results: Path, experiment: str, dataset: Dataset, subject: 
 
     def save_map(quantity: str, bits_XYZ: np.ndarray) -> None:
         path = bids.map_path(results, experiment, subject, space, quantity)
-        images.save(path, bits_XYZ, fixed.affine)
+        images.save(path, bits_XYZ, fixed.affine, fixed.codes)
 
     if len(units) >= MINIMUM_SAMPLES:
         ieee_XYZ = moved_XYZ(ieee) if ieee else None
@@ -211,13 +211,14 @@ def _analyse_subject(results: Path, experiment: str, dataset: Dataset, subject: 
                 }
             )
     if ieee:
-        align = json.loads(bids.sample_json(ieee).read_text())["configuration"].get(
-            "align", "auto"
-        )
         warp = images.load_warp(bids.warp_path(ieee, subject, space))
+        if warp.shift is None:  # of a sample from before warps held it
+            record = json.loads(bids.sample_json(ieee).read_text(encoding="utf-8"))
+            alignment = record.get("provenance", {}).get("alignment", np.eye(4))
+            warp.shift = np.array(alignment)[:3, 3]
         tables.accuracy = [
             {"subject": subject.entities, **row}
-            for row in accuracy_rows(dataset, subject, fixed, warp, masks, align)
+            for row in accuracy_rows(dataset, subject, fixed, warp, masks)
         ]
     return tables
 
@@ -228,7 +229,6 @@ def accuracy_rows(
     fixed: images.Image,
     warp: images.Image,
     masks: Mapping[str, np.ndarray],
-    align: str,
 ) -> list[Row]:
     """How good a warp is by what the dataset knows, beside a warp of zeros (before).
 
@@ -245,10 +245,7 @@ def accuracy_rows(
 
     moving_labels, fixed_labels = dataset.moving_labels(subject), dataset.fixed_labels()
     if moving_labels and fixed_labels:
-        moving = images.load(dataset.moving(subject))
-        alignment, _ = images.alignment_of(moving, fixed, align)
         labels = images.load_labels(moving_labels)
-        labels = replace(labels, affine=np.linalg.inv(alignment) @ labels.affine)
         target_XYZ = images.load_labels(fixed_labels).data
         moved = {when: accuracy.moved_labels(labels, one) for when, one in pair.items()}
         dice, surfaces = {}, {}
@@ -264,9 +261,10 @@ def accuracy_rows(
                 add(tissue, "surface_p95", {when: one.p95 for when, one in distances.items()})
     true_path = dataset.true_warp(subject)
     if true_path:
-        true = images.load_warp(true_path).data
+        true = images.load_warp(true_path)
+        shift = images.shift_between(warp, true)
         errors = {
-            when: accuracy.warp_error(one.data, true, fixed.affine, masks["brain"])
+            when: accuracy.warp_error(one.data, true.data, fixed.affine, masks["brain"], shift)
             for when, one in pair.items()
         }
         add("brain", "warp_error", {when: error.mean for when, error in errors.items()})

@@ -37,7 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from morphbits import bids, images
+from morphbits import axes, bids, images
 from morphbits.datasets import phantom
 from morphbits.errors import UserError
 from morphbits.images import Image, NetworkGrid
@@ -67,7 +67,7 @@ class LabelMaps:
 
     shape: (X, Y, Z), multiples of 16. values: the label of each index. targets: the labels whose
     overlap counts, in the order of a pair's channels. absent: labels that should count as well,
-    and that no map holds.
+    and that no map holds. orientation: the axes they lie in (`morphbits.axes`), empty for none.
     """
 
     def __init__(
@@ -79,8 +79,10 @@ class LabelMaps:
         targets: tuple[int, ...],
         draw: Callable[[int], Values],
         absent: tuple[int, ...] = (),
+        orientation: str = "",
     ) -> None:
         self.name, self.count, self.values, self.targets = name, count, values, targets
+        self.orientation = orientation
         self.absent = absent
         self.grid = NetworkGrid.around(shape)
         self.shape = self.grid.size
@@ -131,6 +133,7 @@ def open_labels(
         return LabelMaps(
             labels, count, shape, values, wanted,
             lambda number: phantom.make_phantom(stream, number, size).labels, absent,
+            phantom.ORIENTATION,
         )  # fmt: skip
     if labels == "shapes":
         values, voxel = tuple(range(SHAPES)), float(phantom.SIZES[size].factor)
@@ -250,9 +253,11 @@ def _from_files(
     if len(values) > 2**16:
         raise UserError(f"{paths[0]}: {len(values)} different labels; is this an intensity image?")
     wanted, absent = _targets(targets, values, preferred or values[1:], name, own_numbers)
+    orientation = axes.name_of(first.affine) if first else ""
     return LabelMaps(
-        name, len(maps), maps[0].shape, values, wanted, lambda number: maps[number], absent
-    )
+        name, len(maps), maps[0].shape, values, wanted, lambda number: maps[number], absent,
+        orientation,
+    )  # fmt: skip
 
 
 def _in_axes_of(first: Image, volume: Image) -> Image:

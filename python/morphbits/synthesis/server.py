@@ -64,6 +64,7 @@ class _Made:
     make: Make
     layout: wire.Layout | None = None
     description: str = ""
+    orientation: str = ""
     failure: str = ""
 
 
@@ -100,7 +101,7 @@ def _prepare(text: str, threads: int, cores: int) -> _Made:
                 images[side, k], targets[side, k] = image, target
 
     layout = wire.Layout(maps.shape, len(maps.targets), config.batch)
-    return _Made(make, layout, maps.describe())
+    return _Made(make, layout, maps.describe(), maps.orientation)
 
 
 @dataclass(eq=False)
@@ -149,8 +150,8 @@ class _Server:
             if failure or self.made.layout is None:
                 self._tell(trainer, {"error": failure})
                 return
-            layout, description = vars(self.made.layout), self.made.description
-            self._tell(trainer, {"layout": layout, "description": description})
+            made = {name: getattr(self.made, name) for name in ("description", "orientation")}
+            self._tell(trainer, {"layout": vars(self.made.layout), **made})
         elif file is not None and self.made.layout is not None:
             trainer.slots = wire.Slots(file, self.made.layout, message["slots"])
             os.close(file)

@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 
 from morphbits.config import option
-from morphbits.datasets.phantom import SIZES
+from morphbits.datasets.phantom import ORIENTATION, SIZES
 from morphbits.errors import UserError
 from morphbits.images import NetworkGrid
 from morphbits.synthesis import phantom_pairs
@@ -59,10 +59,12 @@ class Ranks:
 
 class Source(Protocol):
     """A stream of training pairs that can be asked for any of them; `shape` (X, Y, Z) is that of
-    the largest, `channels` the number of their labels."""
+    the largest, `channels` the number of their labels, `orientation` names their axes
+    (`morphbits.axes`), empty where they have none."""
 
     shape: tuple[int, int, int]
     channels: int
+    orientation: str
 
     def pair(self, epoch: int, step: int, rank: int) -> Pair:
         """The batch of `rank` at `step` (from 0, in its epoch) of `epoch` (from 0)."""
@@ -107,6 +109,7 @@ class _PhantomPairs:
         self.config, self.ranks, self.threads = config, ranks, threads
         self.shape = NetworkGrid.around(SIZES[config.size].voxels).size
         self.channels = 3  # tissues
+        self.orientation = ORIENTATION
 
     def pair(self, epoch: int, step: int, rank: int) -> Pair:
         config = self.config

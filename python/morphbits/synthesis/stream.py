@@ -72,6 +72,7 @@ class Stream:
         self.layout = wire.Layout(tuple(layout["shape"]), layout["labels"], layout["batch"])
         self.shape, self.channels = self.layout.shape, self.layout.labels
         self.description: str = welcome["description"]
+        self.orientation: str = welcome["orientation"]
         count = SLOTS + len(connections) - 1
         memory = wire.shared_memory(self.layout, count)
         for connection in connections:

@@ -95,6 +95,8 @@ def train(
         source = stack.enter_context(
             sources.open_source(config, ranks, config.threads, run.synth_procs, say)
         )
+        architecture = training.model.architecture
+        training.model.architecture = replace(architecture, orientation=source.orientation)
         if say:
             cost = source.shape, training.step, source.channels, run.synth_procs
             say(estimate.describe(config, ranks, *cost))
