@@ -27,7 +27,7 @@ pytest := cd python && ../$(venv) -m pytest -q -n 2 --dist loadfile --no-loadsco
 .PHONY: inference
 inference: $(stamp) ## register SUBJECTS x RUNS samples, then significance and the report
 	$(venv) python/run_matrix.py $(call options,SUBJECTS RUNS ENGINE MODE DATASET FIXED BIDS_FILTER SIZE MODEL EXPERIMENT SEED JOBS THREADS \
-		ACCUMULATION PRECISION PERTURB SUBNORMALS REGION LIBM ONEDNN ALIGN MODEL_ORIENTATION FRAMEWORK DATA RESULTS \
+		ACCUMULATION PRECISION PERTURB SUBNORMALS REGION LIBM ONEDNN ALIGN MODEL_ORIENTATION ORIENTATION NAN FRAMEWORK DATA RESULTS \
 		EXECUTOR SLURM_OPTIONS SLURM_CONTAINER TASK_SAMPLES) $(call off,WAIT) $(call flag,CROP) $(call flag,DRY_RUN) $(call flag,YES)
 
 .PHONY: paper
@@ -94,6 +94,7 @@ orders: $(stamp) ## what the order of the sums in convolutions moves, against pe
 
 layers = PYTHONPATH=python $(venv) python/layers.py
 layer_options = $(call options,SUBJECT RUNS MODE DATASET FIXED BIDS_FILTER SIZE MODEL EXPERIMENT SEED THREADS ACCUMULATION SUBNORMALS ALIGN MODEL_ORIENTATION \
+	ORIENTATION NAN \
 	DATA RESULTS) $(call flag,NOTES)
 
 ##@ Image with Verrou
@@ -128,7 +129,7 @@ corr: $(stamp) ## get the study's CoRR images by DataLad, verified (SUBJECTS, SO
 
 .PHONY: preprocess
 preprocess: $(stamp) ## CoRR's heads to brains on the template (ROUTE, SUBJECTS, SIZE, JOBS, DATA)
-	$(venv) python/preprocess.py $(call options,SUBJECTS TABLE ROUTE SIZE JOBS DATA)
+	$(venv) python/preprocess.py $(call options,SUBJECTS TABLE ROUTE SIZE ORIENTATION NAN JOBS DATA)
 
 .PHONY: models
 models: $(stamp) ## download the two published SynthMorph models and the study's fixed image
@@ -253,6 +254,8 @@ LIBM ?=          ## Verrou: perturbed, or excluded
 ONEDNN ?=        ## TensorFlow's kernels: on (oneDNN's) or off
 ALIGN ?=         ## how images meet: header, centre or auto
 MODEL_ORIENTATION ?= ## axes the model was trained in, e.g. RAS or LIA; fixed: those of the fixed file
+ORIENTATION ?=   ## axes of images whose files do not say them, as LAS (left, anterior, superior)
+NAN ?=           ## number that stands for voxels that are NaN or infinite
 CROP ?=          ## 1 leaves out the borders where both images are empty
 FRAMEWORK ?=     ## torch or tensorflow
 DATA ?=          ## folder of the datasets

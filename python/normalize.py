@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 from morphbits import images
+from morphbits.config import Reading, add_arguments, from_arguments
 from morphbits.errors import UserError, run_cli
 
 
@@ -21,7 +22,9 @@ def main() -> None:
     parser.add_argument("--input", type=Path, required=True, help="folder, searched recursively")
     parser.add_argument("--output", type=Path, required=True, help="another folder")
     parser.add_argument("--pattern", default="*T1w.nii.gz", help="of names (default: *T1w.nii.gz)")
+    add_arguments(parser, Reading)
     args = parser.parse_args()
+    reading = from_arguments(Reading, args)
 
     paths = sorted(args.input.rglob(args.pattern))
     if not paths:
@@ -29,7 +32,7 @@ def main() -> None:
     if args.input.resolve() == args.output.resolve():
         raise UserError(f"{args.output} is the input folder: name another one")
     for path in paths:
-        image = images.load(path)
+        image = images.load(path, reading.orientation, reading.nan)
         out = args.output / path.relative_to(args.input)
         images.save(out, images.normalize(image.data), image.affine, image.codes)
         print(f"{out}: {image.data.min():g} … {image.data.max():g} to 0 … 1")

@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 from morphbits import preprocessing
+from morphbits.config import Reading, add_arguments, from_arguments
 from morphbits.datasets import corr_table
 from morphbits.errors import UserError, run_cli
 from morphbits.preprocessing import open_route
@@ -27,10 +28,12 @@ def main() -> None:
     parser.add_argument("--size", choices=open_route.SIZES, default="1mm", help="open route")
     parser.add_argument("--jobs", type=int, default=cores(), help="images at a time")
     parser.add_argument("--data", type=Path, default=Path("data"), help="data folder")
+    add_arguments(parser, Reading)
     options = parser.parse_args()
+    reading = from_arguments(Reading, options)
     scans = corr_table.select(options.subjects, options.table)
     outcomes = preprocessing.preprocess(
-        options.data, scans, options.route, options.size, max(1, options.jobs)
+        options.data, scans, options.route, options.size, max(1, options.jobs), reading=reading
     )
     excluded = sum(bool(outcome.excluded) for outcome in outcomes)
     print(f"{len(outcomes) - excluded} of {len(outcomes)} images are ready, {excluded} left out")

@@ -23,6 +23,7 @@ _SPECIAL = {
     "precision": st.sampled_from(["2", "9", "10", "24", "float16", "bfloat16", "tf32"]),
     "perturb": st.sampled_from(["all", "only:flow", "except:encoder-1,flow"]),
     "model_orientation": st.sampled_from(["auto", "fixed", "RAS", "PIL"]),
+    "orientation": st.sampled_from(["", "LAS", "RAS", "PIR"]),
     "experiment": st.from_regex(r"([A-Za-z0-9][A-Za-z0-9._-]*)?", fullmatch=True),
 }
 _TEXT = st.text(
@@ -41,6 +42,8 @@ def values_of(cls: type, spec: dataclasses.Field[Any]) -> st.SearchStrategy[Any]
         found = st.booleans()
     elif kind is int:
         found = st.integers(spec.metadata["minimum"], spec.metadata["maximum"])
+    elif kind is float:
+        found = st.floats(allow_nan=False, allow_infinity=False)
     else:
         found = _TEXT.map(Path) if kind is Path else _TEXT
     return st.none() | found if optional else found

@@ -79,6 +79,18 @@ def stages(value: str) -> tuple[str, frozenset[str]]:
     return kind, frozenset(names.split(",") if names else ())
 
 
+def orientation(value: str) -> str:
+    """Where three axes point to, as LAS (left, anterior, superior), or nothing."""
+    if value and sorted(next((p for p in ("LR", "AP", "IS") if x in p), x) for x in value) != [
+        "AP", "IS", "LR",
+    ]:  # fmt: skip
+        raise ValueError(
+            "must be three letters, where the axes point to: one of L R, one of A P, one of I S, "
+            f"such as LAS, not {value!r}"
+        )
+    return value
+
+
 def numbers(
     kind: type[int] | type[float], minimum: float, maximum: float, names: Sequence[str] = ()
 ) -> Callable[[str], object]:

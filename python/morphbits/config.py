@@ -132,7 +132,29 @@ class Perturbation:
 
 
 @dataclass(frozen=True)
-class Arithmetic(Perturbation):
+class Reading:
+    """How images are read that leave something open."""
+
+    orientation: str = option(
+        "",
+        "where the axes point to of images whose files do not say it (NIfTI without codes, "
+        "Analyze), such as LAS: left, anterior, superior; left out: such images are refused",
+        parse=choices.orientation,
+        hashed="changed",
+        named="orientation-{}",
+        label="axes of images that do not say them",
+    )
+    nan: float | None = option(
+        None,
+        "what stands for voxels that are NaN or infinite; left out: such images are refused",
+        hashed="changed",
+        named="nan-{:g}",
+        label="value for NaN",
+    )
+
+
+@dataclass(frozen=True)
+class Arithmetic(Perturbation, Reading):
     """How numbers are computed: shared by one registration and by a whole experiment."""
 
     framework: str = option(

@@ -111,6 +111,31 @@ def test_a_field_of_view_of_another_kind_and_an_npz_are_taken(
     assert any("no affine" in step for step in record["provenance"]["steps"])
 
 
+def test_what_a_file_leaves_open_is_given_by_options_and_recorded(
+    folder: Path, register: Register, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fixed = nibabel.load(folder / "fixed.nii.gz")
+    data = fixed.get_fdata(dtype=np.float32)
+    data[0] = np.nan
+    nibabel.save(nibabel.Nifti1Image(data, None), folder / "fixed.nii.gz")
+    for changes, says in (
+        ({"nan": "0"}, "left and right would be a guess: give --orientation"),
+        ({"orientation": "LAS"}, "440 voxels of 8800 that are not finite"),
+    ):
+        assert register(**changes) == 2 and says in capsys.readouterr().err
+    hashes = set()
+    for axes in ("LAS", "RAS"):
+        assert register(nan="0", orientation=axes) == 0
+        record = json.loads((folder / "out/sample.json").read_text())
+        assert record["configuration"]["orientation"] == axes
+        assert record["configuration"]["nan"] == 0
+        hashes.add(record["configuration"]["hash"])
+        steps = [step for step in record["provenance"]["steps"] if step.startswith("fixed: ")]
+        assert f"mm, {axes} " in steps[0] and f"{axes}, as given" in steps[1]
+        assert "set to 0" in steps[2]
+    assert len(hashes) == 2
+
+
 def spoil(folder: Path, how: str) -> dict[str, str | Path]:
     """Spoil one thing; the arguments that then differ."""
     moving = folder / "moving.nii.gz"

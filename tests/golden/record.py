@@ -76,6 +76,7 @@ EXPERIMENTS: list[dict[str, Any]] = [
     NATIVE | {"dataset": "corr"},
     NATIVE | {"dataset": "corr-freesurfer"},
     NATIVE | {"dataset": "/data/my images"},
+    NATIVE | {"orientation": "LAS", "nan": 0.0},
     NATIVE | {"dataset": "mine", "fixed": Path("target.nii.gz"), "bids_filter": "ses-1 no-run"},
     VERROU,
     VERROU | {"mode": "nearness", "seed": 7},

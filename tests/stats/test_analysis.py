@@ -170,6 +170,21 @@ def test_without_labels_the_brain_is_where_the_fixed_image_is(made: tuple[Path, 
     np.testing.assert_array_equal(masks["brain"], labels_XYZ > 0)
 
 
+def test_images_are_read_as_the_experiment_read_them(tmp_path: Path) -> None:
+    """Without codes and with NaN for 0, and the options that say what they are: the same rows."""
+    dataset = make_dataset(tmp_path / "data", 1)
+    options = {"orientation": "RAS", "nan": 0.0}
+    make_experiment(tmp_path / "results", "x", dataset, 2, settings=options)
+    expected = analyse(tmp_path / "results", "x", dataset)
+    for path in (dataset.fixed(), dataset.moving(dataset.subjects()[0])):
+        data = images.load(path).data
+        bare = nibabel.Nifti1Image(np.where(data > 0, data, np.nan), None)
+        bare.header.set_zooms((2, 2, 2))
+        nibabel.save(bare, path)
+    found = analyse(tmp_path / "results", "x", dataset)
+    assert found.accuracy == expected.accuracy and found.significance == expected.significance
+
+
 def test_tables_come_back_as_written(tmp_path: Path) -> None:
     rows = [{"subject": "sub-001", "n": 3, "mean": 0.1 + 0.2, "q05": float("inf")}]
     write_table(tmp_path / "t.csv", rows)

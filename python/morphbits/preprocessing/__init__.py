@@ -22,13 +22,15 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import morphbits
-from morphbits import bids, images
+from morphbits import bids, config, images
 from morphbits.bids import Dataset
+from morphbits.config import Reading
 from morphbits.datasets.corr_table import Scan
 from morphbits.errors import UserError
 from morphbits.preprocessing import freesurfer, open_route, picture
 
 ROUTES = ("open", "freesurfer")
+READ_PLAINLY = Reading()
 RECIPE = 1  # raised whenever the bytes of a preprocessed image change
 # Below either, a registration counts as failed: see notes/corr.md for the measurements between
 # which these lie.
@@ -52,8 +54,16 @@ def preprocess(
     size: str = "1mm",
     jobs: int = 1,
     say: Callable[[str], None] = print,
+    reading: Reading = READ_PLAINLY,
 ) -> list[Outcome]:
-    """Preprocess these images of `data/corr`, where not done yet; says each exclusion."""
+    """Preprocess these images of `data/corr`, where not done yet; says each exclusion.
+
+    reading: of the open route's raw images.
+    """
+    if route == "freesurfer" and reading != READ_PLAINLY:
+        raise UserError(
+            "FreeSurfer reads its images itself: orientation and nan are for ROUTE=open"
+        )
     absent = [s for s in scans if not (bids.corr_raw(data) / s.path).is_file()]
     if absent:
         raise UserError(
@@ -62,9 +72,9 @@ def preprocess(
         )
     dataset = bids.corr_dataset(data, route)
     tool = freesurfer.FreeSurfer.found() if route == "freesurfer" else None
-    _describe(dataset, route, size)
+    _describe(dataset, route, size, reading)
     _write_fixed(dataset, data, route, size)
-    work = partial(_one, dataset, data, size, tool)
+    work = partial(_one, dataset, data, size, tool, reading)
     outcomes = []
     with (
         ProcessPoolExecutor(jobs) as pool,
@@ -97,7 +107,12 @@ def judge(quality: dict[str, float]) -> str:
 
 
 def _one(
-    dataset: Dataset, data: Path, size: str, tool: freesurfer.FreeSurfer | None, scan: Scan
+    dataset: Dataset,
+    data: Path,
+    size: str,
+    tool: freesurfer.FreeSurfer | None,
+    reading: Reading,
+    scan: Scan,
 ) -> Outcome:
     """One subject, unless it has been done from the same raw file."""
     raw = bids.corr_raw(data) / scan.path
@@ -119,7 +134,7 @@ def _one(
     image_path.unlink(missing_ok=True)  # made from another raw image
     brain: Preprocessed | None = None
     try:  # what is wrong with an image leaves it out; what is wrong with the disk ends the run
-        brain = _brain(raw, data, size, tool, scan)
+        brain = _brain(raw, data, size, tool, reading, scan)
         excluded = judge(brain.quality)
     except freesurfer.Unready:
         raise
@@ -151,7 +166,12 @@ class Preprocessed:
 
 
 def _brain(
-    raw: Path, data: Path, size: str, tool: freesurfer.FreeSurfer | None, scan: Scan
+    raw: Path,
+    data: Path,
+    size: str,
+    tool: freesurfer.FreeSurfer | None,
+    reading: Reading,
+    scan: Scan,
 ) -> Preprocessed:
     """The head by one of the routes; UserError where that cannot be."""
     if tool is not None:
@@ -159,7 +179,8 @@ def _brain(
         cropped = freesurfer.cropped_and_normalized(norm)
         return Preprocessed(cropped.data, cropped.affine, {})
     try:
-        found = open_route.extract(images.load(raw), size, scan.orientation_uncertain)
+        head = images.load(raw, reading.orientation, reading.nan)
+        found = open_route.extract(head, size, scan.orientation_uncertain)
     except RuntimeError as error:  # ITK's
         reason = str(error).strip().splitlines()[-1]
         raise UserError(f"{raw} cannot be registered ({reason}); look at the image") from None
@@ -198,10 +219,10 @@ def _write_fixed(dataset: Dataset, data: Path, route: str, size: str) -> None:
     images.save(dataset.fixed(), fixed.data, fixed.affine)
 
 
-def _describe(dataset: Dataset, route: str, size: str) -> None:
+def _describe(dataset: Dataset, route: str, size: str, reading: Reading) -> None:
     """Describe a new folder; refuse one that was made otherwise."""
     path = dataset.root / "dataset_description.json"
-    recipe = {"route": route, "size": size, "recipe": RECIPE}
+    recipe = {"route": route, "size": size, "recipe": RECIPE, **config.hashed(reading)}
     if path.is_file():
         made = _read_json(path).get("GeneratedBy", [{}])[0].get("Parameters")
         if made != recipe:

@@ -86,7 +86,10 @@ def open_case(settings: ExperimentConfig, execution: ExecutionConfig, number: in
     if not 1 <= number <= len(subjects):
         raise UserError(f"{dataset.root}: has {len(subjects)} subjects, no number {number}")
     subject = subjects[number - 1]
-    moving, fixed = images.load(dataset.moving(subject)), images.load(dataset.fixed())
+    moving, fixed = (
+        images.load(path, settings.orientation, settings.nan)
+        for path in (dataset.moving(subject), dataset.fixed())
+    )
     return Case(
         settings,
         dataset,
@@ -301,7 +304,10 @@ def accuracy(case: Case, samples: Samples) -> tuple[float, float, float, float]:
     95 % distance to the true warp in mm (brain), and % of brain voxels that fold."""
     shift = case.prepared.alignment[:3, 3]
     warp = Image(samples.warp_SXYZV[0], case.prepared.fixed_affine, shift=shift)
-    rows = analysis.accuracy_rows(case.dataset, case.subject, case.fixed, warp, case.masks)
+    reading = case.settings.orientation, case.settings.nan
+    rows = analysis.accuracy_rows(
+        case.dataset, case.subject, case.fixed, warp, case.masks, reading
+    )
 
     def mean(measure: str) -> float:
         of = [r["after"] for r in rows if r["measure"] == measure and r["tissue"] != "all"]

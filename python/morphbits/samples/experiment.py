@@ -212,7 +212,8 @@ def _subjects(
             f"{dataset.root}: there are images to take of {len(subjects)} subjects, not of "
             f"{settings.subjects}: give SUBJECTS={len(subjects)}"
         )
-    return subjects, _network_voxels(images.load(dataset.fixed()).data.shape)
+    fixed = images.load(dataset.fixed(), settings.orientation, settings.nan)
+    return subjects, _network_voxels(fixed.data.shape)
 
 
 def _make_phantoms(settings: ExperimentConfig, data: Path) -> None:

@@ -34,7 +34,11 @@ def register_files(files: Files, config: RegisterConfig) -> str:
     started = provenance.Start()
     inputs = provenance.inputs({"moving": files.moving, "fixed": files.fixed}, files.model, config)
     with staging(files.moved.parent) as beside_moved, staging(files.warp.parent) as beside_warp:
-        result = register(images.load(files.moving), images.load(files.fixed), files.model, config)
+        moving, fixed = (
+            images.load(path, config.orientation, config.nan)
+            for path in (files.moving, files.fixed)
+        )
+        result = register(moving, fixed, files.model, config)
         moved, warp = beside_moved / files.moved.name, beside_warp / files.warp.name
         record_path = record_file(files)
         try:

@@ -62,7 +62,8 @@ def run_unit(unit: Unit) -> dict[str, Any]:
     configuration = unit.configuration()
     experiment_folder = unit.folder.parent.parent
     with staging(experiment_folder) as partial:
-        moving, fixed = _load(unit.moving), _load(unit.fixed)
+        reading = unit.config.orientation, unit.config.nan
+        moving, fixed = (_load(path, *reading) for path in (unit.moving, unit.fixed))
         prepared = _prepare(unit.moving, unit.fixed, unit.model, _preparing(unit.config))
         result = register(moving, fixed, unit.model, unit.config, prepared)
         folder = partial / "unit"
@@ -86,19 +87,24 @@ def run_unit(unit: Unit) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=2)
-def _load(path: Path) -> images.Image:
-    return images.load(path)
+def _load(path: Path, orientation: str, nan: float | None) -> images.Image:
+    return images.load(path, orientation, nan)
 
 
 @functools.lru_cache(maxsize=1)
 def _prepare(moving: Path, fixed: Path, model: Path, config: RegisterConfig) -> images.Prepared:
-    return prepare(_load(moving), _load(fixed), model, config)
+    pair = [_load(path, config.orientation, config.nan) for path in (moving, fixed)]
+    return prepare(pair[0], pair[1], model, config)
 
 
 def _preparing(config: RegisterConfig) -> RegisterConfig:
     """What matters of it before the network runs: the same for all samples of a pair."""
     return RegisterConfig(
-        align=config.align, crop=config.crop, model_orientation=config.model_orientation
+        align=config.align,
+        crop=config.crop,
+        model_orientation=config.model_orientation,
+        orientation=config.orientation,
+        nan=config.nan,
     )
 
 

@@ -83,7 +83,7 @@ def analyse(results: Path, experiment: str, dataset: Dataset, jobs: int = 1) -> 
             f" {MINIMUM_SAMPLES} finished samples, so there is no spread to measure; run more"
             f" samples (make inference RUNS=10)"
         )
-    grid = images.load(dataset.fixed()).data.size
+    grid = images.load(dataset.fixed(), *_reading(results, experiment)).data.size
     jobs = jobs_that_fit(min(jobs, len(subjects)), max(counts.values()) * grid)
     tables = Tables()
     work = partial(_analyse_subject, results, experiment, dataset)
@@ -102,6 +102,13 @@ def analyse(results: Path, experiment: str, dataset: Dataset, jobs: int = 1) -> 
     return tables
 
 
+def _reading(results: Path, experiment: str) -> tuple[str, float | None]:
+    """Orientation and nan by which the experiment's images are read (`images.load`)."""
+    path = bids.experiment_file(results, experiment, "experiment.json")
+    settings = json.loads(path.read_text(encoding="utf-8"))["settings"] if path.is_file() else {}
+    return settings.get("orientation", ""), settings.get("nan")
+
+
 def jobs_that_fit(jobs: int, values: int) -> int:
     """As many of these jobs as the machine's memory holds, each of `values` voxels × samples.
 
@@ -116,7 +123,8 @@ def _analyse_subject(results: Path, experiment: str, dataset: Dataset, subject: 
     """The rows of one subject; writes its maps."""
     tables = Tables()
     space = dataset.space
-    fixed = images.load(dataset.fixed())
+    reading = _reading(results, experiment)
+    fixed = images.load(dataset.fixed(), *reading)
     masks = tissue_masks(dataset, fixed)
 
     def unit(sample: str) -> Path | None:
@@ -218,7 +226,7 @@ def _analyse_subject(results: Path, experiment: str, dataset: Dataset, subject: 
             warp.shift = np.array(alignment)[:3, 3]
         tables.accuracy = [
             {"subject": subject.entities, **row}
-            for row in accuracy_rows(dataset, subject, fixed, warp, masks)
+            for row in accuracy_rows(dataset, subject, fixed, warp, masks, reading)
         ]
     return tables
 
@@ -229,12 +237,14 @@ def accuracy_rows(
     fixed: images.Image,
     warp: images.Image,
     masks: Mapping[str, np.ndarray],
+    reading: tuple[str, float | None] = ("", None),
 ) -> list[Row]:
     """How good a warp is by what the dataset knows, beside a warp of zeros (before).
 
     measure: dice; surface and surface_p95, distance of a tissue's surfaces in mm (not for one
     that a map lacks); warp_error and warp_error_p95, distance to the true warp in mm; folding, %
-    of voxels whose Jacobian determinant is not positive.
+    of voxels whose Jacobian determinant is not positive. reading: orientation and nan of
+    `images.load`.
     """
     zeros = replace(warp, data=np.zeros_like(warp.data))
     pair = {"before": zeros, "after": warp}
@@ -245,8 +255,8 @@ def accuracy_rows(
 
     moving_labels, fixed_labels = dataset.moving_labels(subject), dataset.fixed_labels()
     if moving_labels and fixed_labels:
-        labels = images.load_labels(moving_labels)
-        target_XYZ = images.load_labels(fixed_labels).data
+        labels = images.load_labels(moving_labels, *reading)
+        target_XYZ = images.load_labels(fixed_labels, *reading).data
         moved = {when: accuracy.moved_labels(labels, one) for when, one in pair.items()}
         dice, surfaces = {}, {}
         for when, moved_XYZ in moved.items():
