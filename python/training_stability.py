@@ -18,6 +18,7 @@ from pathlib import Path
 from morphbits import bids, stability
 from morphbits.config import add_arguments, from_arguments
 from morphbits.errors import run_cli
+from morphbits.parent import end_with_parent
 from morphbits.report.stability import build
 from morphbits.training import TrainConfig
 from morphbits.training.options import recipe
@@ -38,6 +39,7 @@ def main() -> None:
     add_arguments(parser, TrainConfig)
     arguments = parser.parse_args()
     if arguments.run_folder:
+        end_with_parent()
         run = stability.Run("", 0, from_arguments(TrainConfig, arguments), arguments.run_folder)
         return stability.execute(run, register=not arguments.only_train)
     asked = from_arguments(TrainConfig, arguments, recipe(arguments.experiment))

@@ -4,7 +4,7 @@
 # number (NNODES), a port of one of them that all can reach (RDZV) and a name for this run (RUN_ID):
 #   NNODES=2 NPROC=8 RDZV=node1:29400 RUN_ID=first scripts/train_ddp.sh --experiment train-demo
 # With --engine verrou each process runs under Verrou (scripts/with_verrou.sh).
-# SIGTERM or Ctrl-C: the step under way is finished and saved; the exit status is 143 or 130.
+# SIGTERM or Ctrl-C: the step under way is finished and saved; the exit status is 143 or 130. So it is when this script dies.
 set -euo pipefail
 fail() { echo "error: $1" >&2; exit 2; }
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -22,7 +22,7 @@ fi
 python=$here/.venv/bin/python
 [ -x "$python" ] || python=python3
 status=0 stopped=''
-PYTHONPATH=$here/python${PYTHONPATH:+:$PYTHONPATH} "$python" -m morphbits.training.launch "${meeting[@]}" \
+MORPHBITS_PARENT=$$ PYTHONPATH=$here/python${PYTHONPATH:+:$PYTHONPATH} "$python" -m morphbits.training.launch "${meeting[@]}" \
   --nproc-per-node "$processes" -- "$@" &
 child=$!
 trap 'stopped=143; kill -TERM $child' TERM

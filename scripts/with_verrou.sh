@@ -18,6 +18,13 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 fail() { echo "error: $1" >&2; exit 2; }
 
+# Who starts this with its process id in MORPHBITS_PARENT, as a training does, ends it when it dies (morphbits/parent.py).
+if [ -n "${MORPHBITS_PARENT-}" ]; then
+  if [ "${MORPHBITS_TIED-}" != $$ ]; then MORPHBITS_TIED=$$ exec setpriv --pdeathsig TERM "${BASH_SOURCE[0]}" "$@"; fi
+  [ "$PPID" = "$MORPHBITS_PARENT" ] || exit 143
+  export MORPHBITS_PARENT=$$
+fi
+
 mode=random seed=1 region=registration libm=perturbed onednn=on exclude='' symbols='' localize='' action=run
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
   case $1 in

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -42,6 +43,7 @@ from morphbits.errors import UserError
 from morphbits.images import NetworkGrid
 from morphbits.models.synthmorph_torch import SynthMorph
 from morphbits.models.weights import read_weights
+from morphbits.parent import PARENT
 from morphbits.samples.provenance import file_sha256
 from morphbits.stats.significance import quantiles, significant_bits
 from morphbits.stats.variability import standard_deviation
@@ -246,8 +248,9 @@ def commands(run: Run, script: Path) -> list[list[str]]:
 
 def _start(run: Run, words: list[str]) -> subprocess.Popen[bytes]:
     run.folder.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, PARENT: str(os.getpid())}
     with (run.folder / "output.txt").open("ab") as output:
-        return subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT)
+        return subprocess.Popen(words, env=environment, stdout=output, stderr=subprocess.STDOUT)
 
 
 # ---------------------------------------------------------------------- what came out

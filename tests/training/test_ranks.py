@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -198,17 +199,93 @@ def test_a_rank_that_is_killed_is_named(tmp_path: Path) -> None:
     job = script(tmp_path, stderr=subprocess.PIPE)
     assert job.stdout is not None and job.stderr is not None
     job.stdout.readline()  # of the first rank: all have been started
-    own = str(tmp_path).encode()
-    ranks = [
-        int(path.parent.name)
-        for path in Path("/proc").glob("[0-9]*/cmdline")
-        if own in (words := _content(path)) and b"train_ddp.py" in words
-    ]
-    os.kill(max(ranks), signal.SIGKILL)
+    os.kill(max(processes_of(tmp_path, b"train_ddp.py")), signal.SIGKILL)
     said = job.communicate(timeout=120)[1]
     assert job.returncode == 128 + signal.SIGKILL
     assert "was ended by SIGKILL (often memory ran out" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "killed",
+    ["morphbits.training.launch", pytest.param("scripts/train_ddp.sh", marks=pytest.mark.slow)],
+)
+def test_ranks_save_and_end_when_what_started_them_is_killed(killed: str, tmp_path: Path) -> None:
+    job = script(tmp_path, "--epochs=50", "--steps=2")
+    assert job.stdout is not None
+    while not job.stdout.readline().startswith("epoch 1/"):
+        assert job.poll() is None
+    ranks = processes_of(tmp_path, b"train_ddp.py")
+    assert len(ranks) == 2
+    (parent,) = {*processes_of(tmp_path, killed.encode())} - {*ranks}
+    os.kill(parent, signal.SIGKILL)
+    said = job.communicate(timeout=120)[0]  # when nobody has its standard output any more
+    end = time.monotonic() + 60
+    while processes_of(tmp_path):
+        assert time.monotonic() < end, "ranks train on"
+        time.sleep(0.1)
+    with (tmp_path / ".lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    saved = torch.load(tmp_path / "checkpoint.pt")["step"]
+    assert f"stopped by SIGTERM after step {saved} of 100" in said
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_process_hears_of_its_parents_death_before_it_asked(known: bool, tmp_path: Path) -> None:
+    """Through a parent that dies at once, and a child that waits for that before it asks."""
+    child = (
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: os.write(1, b'told') and os._exit(0))\n"
+        "while os.getppid() == int(sys.argv[1]): time.sleep(0.01)\n"
+        "from morphbits.parent import end_with_parent\n"
+        f"end_with_parent({'int(sys.argv[1])' if known else ''}); os.write(1, b'not told')\n"
+    )
+    parent = (
+        "import os, subprocess, sys\n"
+        "os.environ['MORPHBITS_PARENT'] = str(os.getpid())\n"
+        f"subprocess.Popen([sys.executable, '-c', {child!r}, str(os.getpid())])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", parent], env=os.environ | {"PYTHONPATH": PATHS},
+        capture_output=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert done.stdout == b"told"
+
+
+def test_under_verrou_the_script_between_passes_it_on(tmp_path: Path) -> None:
+    """The stand-in for Valgrind runs its program; both end with whoever started the script."""
+    (tmp_path / "bin").mkdir()
+    valgrind = tmp_path / "bin/valgrind"
+    valgrind.write_text(
+        "#!/bin/bash\n[ $2 = --version ] && echo verrou-2.7.0 && exit\n"
+        "trap 'echo saved; exit' TERM\necho started\nwhile :; do sleep 0.1; done\n"
+    )
+    valgrind.chmod(0o755)
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib/morphbits-markers.so").touch()
+    words = [str(ROOT / "scripts/with_verrou.sh"), "--", sys.executable, str(tmp_path)]
+    starter = (
+        "import os, subprocess, time\n"
+        "os.environ['MORPHBITS_PARENT'] = str(os.getpid())\n"
+        f"subprocess.Popen({words!r}); time.sleep(60)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", starter], text=True, stdout=subprocess.PIPE,
+        env=os.environ | {"VERROU_PREFIX": str(tmp_path), "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "started\n"
+    parent.kill()
+    assert parent.communicate(timeout=60)[0] == "saved\n"  # and then nobody writes any more
+
+
+def processes_of(folder: Path, *words: bytes) -> list[int]:
+    """Processes whose command line has this folder and these words."""
+    return [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if all(word in _content(path) for word in (str(folder).encode(), *words))
+    ]
 
 
 def _content(path: Path) -> bytes:

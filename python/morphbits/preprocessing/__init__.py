@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from morphbits.bids import Dataset
 from morphbits.config import Reading
 from morphbits.datasets.corr_table import Scan
 from morphbits.errors import UserError
+from morphbits.parent import end_with_parent
 from morphbits.preprocessing import freesurfer, open_route, picture
 
 ROUTES = ("open", "freesurfer")
@@ -77,7 +80,7 @@ def preprocess(
     work = partial(_one, dataset, data, size, tool, reading)
     outcomes = []
     with (
-        ProcessPoolExecutor(jobs) as pool,
+        ProcessPoolExecutor(jobs, None, end_with_parent, (os.getpid(), SIGKILL)) as pool,
         tqdm(total=len(scans), desc="preprocess", unit="image", disable=None) as bar,
     ):
         try:

@@ -25,6 +25,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from morphbits import bids, images
 from morphbits.bids import Dataset, Subject
 from morphbits.datasets import derivative
 from morphbits.errors import UserError
+from morphbits.parent import end_with_parent
 from morphbits.stats import accuracy
 from morphbits.stats.significance import (
     METHODS,
@@ -90,7 +92,7 @@ def analyse(results: Path, experiment: str, dataset: Dataset, jobs: int = 1) -> 
     if jobs == 1:
         parts: Iterable[Tables] = map(work, subjects)
     else:
-        with ProcessPoolExecutor(jobs) as pool:
+        with ProcessPoolExecutor(jobs, None, end_with_parent, (os.getpid(), SIGKILL)) as pool:
             parts = list(pool.map(work, subjects))
     for part in parts:
         for name, rows in vars(part).items():

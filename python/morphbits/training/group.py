@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from morphbits.errors import SaidElsewhere, UserError
+from morphbits.parent import end_with_parent
 from morphbits.synthesis.sources import Ranks
 
 PATIENCE = datetime.timedelta(minutes=10)  # for a rank that is there but does not answer
@@ -96,11 +97,13 @@ class Group:
 def processes() -> Iterator[Ranks]:
     """The ranks that torchrun has started this process as one of; one rank without torchrun.
 
-    A UserError is said here, before torchrun can end this process because of another one.
+    A UserError is said here, before torchrun can end this process because of another one. When
+    torchrun dies, this process saves and ends, as at SIGTERM.
     """
     if "RANK" not in os.environ:
         yield Ranks()
         return
+    end_with_parent()
     rank, size, host_rank, host_size = (
         int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     )

@@ -4,7 +4,8 @@
 
 Options are looked at once, before any rank is started. What a rank says is all that is said:
 torchrun's own report of a rank that failed, with its traceback, is left out, and the exit status
-is that of the rank that failed first.
+is that of the rank that failed first. Ranks end with this process, and this one with the script
+that started it, as at SIGTERM: the step under way is saved.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from morphbits.errors import UserError, run_cli
+from morphbits.parent import PARENT, end_with_parent
 from morphbits.synthesis.sources import Ranks
 from morphbits.training import loop
 from morphbits.training.options import parse
@@ -33,6 +35,7 @@ def main() -> int:
     """The exit status: 0, or of the rank that failed first."""
     if "--" not in sys.argv:
         raise UserError(f"no -- among the options; {__doc__}")
+    end_with_parent()
     at = sys.argv.index("--")
     meeting, words = sys.argv[1:at], sys.argv[at + 1 :]
     config = loop.resolve(parse(__doc__, words, "train_ddp.py").config, Ranks())
@@ -43,6 +46,7 @@ def main() -> int:
         verrou = [str(ROOT / "scripts" / "with_verrou.sh"), "--mode", config.mode, "--"]
         program = ["--no-python", *verrou, sys.executable, *program]
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # each rank sets its own number of threads
+    os.environ[PARENT] = str(os.getpid())
     logging.disable(logging.CRITICAL)
     try:
         torchrun.main([*meeting, f"--shutdown-timeout={patience}", *program])
