@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from morphbits import images
+from morphbits.config import Reading, add_arguments, from_arguments
 from morphbits.errors import UserError, run_cli
 from morphbits.images import Image
 from morphbits.samples.provenance import data_sha256
@@ -34,10 +35,13 @@ def main() -> None:
     parser.add_argument("--moved", type=Path, required=True, help="the file to write")
     parser.add_argument("--labels", action="store_true", help="moving is a label map")
     parser.add_argument("--sample", type=Path, help="sample.json of the registration")
+    add_arguments(parser, Reading)
     args = parser.parse_args()
+    reading = from_arguments(Reading, args)
 
-    moving = images.load_labels(args.moving) if args.labels else images.load(args.moving)
-    warp = images.load_warp(args.warp)
+    load = images.load_labels if args.labels else images.load
+    moving = images.known_axes(load(args.moving, reading.orientation, reading.nan))
+    warp = images.known_axes(images.load_warp(args.warp, reading.orientation))
     find_shift(warp, args.sample)
     images.say_if_unnamed(warp)
     moved = images.move(moving, warp, 0 if args.labels else 1)

@@ -111,13 +111,13 @@ def load_labels(path: str | Path, orientation: str = "", nan: float | None = Non
     return _noted(image)
 
 
-def load_warp(path: str | Path) -> Image:
+def load_warp(path: str | Path, orientation: str = "") -> Image:
     """A warp of this suite or of voxelmorph, (X, Y, Z, 3) float32, in voxels of its own grid.
 
     Warps of other programs are in millimetres, absolute, or of another direction; those that say
     what they are (`FOREIGN`) are refused by name.
     """
-    image = _load(Path(path), ("vol", "vol_data"))
+    image = _load(Path(path), ("vol", "vol_data"), orientation)
     if image.intent:
         kind = FOREIGN.get(image.intent, f"something else (intent code {image.intent})")
         raise UserError(

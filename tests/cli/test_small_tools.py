@@ -105,6 +105,24 @@ def test_warp_and_evaluate_show_that_the_true_warp_registers(
     assert np.corrcoef(image.flat, fixed.flat)[0, 1] > np.corrcoef(still.flat, fixed.flat)[0, 1]
 
 
+def test_warp_does_not_guess_left_and_right(tmp_path: Path, run: Run) -> None:
+    labels = np.random.default_rng(4).integers(0, 4, (8, 9, 10)).astype("i2")
+    warp = np.zeros((8, 9, 10, 3), "f4")
+    files = {"moving": tmp_path / "a.nii.gz", "warp": tmp_path / "w.nii.gz"}
+    nibabel.save(nibabel.Nifti1Image(labels, None), files["moving"])
+    nibabel.save(nibabel.Nifti1Image(warp, None), files["warp"])
+    moved = tmp_path / "moved.nii.gz"
+    words = [w for name, path in files.items() for w in (f"--{name}", path)]
+    words += ["--labels", "--moved", moved]
+    status, printed = run("warp", *words)
+    assert status == 2 and "a.nii.gz does not say how its axes lie" in printed
+    assert run("warp", *words, "--orientation", "RAS")[0] == 0
+    assert np.array_equal(images.load_labels(moved).data, labels)
+    images.save(files["moving"], labels, np.eye(4))
+    status, printed = run("warp", *words)
+    assert status == 2 and "w.nii.gz does not say how its axes lie" in printed
+
+
 def test_evaluate_warps(tmp_path: Path, run: Run, dataset: Dataset) -> None:
     one, two = dataset.subjects()
     pairs = tmp_path / "pairs.csv"
