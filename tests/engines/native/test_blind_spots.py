@@ -276,7 +276,6 @@ def test_every_way_to_a_derivative_is_perturbed() -> None:
 def test_what_the_note_says_is_not_covered_is_an_error_that_names_it() -> None:
     x, lengths = torch.rand(4), torch.tensor([2, 2])
     calls: dict[str, Callable[[], object]] = {
-        "angle": x.angle,
         "polar": lambda: torch.polar(x, x),
         "fake_quantize": lambda: torch.fake_quantize_per_tensor_affine(x, 0.1, 0, 0, 255),
         "zeta": lambda: torch.special.zeta(x + 2, x),

@@ -109,6 +109,10 @@ class Hand:
         name = f"{self.name} (conversion)"
         return elementwise(self.mode.next_rounding(name, x.numel()), "narrow", wide)
 
+    def wide(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """`x` in `dtype`, and then in the type in which numbers of `dtype` are computed."""
+        return self.to(x, dtype).to(torch.promote_types(dtype, torch.float32))
+
     # ---- sums
 
     def chain(

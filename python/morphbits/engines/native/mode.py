@@ -31,13 +31,18 @@ from morphbits.engines.native.gpu import NoKernel
 from morphbits.engines.native.library import Rounding, elementwise, rounded
 from morphbits.engines.native.promotion import in_one_type
 from morphbits.engines.native.rules import (
-    ONE_TYPE,
     RULES,
     Rule,
+    is_complex,
+    is_floating,
+    makes_a_type,
+    named,
     onednn,
     passes,
+    refuse_as_torch,
     refuse_overlap,
     short_name,
+    written,
 )
 from morphbits.engines.native.scope import Scope
 from morphbits.errors import UserError
@@ -85,6 +90,16 @@ def _remembering(dispatch: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return remembering
+
+
+# Operators on 16 bits whose second and third results torch's kernels on the CPU keep in the type
+# of the weights or running statistics.
+STATISTICS = frozenset(
+    """
+    _native_batch_norm_legit _native_batch_norm_legit_no_training native_batch_norm
+    native_group_norm native_layer_norm
+    """.split()
+)
 
 
 class RandomRounding(TorchDispatchMode):
@@ -192,6 +207,11 @@ class RandomRounding(TorchDispatchMode):
         rounding = self.next_rounding(f"{name} (storage)", x.numel())
         return elementwise(rounding, "round", x, in_place=True)
 
+    @property
+    def halves(self) -> bool:
+        """Whether the running operator is one on float16 or bfloat16, computed in float32."""
+        return self._widened
+
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         """False, or torch would load its compiler (seconds of every process) at the first
@@ -217,29 +237,33 @@ class RandomRounding(TorchDispatchMode):
         kwargs = kwargs or {}
         if os.getpid() != self._process or not self.scope.holds():  # a data loader's worker
             return func(*args, **kwargs)
-        name = short_name(func)
+        name, given = short_name(func), tree_leaves((args, kwargs))
         rule = RULES.get(name)
-        if rule is not None:
-            if _holds_no_values(func, args, kwargs):
-                return func(*args, **kwargs)
+        if rule is not None and _holds_no_values(func, given):
+            return func(*args, **kwargs)
+        if rule is not None and not any(map(is_complex, given)):
             if name.endswith("_"):
-                refuse_overlap(func, args, kwargs)
+                refuse_overlap(func, args[0], args, kwargs)
             with _where(func, args, kwargs):
-                if "out" in kwargs:
+                if written(func):
                     return self._into(func, args, kwargs)
-                given = tree_leaves((args, kwargs))
-                if not rule.halves and any(_is_half(x) for x in given):
+                if any(isinstance(x, torch.Tensor) for x in given) and not _floats(given):
+                    result = func(*args, **kwargs)
+                    if not _floats(tree_leaves(result)):  # of whole numbers, whole numbers
+                        return result
+                if not rule.halves and any(map(_is_half, given)):
                     result = self._in_single(rule, func, args, kwargs)
                 else:
                     result = rule.handler(self, func, *args, **kwargs)
-                if name.endswith("_") or all(map(layouts.in_order, given)):
+                in_order = all(map(layouts.in_order, (*given, *tree_leaves(result))))
+                if name.endswith("_") or in_order:
                     return result
                 return self.outside(layouts.laid_out, result, func, args, kwargs)
         if name == "to_mkldnn":
             raise onednn()
         if passes(func, args, kwargs):
             return func(*args, **kwargs)
-        if name in ONE_TYPE and "out" in kwargs:
+        if written(func) and name not in self.allowed:
             return self._into(func, args, kwargs)
         result = in_one_type(self, func, args, kwargs)
         if result is not NotImplemented:
@@ -251,28 +275,41 @@ class RandomRounding(TorchDispatchMode):
             result = func.decompose(*args, **kwargs)
         if result is not NotImplemented:
             return result
-        floating = [x for x in tree_leaves((args, kwargs)) if _is_floating(x)]
-        _refuse_layouts(func, floating)
-        if not floating:
+        _refuse_layouts(func, given)
+        if not any(map(is_floating, given)):
             result = func(*args, **kwargs)
-            if not any(_is_floating(x) for x in tree_leaves(result)):
+            if not any(map(is_floating, tree_leaves(result))):
                 return result
+        numbers = "complex numbers" if any(map(is_complex, given)) else "floating-point data"
         raise UserError(
-            f"the native engine has no rule for the operator {func} on floating-point data of "
-            "these types; write the model with operators it knows (notes/native-engine.md lists "
-            f"them) and operands of one type, let it pass unperturbed by allow=['{name}'], or run "
-            "the model under Verrou"
+            f"the native engine has no rule for the operator {func} on {numbers} of these types; "
+            "write the model with operators it knows (notes/native-engine.md lists them) and "
+            f"operands of one type, let it pass unperturbed by allow=['{name}'], or run the model "
+            "under Verrou"
         )
 
-    def _into(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """An operator that writes into `out`: what it returns without, brought to its type."""
-        to = kwargs.pop("out")
-        result = self.apply(func.overloadpacket, *args, **kwargs)
-        if not isinstance(to, torch.Tensor) or not isinstance(result, torch.Tensor):
-            raise UserError(f"the native engine has no rule for {func}; call it without out")
-        if to.shape != result.shape:
-            to.resize_(result.shape).as_strided_(result.shape, result.stride())
-        return to.copy_(Hand(self, func.overloadpacket.__name__).to(result, to.dtype))
+    def _into(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """An operator that writes into given tensors: what it returns without them, brought to
+        their types."""
+        names = written(func)
+        to = tree_leaves([kwargs[name] for name in names])
+        for x in to:
+            refuse_overlap(func, x, args, kwargs)
+        refuse_as_torch(func, args, kwargs)
+        rest = {name: x for name, x in kwargs.items() if name not in names}
+        if "dtype" not in named(func, args, rest) and makes_a_type(func):
+            rest["dtype"] = to[0].dtype
+        results = self.apply(func.overloadpacket, *args, **rest)
+        hand, single = Hand(self, func.overloadpacket.__name__), isinstance(results, torch.Tensor)
+        for x, result in zip(to, tree_leaves(results), strict=True):
+            if is_complex(x) and x.dtype != result.dtype:
+                raise UserError(
+                    f"the native engine has no rule for {func} from {result.dtype} to {x.dtype}"
+                )
+            if x.shape != result.shape:
+                x.resize_(result.shape).as_strided_(result.shape, result.stride())
+            x.copy_(hand.to(result, x.dtype))
+        return to[0] if single else tuple(to)
 
     def _in_single(
         self, rule: Rule, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -280,7 +317,9 @@ class RandomRounding(TorchDispatchMode):
         """An operator on float16 or bfloat16: in float32, and its results rounded to the types
         that torch gives them."""
         hand = Hand(self, func.overloadpacket.__name__)
-        wide = tree_map(lambda x: x.to(torch.float32) if _is_half(x) else x, (args, kwargs))
+        if kwargs.get("dtype") in HALVES:  # what is summed is brought to it first
+            args = (hand.to(args[0], kwargs["dtype"]), *args[1:])
+        wide = tree_map(_in_float32, (args, kwargs))
         outer, self._widened = self._widened, True
         try:
             result = rule.handler(self, func, *wide[0], **wide[1])
@@ -293,7 +332,7 @@ class RandomRounding(TorchDispatchMode):
                 continue
             for before, after in zip(*map(tree_leaves, values), strict=True):
                 if _is_half(before) and not torch.equal(before.to(torch.float32), after):
-                    before.copy_(hand.to(after, before.dtype))
+                    before.resize_(after.shape).copy_(hand.to(after, before.dtype))
         if hand.name.endswith("_"):
             return args[0] if func._schema.returns else None
         leaves, structure = tree_flatten(result)
@@ -301,8 +340,11 @@ class RandomRounding(TorchDispatchMode):
             returned = tree_leaves(layouts.on_meta(func, args, kwargs))
         except NotImplementedError:  # torch does not say: the type that came in
             half = next(x for x in tree_leaves((args, kwargs)) if _is_half(x))
-            returned = [half if _is_floating(x) else x for x in leaves]
-        types = [x.dtype if _is_floating(x) else None for x in returned]
+            returned = [half if is_floating(x) else x for x in leaves]
+        types = [x.dtype if is_floating(x) else None for x in returned]
+        if hand.name in STATISTICS:
+            single = any(x.dtype == torch.float32 for x in filter(is_floating, args[1:]))
+            types[1:] = [torch.float32 if single else args[0].dtype] * 2
         narrowed = [
             hand.to(x, dtype) if isinstance(x, torch.Tensor) and dtype is not None else x
             for x, dtype in zip(leaves, types, strict=True)
@@ -331,10 +373,10 @@ _TRACERS = (
 )
 
 
-def _holds_no_values(func: Any, args: Any, kwargs: Any) -> bool:
+def _holds_no_values(func: Any, given: Sequence[Any]) -> bool:
     """Whether the operator works on shapes alone; UserError if on values that the kernels cannot
     read, or for a record of it."""
-    floating = [x for x in tree_leaves((args, kwargs)) if _is_floating(x)]
+    floating = [x for x in given if is_floating(x)]
     if floating and all(x.is_meta for x in floating):
         return True
     if any(torch._C._get_dispatch_mode(key) is not None for key in _TRACERS):
@@ -347,16 +389,22 @@ def _holds_no_values(func: Any, args: Any, kwargs: Any) -> bool:
     return False
 
 
-def _refuse_layouts(func: Any, tensors: Sequence[torch.Tensor]) -> None:
-    for x in tensors:
+def _refuse_layouts(func: Any, given: Sequence[Any]) -> None:
+    for x in filter(is_floating, given):
         if x.is_mkldnn:
             raise onednn()
         if x.layout != torch.strided:
             raise UserError(f"the native engine has no rule for {func} on {x.layout} tensors")
 
 
+def _in_float32(x: Any) -> Any:
+    if not _is_half(x):
+        return x
+    return x.to(torch.float32) if isinstance(x, torch.Tensor) else torch.float32
+
+
 def _is_half(x: Any) -> bool:
-    return isinstance(x, torch.Tensor) and x.dtype in HALVES
+    return (x.dtype if isinstance(x, torch.Tensor) else x) in HALVES
 
 
 @contextmanager
@@ -383,5 +431,7 @@ def _device(x: Any) -> torch.device | None:
     return device if isinstance(device, torch.device) and device.type == "cuda" else None
 
 
-def _is_floating(x: Any) -> bool:
-    return isinstance(x, torch.Tensor) and (x.is_floating_point() or x.is_complex())
+def _floats(given: Sequence[Any]) -> bool:
+    """Whether there are floating-point numbers, or a type of them, among the arguments."""
+    types = (x.dtype if isinstance(x, torch.Tensor) else x for x in given)
+    return any(isinstance(x, torch.dtype) and x.is_floating_point for x in types)

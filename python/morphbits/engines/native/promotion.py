@@ -3,6 +3,7 @@ conversion rounded by the mode."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from morphbits.engines.native.arithmetic import Hand
-from morphbits.engines.native.rules import ONE_TYPE, refused
+from morphbits.engines.native.rules import NO_VALUES, ONE_TYPE, named, refused
 
 if TYPE_CHECKING:
     from morphbits.engines.native.mode import RandomRounding
@@ -26,26 +27,25 @@ _FIRST = frozenset(
 )
 _STRICT = frozenset(
     """
-    heaviside index_copy index_copy_ masked_scatter masked_scatter_ scatter scatter_
+    heaviside heaviside_ index_copy index_copy_ masked_scatter masked_scatter_ scatter scatter_
     """.split()
 )
-_NO_VALUES = ("condition", "dim", "index", "mask", "sorter")
 
 
 def in_one_type(mode: RandomRounding, func: Any, args: Any, kwargs: Any) -> Any:
     """What the operator gives for its values in torch's one type; NotImplemented if it is not one
     of those, or its values need no conversion to floating-point numbers."""
     name = func.overloadpacket.__name__
-    written = any(a.kwarg_only and a.is_out for a in func._schema.arguments)
-    if name not in ONE_TYPE or written:
+    if name not in ONE_TYPE:
         return NotImplemented
-    names = [a.name for a in func._schema.arguments]
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
-    values = {n: v for n, v in given.items() if n not in _NO_VALUES}
+    given = named(func, args, kwargs)
+    values = {n: v for n, v in given.items() if n not in NO_VALUES}
     leaves = tree_leaves(values)
     tensors = [x for x in leaves if isinstance(x, torch.Tensor)]
     first = name in _FIRST or name in _STRICT
-    dtype = args[0].dtype if first else _common(tensors, [x for x in leaves if type(x) is float])
+    dtype = args[0].dtype if first else common(tensors, [x for x in leaves if type(x) is float])
+    if name.startswith("copysign") and not (dtype.is_floating_point or dtype.is_complex):
+        dtype = torch.get_default_dtype()
     if name in _FIRST and not dtype.is_floating_point and not dtype.is_complex:
         return func(*args, **kwargs)  # what stands after the point is cut off, not rounded
     if not dtype.is_floating_point or all(x.dtype in (dtype, torch.bool) for x in tensors):
@@ -72,7 +72,7 @@ def _in_place(mode: RandomRounding, func: Any, args: Any, kwargs: Any) -> Any:
     return to.copy_(Hand(mode, name).to(result, to.dtype))
 
 
-def _common(tensors: list[torch.Tensor], numbers: list[float]) -> torch.dtype:
+def common(tensors: list[torch.Tensor], numbers: Sequence[float] = ()) -> torch.dtype:
     """Torch's result type: that of tensors with axes, where single numbers (then Python's) are
     not of a higher kind."""
     groups = [[x.dtype for x in tensors if bool(x.dim()) == axes] for axes in (True, False)]

@@ -6,13 +6,15 @@ is printed from here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NoReturn
 
 import torch
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
+from morphbits.engines.native import layouts
 from morphbits.errors import UserError
 
 
@@ -50,51 +52,64 @@ def rule(names: str, order: str, halves: bool = False) -> Callable[[Callable], C
 # random numbers are the program's input, not its arithmetic).
 PASS = frozenset(
     """
-    _assert_async _has_same_storage_numel _local_scalar_dense
-    _new_zeros_with_same_feature_meta _pack_padded_sequence _pin_memory
-    _record_function_enter_new _record_function_exit _reshape_alias _unique2 _unsafe_index
-    _unsafe_view _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d
-    abs abs_ absolute adaptive_max_pool2d adaptive_max_pool3d alias all amax amin aminmax any
-    argmax argmin argsort as_strided as_strided_ as_strided_scatter bernoulli bernoulli_
-    binomial bitwise_and bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift
-    bitwise_xor block_diag broadcast_tensors bucketize cat cauchy_ ceil ceil_ channel_shuffle
-    chunk clamp clamp_ clamp_max clamp_max_ clamp_min clamp_min_ clone constant_pad_nd
-    contiguous copysign count_nonzero cummax cummin detach detach_ diag diag_embed diagonal
-    diagonal_backward diagonal_scatter embedding empty empty_like empty_strided eq eq_ equal
-    expand expand_copy exponential_ eye fill fill_ flip floor floor_ fmax fmin frac frac_
-    fractional_max_pool2d fractional_max_pool3d frexp full full_like gather ge ge_ geometric_
-    gt gt_ hardshrink hardshrink_backward hardtanh hardtanh_ hardtanh_backward heaviside index
-    index_copy index_copy_ index_fill index_fill_ index_select is_nonzero is_pinned
-    is_same_size isfinite isin isinf isnan kthvalue le le_ lift lift_fresh log_normal_
-    logical_and logical_and_ logical_not logical_not_ logical_or logical_or_ logical_xor
-    logical_xor_ lt lt_ masked_fill masked_fill_ masked_scatter masked_scatter_
-    masked_scatter_backward masked_select max max_pool2d_with_indices max_pool3d_with_indices
-    max_unpool2d max_unpool3d maximum median min minimum mode msort nan_to_num nan_to_num_
-    nanmedian narrow ne ne_ neg neg_ new_empty new_empty_strided new_full new_ones new_zeros
-    nextafter nextafter_ nonzero normal_ ones ones_like permute pixel_shuffle pixel_unshuffle
-    poisson rand rand_like randint randn randn_like random_ randperm reflection_pad1d
-    reflection_pad2d reflection_pad3d relu relu_ repeat repeat_interleave replication_pad1d
-    replication_pad2d replication_pad3d reshape resize_ resize_as_ roll rot90 scalar_tensor
-    scatter scatter_ searchsorted select select_backward select_scatter set_ sgn sign sign_
-    signbit slice slice_backward slice_scatter softshrink_backward sort split split_with_sizes
-    squeeze squeeze_ stack t t_ take threshold threshold_ topk transpose transpose_ tril tril_
-    triu triu_ trunc trunc_ unbind unfold unfold_copy uniform_ unique_consecutive unique_dim
-    unsafe_chunk unsafe_split unsqueeze unsqueeze_ upsample_nearest1d upsample_nearest2d
-    upsample_nearest3d view view_as_real view_copy where zero_ zeros zeros_like
+    _aminmax _assert_async _chunk_cat _conj _conj_copy _conj_physical _cummax_helper
+    _cummin_helper _foreach_clone _foreach_frac _foreach_frac_ _foreach_max _foreach_zero
+    _functional_assert_async _fw_primal_copy _has_same_storage_numel _is_all_true _is_any_true
+    _lazy_clone _local_scalar_dense _make_dual_copy _neg_view _neg_view_copy
+    _new_zeros_with_same_feature_meta _pack_padded_sequence _pin_memory _record_function_enter_new
+    _record_function_exit _reshape_alias _reshape_alias_copy _reshape_copy _resize_output_ _stack
+    _unique _unique2 _unsafe_index _unsafe_masked_index _unsafe_view _upsample_nearest_exact1d
+    _upsample_nearest_exact2d _upsample_nearest_exact3d abs abs_ absolute adaptive_max_pool2d
+    adaptive_max_pool3d alias alias_copy all amax amin aminmax angle any argmax argmin argsort
+    as_strided as_strided_ as_strided_copy as_strided_scatter bernoulli bernoulli_ binomial
+    bitwise_and bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor
+    block_diag broadcast_tensors bucketize cat cauchy cauchy_ ceil ceil_ channel_shuffle chunk
+    clamp clamp_ clamp_max clamp_max_ clamp_min clamp_min_ clone complex conj_physical
+    conj_physical_ constant_pad_nd contiguous copysign copysign_ count_nonzero cummax cummin
+    detach detach_ detach_copy diag diag_embed diagonal diagonal_backward diagonal_copy
+    diagonal_scatter embedding empty empty_like empty_permuted empty_strided eq eq_ equal expand
+    expand_copy exponential exponential_ eye fill fill_ flip floor floor_ fmax fmin frac frac_
+    fractional_max_pool2d fractional_max_pool3d frexp full full_like gather ge ge_ geometric
+    geometric_ gt gt_ hardshrink hardshrink_backward hardtanh hardtanh_ hardtanh_backward
+    hash_tensor heaviside heaviside_ index index_copy index_copy_ index_fill index_fill_
+    index_select is_nonzero is_pinned is_same_size is_set_to isfinite isin isinf isnan isneginf
+    isposinf kthvalue le le_ lift lift_fresh lift_fresh_copy log_normal log_normal_ logical_and
+    logical_and_ logical_not logical_not_ logical_or logical_or_ logical_xor logical_xor_ lt lt_
+    lu_unpack masked_fill masked_fill_ masked_scatter masked_scatter_ masked_scatter_backward
+    masked_select max max_pool2d_with_indices max_pool3d_with_indices max_unpool2d max_unpool3d
+    maximum median min minimum mode msort nan_to_num nan_to_num_ nanmedian narrow narrow_copy ne
+    ne_ neg neg_ new_empty new_empty_strided new_full new_ones new_zeros nextafter nextafter_
+    nonzero nonzero_static normal_ normal_functional ones ones_like permute permute_copy
+    pixel_shuffle pixel_unshuffle poisson rand rand_like randint randint_like randn randn_like
+    random random_ randperm reflection_pad1d reflection_pad2d reflection_pad3d relu relu_ repeat
+    repeat_interleave replication_pad1d replication_pad2d replication_pad3d reshape resize resize_
+    resize_as resize_as_ roll rot90 scalar_tensor scatter scatter_ searchsorted select
+    select_backward select_copy select_scatter set set_ sgn sgn_ sign sign_ signbit slice
+    slice_backward slice_copy slice_inverse slice_scatter softshrink_backward sort split
+    split_copy split_with_sizes split_with_sizes_copy squeeze squeeze_ squeeze_copy stack t t_
+    t_copy take threshold threshold_ topk transpose transpose_ transpose_copy tril tril_ triu
+    triu_ trunc trunc_ unbind unbind_copy unfold unfold_copy uniform uniform_ unique_consecutive
+    unique_dim unique_dim_consecutive unsafe_chunk unsafe_split unsafe_split_with_sizes unsqueeze
+    unsqueeze_ unsqueeze_copy upsample_nearest1d upsample_nearest2d upsample_nearest3d view
+    view_as_complex view_as_complex_copy view_as_real view_as_real_copy view_copy where zero zero_
+    zeros zeros_like
     """.split()
 )
 
 # Of these, the ones that bring operands of several types to one: this would round unperturbed.
 ONE_TYPE = frozenset(
     """
-    as_strided_scatter block_diag bucketize cat clamp clamp_ clamp_max clamp_max_ clamp_min
-    clamp_min_ copysign diagonal_scatter eq eq_ equal fill_ fmax fmin ge ge_ gt gt_ hardtanh
-    hardtanh_ heaviside index_copy index_copy_ index_fill index_fill_ isin le le_ lt lt_
-    masked_fill masked_fill_ masked_scatter masked_scatter_ max maximum min minimum nan_to_num
-    nan_to_num_ ne ne_ nextafter nextafter_ scatter scatter_ searchsorted select_scatter
-    slice_scatter stack threshold threshold_ where
+    _chunk_cat _stack as_strided_scatter block_diag bucketize cat clamp clamp_ clamp_max
+    clamp_max_ clamp_min clamp_min_ copysign copysign_ diagonal_scatter eq eq_ equal fill_ fmax
+    fmin ge ge_ gt gt_ hardtanh hardtanh_ heaviside heaviside_ index_copy index_copy_ index_fill
+    index_fill_ isin le le_ lt lt_ masked_fill masked_fill_ masked_scatter masked_scatter_ max
+    maximum min minimum nan_to_num nan_to_num_ ne ne_ nextafter nextafter_ scatter scatter_
+    searchsorted select_scatter slice_scatter stack threshold threshold_ where
     """.split()
 )
+
+
+NO_VALUES = ("condition", "dim", "index", "mask", "sorter")  # arguments beside the values
 
 
 def short_name(func: Any) -> str:
@@ -103,22 +118,90 @@ def short_name(func: Any) -> str:
     return name if func.namespace in ("aten", "profiler") else f"{func.namespace}::{name}"
 
 
+# Of the operators that pass, those that round complex numbers.
+_REAL = frozenset("abs abs_ absolute angle sgn sgn_".split())
+
+# Of the operators with a rule, those that only move (where they neither accumulate nor convert).
+_MOVE = frozenset(
+    """
+    _efficientzerotensor _foreach_copy _foreach_copy_ _foreach_zero_ _index_put_impl_ _to_copy
+    _unsafe_index_put copy copy_ im2col index_put index_put_ put put_
+    """.split()
+)
+
+
 def passes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether an operator with just these arguments rounds nothing."""
     name = short_name(func)
+    leaves = tree_leaves((args, kwargs))
+    if name in _MOVE and any(map(is_complex, leaves)):
+        return _moves(func, args, kwargs)
     if name not in PASS or "reduce" in func._overloadname:  # scatter(reduce="add")
         return False
-    if name not in ("abs", "abs_", "sgn") and name not in ONE_TYPE:
+    if name in _REAL and any(map(is_complex, leaves)):
+        return False
+    to = tree_leaves([kwargs.get(n) for n in written(func)])
+    if name not in ONE_TYPE and not to:
         return True
-    leaves = tree_leaves((args, kwargs))
-    types = {x.dtype for x in leaves if isinstance(x, torch.Tensor) and x.dtype != torch.bool}
-    if name.startswith(("index_", "scatter")) or func._overloadname in ("dim_max", "dim_min"):
-        types.discard(torch.int64)  # an index is beside the values
-    if name not in ONE_TYPE:
-        return not any(dtype.is_complex for dtype in types)
-    if any(isinstance(x, float) for x in leaves):  # makes floating-point numbers of integers
-        return all(dtype.is_floating_point for dtype in types) and len(types) <= 1
+    tensors = [x for x in leaves if isinstance(x, torch.Tensor)]
+    if name in ONE_TYPE:
+        given = named(func, args, kwargs)
+        values = tree_leaves([x for n, x in given.items() if n not in NO_VALUES])
+        tensors = [x for x in values if isinstance(x, torch.Tensor)]
+    types = {x.dtype for x in tensors if x.dtype != torch.bool}
+    numbers = {dtype for dtype in types if dtype.is_floating_point or dtype.is_complex}
+    if name not in ONE_TYPE:  # values, beside indices, in the type of what is written
+        read = tree_leaves((args, {n: x for n, x in kwargs.items() if n not in written(func)}))
+        return len(numbers) <= 1 and (not numbers or any(map(is_floating, read)))
+    if func._overloadname in ("dim_max", "dim_min"):
+        types.discard(torch.int64)  # indices are written beside the values
+    if name.startswith("copysign") or any(isinstance(x, float) for x in leaves):
+        return types == numbers and len(types) <= 1  # of integers, floating-point numbers
     return len(types) <= 1
+
+
+def _moves(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an operator that can only move does so here, for complex numbers: every value is one
+    of the type that it becomes."""
+    given = named(func, args, kwargs)
+    if given.get("accumulate"):
+        return False
+    to = given.get("dtype") or tree_leaves(args)[0].dtype
+    values = [x.dtype for x in tree_leaves((args, kwargs)) if is_floating(x)]
+    return not (to.is_floating_point or to.is_complex) or all(
+        torch.promote_types(dtype.to_real(), to.to_real()) == to.to_real() for dtype in values
+    )
+
+
+def named(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments by their names."""
+    return {**dict(zip((a.name for a in func._schema.arguments), args, strict=False)), **kwargs}
+
+
+@cache
+def makes_a_type(func: Any) -> bool:
+    """Whether an operator that writes into a tensor computes in the type of that."""
+    plain = func._overloadname.removesuffix("out").removesuffix("_") or "default"
+    forms = (func, getattr(func.overloadpacket, plain, func))
+    return any(a.name == "dtype" for form in forms for a in form._schema.arguments)
+
+
+@cache
+def written(func: Any) -> list[str]:
+    """The names of the arguments that results are written into."""
+    return [a.name for a in func._schema.arguments if a.kwarg_only and a.is_out]
+
+
+def is_floating(x: Any) -> bool:
+    """Whether this is a tensor of floating-point or complex numbers."""
+    return isinstance(x, torch.Tensor) and (x.is_floating_point() or x.is_complex())
+
+
+def is_complex(x: Any) -> bool:
+    """Whether this is a complex tensor, number or type."""
+    if isinstance(x, torch.Tensor):
+        return x.is_complex()
+    return isinstance(x, complex) or (isinstance(x, torch.dtype) and x.is_complex)
 
 
 def check(func: Any, *tensors: torch.Tensor) -> None:
@@ -139,14 +222,14 @@ def onednn() -> UserError:
     )
 
 
-def refuse_overlap(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Have torch refuse to write in place what it reads somewhere else in the same memory: a rule
+def refuse_overlap(func: Any, to: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Have torch refuse to write into `to` what it reads somewhere else in the same memory: a rule
     would compute on copies and take it."""
-    to, values = args[0], (*args[1:], *kwargs.values())
     if not isinstance(to, torch.Tensor) or not to.numel() or to.layout != torch.strided:
         return
     twice = any(n > 1 and step == 0 for n, step in zip(to.shape, to.stride(), strict=True))
-    if twice or any(isinstance(x, torch.Tensor) and _overlaps(to, x) for x in values):
+    values = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+    if twice or any(_overlaps(to, x) for x in values):
         refused(func, *args, **kwargs)
 
 
@@ -175,6 +258,20 @@ def _dense(x: torch.Tensor) -> bool:
             return False
         step *= n
     return True
+
+
+def refuse_as_torch(func: Any, args: Any, kwargs: Any) -> None:
+    """Raise what torch raises of these shapes and types."""
+    try:
+        layouts.on_meta(func, args, kwargs)
+    except NotImplementedError:  # it knows only tensors with data
+        return
+    except RuntimeError:
+        func(*tree_map(_copied, args), **tree_map(_copied, kwargs))
+
+
+def _copied(x: Any) -> Any:
+    return x.clone() if isinstance(x, torch.Tensor) else x
 
 
 def refused(func: Any, *args: Any, **kwargs: Any) -> NoReturn:

@@ -104,7 +104,7 @@ def _elu_backward(
     else:
         slope = h.function("exp", h.mul(x, input_scale))
         low = h.mul(h.mul(h.mul(g, input_scale), alpha * scale), slope)
-    return torch.where(x <= 0, low, h.mul(g, scale))
+    return torch.where(x > 0, h.mul(g, scale), low)
 
 
 @rule("softplus", "log1p(exp(x·beta)) / beta, or x")
@@ -163,7 +163,27 @@ def _hardswish(h: Hand, x: T) -> T:
 def _hardswish_backward(h: Hand, g: T, x: T) -> T:
     inside = h.mul(g, h.add(h.div(x, 3), 0.5))
     zero = torch.zeros((), dtype=g.dtype)
-    return torch.where(x < -3, zero, torch.where(x <= 3, inside, g))
+    return torch.where(x <= -3, zero, torch.where(x >= 3, g, inside))
+
+
+@rule("softshrink", "x ± lambd outside, 0 inside")
+@functional
+def _softshrink(h: Hand, x: T, lambd: float = 0.5) -> T:
+    inside = torch.where(x.isnan(), x, torch.zeros((), dtype=x.dtype))
+    return torch.where(
+        x > lambd, h.sub(x, lambd), torch.where(x < -lambd, h.add(x, lambd), inside)
+    )
+
+
+@rule("native_dropout", "one multiplication by 1 / (1 − p) an element")
+def _dropout(mode: Any, func: Any, x: T, p: float, train: bool | None = None) -> tuple[T, T]:
+    check(func, x)
+    kept = torch.ones(x.shape, dtype=torch.bool)
+    if not x.numel() or train is False:
+        return x.clone(), kept
+    kept.bernoulli_(1 - p)
+    scale = 1 / (1 - p) if p < 1 else 0.0
+    return Hand(mode, "native_dropout").mul(x * kept, scale), kept
 
 
 @rule(

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from morphbits.engines.native.operators.elementwise import write
 from morphbits.engines.native.rules import rule
 
 if TYPE_CHECKING:
@@ -17,21 +20,17 @@ _SAME = "torch's decomposition: the kernel's own operations"
 _TAKEN = {
     "binary_cross_entropy_with_logits": _SAME,
     "soft_margin_loss": _SAME,
-    "soft_margin_loss_backward": _SAME,
     "logaddexp": _SAME,
     "xlogy": _SAME,
-    "native_dropout": _SAME,
+    "xlogy_": _SAME,
     "native_dropout_backward": _SAME,
     "upsample_bicubic2d": "torch's decomposition: weights by Horner's rule, sums over rows, then "
     "over columns; products and sums are separate operations",
     "im2col": "moves",
-    "trace": "as sum",
     "linalg_cross": _SAME,
-    "softshrink": _SAME,
     "logit": _SAME,
     "logit_": _SAME,
     "logit_backward": _SAME,
-    "logaddexp2": _SAME,
     "special_xlog1py": _SAME,
     "sinc": _SAME,
     "sinc_": _SAME,
@@ -39,15 +38,17 @@ _TAKEN = {
     "deg2rad_": _SAME,
     "rad2deg": _SAME,
     "rad2deg_": _SAME,
-    "mvlgamma": "torch's decomposition: a sum of lgamma of shifted arguments, as `sum`",
+    **dict.fromkeys(
+        ("mvlgamma", "mvlgamma_"),
+        "torch's decomposition: a sum of lgamma of shifted arguments, as `sum`",
+    ),
     "renorm": _SAME,
     "renorm_": _SAME,
-    "multi_margin_loss": "torch's decomposition: margin − score of the class + score, clamped, "
-    "squared for p = 2, times the weight; means and sums as `sum`, one division",
     "_euclidean_dist": "torch's decomposition: sums of squares beside −2·a and b, their product "
     "as `mm`, the root of what is positive",
     "_weight_norm_interface": "torch's decomposition: the norm as `linalg_vector_norm`, "
     "v·(g / norm)",
+    "_unsafe_masked_index_put_accumulate": "as `index_put`, where the mask holds",
     "unfold_backward": "one addition an element of the windows, windows in row-major order",
 }
 
@@ -56,7 +57,11 @@ def _taken(mode: RandomRounding, func: Any, *args: Any, **kwargs: Any) -> Any:
     from torch._decomp import get_decompositions  # half a second of a process that needs none
 
     table = get_decompositions([func])
-    return mode.apply(table[func], *args, **kwargs)
+    if func in table:
+        return mode.apply(table[func], *args, **kwargs)
+    name = func.overloadpacket.__name__
+    out = mode.apply(getattr(torch.ops.aten, name.removesuffix("_")), *args, **kwargs)
+    return write(mode, name, args[0], out)
 
 
 for _name, _order in _TAKEN.items():

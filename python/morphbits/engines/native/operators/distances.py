@@ -28,7 +28,7 @@ def _distance(h: Hand, difference: T, p: float) -> T:
     """The norm over the last axis: one chain, from left to right."""
     size = difference.abs().movedim(-1, 0)
     if p == 0:
-        return (size != 0).to(size.dtype).sum(0)  # counts
+        return size.ceil().clamp(max=1).sum(0)  # counts, and keeps NaN
     if p == inf:
         return size.amax(0) if len(size) else size.sum(0)
     if p == 1:
@@ -44,11 +44,12 @@ def _share(h: Hand, difference: T, gradient: T, p: float, distance: T) -> T:
     zero = torch.zeros((), dtype=difference.dtype)
     if p == 0:
         return torch.zeros_like(difference)
+    sign = torch.where(difference.isnan(), difference, difference.sign())
     if p == 1:
-        return g * difference.sign()
+        return g * sign
     if p == inf:
         size = difference.abs()
-        return g * difference.sign() * (size == size.amax(-1, keepdim=True))
+        return g * sign * (size == size.amax(-1, keepdim=True))
     if p == 2:
         return torch.where(far == 0, zero, h.div(h.mul(g, difference), far))
     if p < 2:
@@ -110,6 +111,8 @@ def _pdist_backward(
     check(func, gradient, a)
     h = Hand(mode, "_pdist_backward")
     first, second = torch.triu_indices(len(a), len(a), 1)
+    if not len(first):
+        return torch.zeros_like(a)
     share = _share(h, h.sub(a[first], a[second]), gradient, p, distance)
     rows = torch.stack([first, second], 1).reshape(-1)  # pair by pair
     signed = torch.stack([share, -share], 1).reshape(len(rows), -1)

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from morphbits.engines.native import functions
 from morphbits.engines.native.arithmetic import HALVES, Hand
 from morphbits.engines.native.functions import FUNCTIONS
-from morphbits.engines.native.library import elementwise
-from morphbits.engines.native.rules import check, refused, rule
+from morphbits.engines.native.library import Rounding, elementwise
+from morphbits.engines.native.promotion import common
+from morphbits.engines.native.rules import check, refuse_as_torch, refused, rule
 from morphbits.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,15 +35,8 @@ def _binary(operation: str) -> Callable[..., Any]:
     ) -> Any:
         name = func.overloadpacket.__name__
         dtype = torch.result_type(a, b)
-        if (
-            name in ("div", "div_")
-            and options.get("rounding_mode") is None
-            and not dtype.is_floating_point
-            and not dtype.is_complex
-        ):
+        if not dtype.is_floating_point:  # a quotient of whole numbers
             dtype = torch.get_default_dtype()
-        if not dtype.is_floating_point and not dtype.is_complex:
-            return func(a, b, **({"alpha": alpha} if alpha != 1 else {}), **options)
         rounding_mode = options.get("rounding_mode")
         in_place = name.endswith("_")
         try:
@@ -74,7 +69,7 @@ def _whole_quotient(h: Hand, a: torch.Tensor, b: torch.Tensor, rounding: str) ->
     """a / b as a whole number, toward zero or downward, in the operations of torch."""
     if rounding == "trunc":
         return h.div(a, b).trunc()
-    rest = torch.fmod(a, b)  # exact
+    rest = functions.function(Rounding("nearest", threads=h.mode.threads), "fmod", a, b)  # exact
     quotient = h.div(h.sub(a, rest), b)
     other_side = (rest != 0) & ((b < 0) != (rest < 0))
     quotient = torch.where(other_side, h.sub(quotient, 1), quotient)
@@ -94,17 +89,7 @@ rule("div div_", f"{_ONE}; a whole quotient as torch finds it")(_binary("div"))
 
 @rule("floor_divide floor_divide_", "as `div` to a whole quotient")
 def _floor_divide(mode: RandomRounding, func: Any, a: Any, b: Any) -> Any:
-    if not torch.result_type(a, b).is_floating_point:
-        return func(a, b)
     return _binary("div")(mode, func, a, b, rounding_mode="floor")
-
-
-@rule("sqrt sqrt_", _ONE)
-def _sqrt(mode: RandomRounding, func: Any, a: torch.Tensor) -> torch.Tensor:
-    check(func, a)
-    name = func.overloadpacket.__name__
-    rounding = mode.next_rounding(name, a.numel())
-    return elementwise(rounding, "sqrt", a, in_place=name.endswith("_"))
 
 
 @rule("leaky_relu leaky_relu_", "one multiplication an element, used where it is negative")
@@ -135,13 +120,20 @@ def _leaky_relu_backward(
 @rule("_to_copy", "one rounding an element that loses bits", halves=True)
 def _to_copy(mode: RandomRounding, func: Any, a: torch.Tensor, **options: Any) -> torch.Tensor:
     dtype = options.get("dtype") or a.dtype
-    if dtype == a.dtype or not (dtype.is_floating_point or dtype.is_complex or a.is_complex()):
+    if dtype == a.dtype or not dtype.is_floating_point:
         return func(a, **options)
-    if dtype not in (torch.float32, torch.float64, *HALVES) or a.is_complex():
+    if dtype not in (torch.float32, torch.float64, *HALVES):
         raise UserError(
             f"the native engine has no rule for a conversion from {a.dtype} to {dtype}"
         )
     return func(Hand(mode, "to").to(a, dtype), **options)
+
+
+@rule("copy", "one rounding an element that loses bits", halves=True)
+def _copied(
+    mode: RandomRounding, func: Any, to: torch.Tensor, a: torch.Tensor, non_blocking: bool = False
+) -> torch.Tensor:
+    return _copy(mode, torch.ops.aten.copy_.default, to.clone(), a, non_blocking)
 
 
 @rule("copy_", "one rounding an element that loses bits", halves=True)
@@ -153,17 +145,22 @@ def _copy(
 
 
 def functional(formula: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """A handler of an operator and its in-place form from a formula of (hand, arguments)."""
+    """A handler of an operator and its in-place form from a formula of (hand, arguments), whose
+    tensors have one floating-point type: others are brought to that of torch first."""
 
-    def handler(mode: RandomRounding, func: Any, a: Any, *args: Any, **kwargs: Any) -> Any:
+    def handler(mode: RandomRounding, func: Any, *args: Any, **kwargs: Any) -> Any:
         name = func.overloadpacket.__name__
-        hand = Hand(mode, name)
-        floating = [x for x in (a, *args) if isinstance(x, torch.Tensor) and x.is_floating_point()]
-        if not floating:
-            return func(a, *args, **kwargs)
-        check(func, *floating)
-        result = formula(hand, a, *args, **kwargs)
-        return write(mode, name, a, result) if name.endswith("_") else result
+        hand, to = Hand(mode, name), args[0]
+        tensors = [x for x in args if isinstance(x, torch.Tensor)]
+        dtype = tensors[0].dtype
+        if not dtype.is_floating_point or any(x.dtype != dtype for x in tensors):
+            refuse_as_torch(func, args, kwargs)
+            dtype = common(tensors, [x for x in args if isinstance(x, float)])
+            dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
+            args = tuple(hand.wide(x, dtype) if isinstance(x, torch.Tensor) else x for x in args)
+        check(func, *(x for x in args if isinstance(x, torch.Tensor)))
+        result = formula(hand, *args, **kwargs)
+        return write(mode, name, to, result) if name.endswith("_") else hand.to(result, dtype)
 
     return handler
 
@@ -198,6 +195,12 @@ def lerp(h: Hand, a: torch.Tensor, b: torch.Tensor, weight: Any) -> torch.Tensor
 rule("lerp lerp_", "|weight| < ½: a + weight·(b − a), else b − (b − a)·(1 − weight)")(
     functional(lerp)
 )
+
+
+@rule("sqrt sqrt_", _ONE)
+@functional
+def _sqrt(h: Hand, a: torch.Tensor) -> torch.Tensor:
+    return h.sqrt(a)
 
 
 @rule("square square_", _ONE)
@@ -247,6 +250,14 @@ def _pow(h: Hand, a: Any, exponent: Any) -> torch.Tensor:
     return h.function("pow", a, exponent)
 
 
+@rule("logaddexp2", "the greater + log1p(2 to the power of −|a − b|)·(1 / log 2)")
+@functional
+def _logaddexp2(h: Hand, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    rest = h.function("log1p", h.function("exp2", -h.sub(a, b).abs()))
+    out = h.add(torch.maximum(a, b), h.mul(rest, 1 / math.log(2)))
+    return torch.where(a.isinf() & (a == b), a, out)
+
+
 @rule("special_entr", "−x·log(x)")
 @functional
 def _entr(h: Hand, a: torch.Tensor) -> torch.Tensor:
@@ -267,10 +278,10 @@ def _ldexp(h: Hand, a: Any, exponent: Any) -> torch.Tensor:
     "to decimals: times 10 to their power, whole, divided by it; else exact",
     halves=True,
 )
-def _round(mode: RandomRounding, func: Any, a: torch.Tensor, *, decimals: int = 0) -> torch.Tensor:
-    name = func.overloadpacket.__name__
-    if not decimals or not a.is_floating_point():
-        return func(a, **({"decimals": decimals} if decimals else {}))
+def _round(mode: RandomRounding, func: Any, a: torch.Tensor, **options: int) -> torch.Tensor:
+    name, decimals = func.overloadpacket.__name__, options.get("decimals", 0)
+    if not decimals:
+        return func(a, **options)
     h, x = Hand(mode, name), a.to(torch.promote_types(a.dtype, torch.float32))
     check(func, x)
     power = float(10 ** abs(decimals))
@@ -310,9 +321,9 @@ def _digamma_of(h: Hand, a: torch.Tensor) -> torch.Tensor:
         series = h.add(h.mul(series, z), term)
     tail = h.mul(series, z)
     out = h.sub(h.sub(h.add(down, h.function("log", x)), h.div(0.5, x)), tail)
-    # π / tan(π·x) of the rest of x
-    angle = h.mul(a - a.trunc(), math.pi)
-    reflected = h.sub(out, h.div(math.pi, h.function("tan", angle)))
+    # π / tan(π·x) of the rest of x, in float64
+    angle = h.mul((a - a.trunc()).double(), math.pi)
+    reflected = h.sub(out, h.to(h.div(math.pi, h.function("tan", angle)), x.dtype))
     out = torch.where(negative, reflected, out)
     whole = negative & (a == a.trunc())
     out = torch.where(whole, torch.nan, out)
@@ -324,15 +335,12 @@ def _digamma_of(h: Hand, a: torch.Tensor) -> torch.Tensor:
     "0: as digamma; 1: 1/x² + 1/(x + 1)² … of six, then a series in 1/x²; below ½ reflected; "
     "higher ones have no rule",
 )
-def _polygamma(mode: RandomRounding, func: Any, *args: Any) -> torch.Tensor:
+@functional
+def _polygamma(h: Hand, *args: Any) -> torch.Tensor:
     n, a = args if isinstance(args[0], int) else args[::-1]
-    check(func, a)
-    name = func.overloadpacket.__name__
     if n not in (0, 1):
         raise UserError(f"the native engine has no rule for polygamma of order {n}; use 0 or 1")
-    h = Hand(mode, name)
-    result = (_digamma_of if n == 0 else _trigamma)(h, a)
-    return write(mode, name, a, result) if name.endswith("_") else result
+    return (_digamma_of if n == 0 else _trigamma)(h, a)
 
 
 def _trigamma(h: Hand, a: torch.Tensor) -> torch.Tensor:

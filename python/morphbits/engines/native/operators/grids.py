@@ -64,6 +64,7 @@ def _padded(h: Hand, x: T, n: int, padding: str, align: bool) -> tuple[T, T]:
     if padding == "reflection":
         x, one = _reflect(h, x, n, align)
     inside = (x > 0) & (x < n - 1)
+    x = torch.where(x.isnan(), torch.zeros((), dtype=x.dtype), x)
     return x.clamp(0, n - 1), torch.where(inside, one, torch.zeros_like(one))
 
 
@@ -131,7 +132,9 @@ def _linear(
     terms = []
     for corner in corners.corners:
         index, inside = corners.index(corner)
-        terms.append(h.mul(_only(inside, values_CN[:, index]), corners.weight(h, corner)))
+        term = h.mul(_only(inside, values_CN[:, index]), corners.weight(h, corner))
+        # torch's kernel of volumes leaves out what lies outside, also where a weight is infinite
+        terms.append(term if len(size) == 2 else _only(inside, term))
     return h.chain("add", torch.stack(terms))
 
 

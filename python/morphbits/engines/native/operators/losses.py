@@ -7,10 +7,11 @@ from typing import Any
 import torch
 
 from morphbits.engines.native.arithmetic import Hand
-from morphbits.engines.native.rules import check, rule
+from morphbits.engines.native.rules import check, refuse_as_torch, rule
 
 T = torch.Tensor
 _NONE, _MEAN, _SUM = 0, 1, 2
+_LEAST = float(torch.tensor(1e-12))  # a float32 constant in torch, whatever the type
 
 
 def _reduced(h: Hand, loss: T, reduction: int) -> T:
@@ -109,7 +110,7 @@ def _bce_backward(
 ) -> T:
     check(func, g, x, y)
     h = Hand(mode, "binary_cross_entropy_backward")
-    out = h.div(h.mul(g, h.sub(x, y)), h.mul(h.sub(1, x), x).clamp(min=1e-12))
+    out = h.div(h.mul(g, h.sub(x, y)), h.mul(h.sub(1, x), x).clamp(min=_LEAST))
     out = out if weight is None else h.mul(out, weight)
     return _spread(h, out, x, reduction)
 
@@ -179,6 +180,46 @@ def _nll_backward(
     if x.dim() == 1:
         return out[0]
     return out.view(x.shape[0], *x.shape[2:], x.shape[1]).movedim(-1, 1).contiguous()
+
+
+@rule("soft_margin_loss_backward", "z = exp(−y·x); y·z·(−1 / n) / (z + 1)·gradient")
+def _soft_margin_backward(mode: Any, func: Any, g: T, x: T, y: T, reduction: int) -> T:
+    check(func, g, x, y)
+    h = Hand(mode, "soft_margin_loss_backward")
+    z = h.function("exp", h.mul(-y, x))
+    share = h.mul(h.mul(y, z), -1 / max(x.numel(), 1) if reduction == _MEAN else -1.0)
+    return h.mul(h.div(share, h.add(z, 1)), g)
+
+
+@rule(
+    "multi_margin_loss",
+    "margin − score of the class + score where it is positive (p = 2: squared), times the weight; "
+    "a chain over the classes, divided by their number; sum or mean in float64",
+)
+def _multi_margin(
+    mode: Any,
+    func: Any,
+    x: T,
+    target: T,
+    p: float = 1,
+    margin: float = 1,
+    weight: T | None = None,
+    reduction: int = _MEAN,
+) -> T:
+    check(func, x)
+    refuse_as_torch(func, (x, target, p, margin, weight, reduction), {})
+    h = Hand(mode, "multi_margin_loss")
+    rows, classes = torch.atleast_2d(x), target.reshape(-1, 1)
+    rest = h.add(h.sub(margin, rows.gather(1, classes)), rows)
+    share = rest if p == 1 else h.mul(rest, rest)
+    if weight is not None:
+        share = h.mul(share, weight[classes])
+    others = torch.arange(rows.shape[1]) != classes
+    share = torch.where((rest > 0) & others, share, torch.zeros((), dtype=x.dtype))
+    each = h.div(h.chain("add", share.t().contiguous()), rows.shape[1])
+    return h.to(_reduced(h, each.double(), reduction), x.dtype).view(
+        target.shape if reduction == _NONE else ()
+    )
 
 
 @rule(

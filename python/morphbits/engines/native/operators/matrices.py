@@ -93,7 +93,7 @@ def _vectors(mode: RandomRounding, func: Any, a: torch.Tensor, b: torch.Tensor) 
 
 
 @rule(
-    "addmm addmm_ addmv addmv_ baddbmm baddbmm_ addbmm addbmm_ addr",
+    "addmm addmm_ addmv addmv_ baddbmm baddbmm_ addbmm addbmm_ addr addr_",
     f"{_ORDER}; then alpha·product and beta·addend (where not 1) and the addition",
 )
 def _add_product(
@@ -134,7 +134,11 @@ def _add_product(
         out = out[:, 0] if kind == "addmv" else h.chain("add", out) if kind == "addbmm" else out
         out = h.mul(alpha, out)
         out = h.add(h.mul(to, beta), out) if beta != 0 else out
-    return write(mode, name, to, out) if name.endswith("_") else out
+    if not name.endswith("_"):
+        return out
+    if to.shape != out.shape and kind != "addbmm":
+        refused(func, *given)
+    return write(mode, name, to.resize_(out.shape), out)
 
 
 def _own_addition(

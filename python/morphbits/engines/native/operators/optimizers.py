@@ -15,7 +15,7 @@ import torch
 
 from morphbits.engines.native.arithmetic import Hand
 from morphbits.engines.native.operators.elementwise import lerp
-from morphbits.engines.native.rules import check, rule
+from morphbits.engines.native.rules import check, refused, rule
 
 if TYPE_CHECKING:
     from morphbits.engines.native.mode import RandomRounding
@@ -23,24 +23,28 @@ if TYPE_CHECKING:
 aten = torch.ops.aten
 
 
+_OF_NUMBERS = {"maximum": "clamp_min", "minimum": "clamp_max"}
+
+
 def _foreach(base: str) -> Any:
     """A handler that applies the operator `base` to each tensor of a list."""
 
-    def handler(
-        mode: RandomRounding, func: Any, lists: Any, *args: Any, **kwargs: Any
-    ) -> list[torch.Tensor] | None:
+    def handler(mode: RandomRounding, func: Any, *args: Any, **kwargs: Any) -> Any:
         in_place = func.overloadpacket.__name__.endswith("_")
-        count = len(lists)
+        lists = next(a for a in args if isinstance(a, (list, tuple)))
         results = []
-        for i in range(count):
-            mine = [a[i] if _per_tensor(a, count) else a for a in args]
-            options = {k: v[i] if _per_tensor(v, count) else v for k, v in kwargs.items()}
+        for i in range(len(lists)):
+            mine = [a[i] if _per_tensor(a, len(lists)) else a for a in args]
+            options = {k: v[i] if _per_tensor(v, len(lists)) else v for k, v in kwargs.items()}
             if "scalars" in options:
                 mine.append(options.pop("scalars"))
-            if base in ("addcmul", "addcdiv") and len(mine) == 3:
+            if base in ("addcmul", "addcdiv") and len(mine) == 4:
                 options["value"] = mine.pop()
-            results.append(mode.apply(getattr(aten, base), lists[i], *mine, **options))
+            kind = base if isinstance(mine[-1], torch.Tensor) else _OF_NUMBERS.get(base, base)
+            results.append(mode.apply(getattr(aten, kind), *mine, **options))
             if in_place:
+                if not torch.can_cast(results[-1].dtype, lists[i].dtype):
+                    refused(func, *args, **kwargs)
                 mode.apply(aten.copy_, lists[i], results[-1])
         return None if in_place else results
 
@@ -54,11 +58,13 @@ def _per_tensor(argument: Any, count: int) -> bool:
 for _base in (
     "add sub mul div sqrt addcmul addcdiv lerp pow reciprocal neg abs exp log clamp_min clamp_max "
     "sign floor ceil round trunc tanh sigmoid erf sin cos expm1 log1p log2 log10 maximum minimum "
-    "rsqrt"
+    "rsqrt acos asin atan cosh erfc lgamma sinh tan"
 ).split():
     rule(f"_foreach_{_base} _foreach_{_base}_", f"`{_base}` of each tensor", halves=True)(
         _foreach(_base)
     )
+rule("_foreach_mm", "`mm` of each pair", halves=True)(_foreach("mm"))
+rule("_foreach_copy", "`copy` of each tensor", halves=True)(_foreach("copy"))
 
 
 @rule("_foreach_copy_", "`copy_` of each tensor", halves=True)
@@ -75,12 +81,18 @@ def _foreach_zero(mode: RandomRounding, func: Any, tensors: Any) -> None:
         a.zero_()
 
 
-@rule("_foreach_norm", "`linalg_vector_norm` of each tensor", halves=True)
-def _foreach_norm(
-    mode: RandomRounding, func: Any, tensors: Any, ord: float = 2, dtype: Any = None
-) -> list[torch.Tensor]:
-    norm = aten.linalg_vector_norm
-    return [mode.apply(norm, a, ord, None, False, dtype=dtype) for a in tensors]
+def _norms(base: str) -> Any:
+    def handler(
+        mode: RandomRounding, func: Any, tensors: Any, ord: float = 2, dtype: Any = None
+    ) -> list[torch.Tensor]:
+        norm = getattr(aten, base)
+        return [mode.apply(norm, a, ord, None, False, dtype=dtype) for a in tensors]
+
+    return handler
+
+
+for _name, _base in (("norm", "linalg_vector_norm"), ("powsum", "linalg__powsum")):
+    rule(f"_foreach_{_name}", f"`{_base}` of each tensor", halves=True)(_norms(_base))
 
 
 def _overflowed(found_inf: torch.Tensor | None) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from morphbits.engines.native.arithmetic import Hand
-from morphbits.engines.native.rules import check, rule
+from morphbits.engines.native.rules import check, refused, rule
 
 if TYPE_CHECKING:
     from morphbits.engines.native.mode import RandomRounding
@@ -82,7 +82,8 @@ def _centered(
 
 @rule(
     "var std var_mean std_mean",
-    "mean, then the sum of squared distances over n − 1 (torch: Welford's recurrence); the root",
+    "mean, then the sum of squared distances over n − 1 (torch: Welford's recurrence), of float32 "
+    "in float64; the root",
 )
 def _variance(
     mode: RandomRounding,
@@ -101,11 +102,15 @@ def _variance(
         correction = int(unbiased[0])
         keepdim = bool(unbiased[1]) if len(unbiased) > 1 else keepdim
     hand = Hand(mode, name)
-    variance, mean = _centered(hand, x, dim, correction, keepdim)
+    wide = x if mode.halves else x.double()
+    variance, mean = _centered(hand, wide, dim, correction, keepdim)
     spread = hand.sqrt(variance) if name.startswith("std") else variance
-    return (spread, mean) if name.endswith("_mean") else spread
+    if name.endswith("_mean"):
+        return hand.to(spread, x.dtype), hand.to(mean, x.dtype)
+    return hand.to(spread, x.dtype)
 
 
+@rule("linalg__powsum", f"as linalg_vector_norm, without the root: {CASCADE}")
 @rule("linalg_vector_norm norm", f"2: root of the sum of squares; 1: sum; other powers; {CASCADE}")
 def _norm(
     mode: RandomRounding,
@@ -122,7 +127,8 @@ def _norm(
     dims, order = as_dims(dim), 2.0 if ord is None else float(ord)
     axes = dims if dims else list(range(x.dim()))
     if order == 2:
-        return hand.sqrt(hand.sum(hand.mul(x, x), dims, keepdim))
+        total = hand.sum(hand.mul(x, x), dims, keepdim)
+        return total if hand.name == "linalg__powsum" else hand.sqrt(total)
     if order == 1:
         return hand.sum(x.abs(), dims, keepdim)
     if order == 0:
@@ -130,7 +136,7 @@ def _norm(
     if order in (float("inf"), float("-inf")):
         return x.abs().amax(axes, keepdim) if order > 0 else x.abs().amin(axes, keepdim)
     total = hand.sum(hand.function("pow", x.abs(), order), dims, keepdim)
-    return hand.function("pow", total, 1 / order)
+    return total if hand.name == "linalg__powsum" else hand.function("pow", total, 1 / order)
 
 
 @rule("dist", "a − b, then as linalg_vector_norm")
@@ -168,6 +174,15 @@ rule("cumsum cumsum_", "one chain; every partial sum")(_scan("add"))
 rule("cumprod cumprod_", "one chain; every partial product")(_scan("mul"))
 
 
+@rule("trace", "one chain, of float32 in float64")
+def _trace(mode: RandomRounding, func: Any, x: torch.Tensor) -> torch.Tensor:
+    check(func, x)
+    if x.dim() != 2:
+        refused(func, x)
+    hand = Hand(mode, "trace")
+    return hand.to(hand.chain("add", x.diagonal().double()), x.dtype)
+
+
 @rule("prod", "one chain of multiplications in row-major order")
 def _prod(
     mode: RandomRounding,
@@ -192,8 +207,12 @@ def _prod(
 def _logsumexp(
     mode: RandomRounding, func: Any, x: torch.Tensor, dim: Any, keepdim: bool = False
 ) -> torch.Tensor:
-    check(func, x)
     hand, dims = Hand(mode, "logsumexp"), as_dims(dim) or list(range(x.dim()))
+    if not x.is_floating_point():
+        dtype = torch.get_default_dtype()
+        whole = _logsumexp(mode, func, hand.wide(x, dtype), dim, keepdim)
+        return hand.to(whole, dtype)
+    check(func, x)
     if x.numel() == 0:
         return hand.function("log", hand.sum(hand.function("exp", x), dims, keepdim))
     top = x.amax(dims, keepdim=True)

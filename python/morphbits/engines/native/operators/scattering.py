@@ -36,6 +36,10 @@ def _index_add(
     name = func.overloadpacket.__name__
     if not to.is_floating_point():
         return func(to, dim, index, source, alpha=alpha)
+    if to.dim() == 0 and source.dim() <= 1 and source.numel() == index.numel() == 1:
+        one, at, added = to.reshape(1), index.reshape(1), source.reshape(1)
+        result = _index_add(mode, func, one, 0, at, added, alpha)
+        return to if name.endswith("_") else result.reshape(())
     if to.dim() == 0 or source.dim() != to.dim() or index.dim() != 1 or source.dtype != to.dtype:
         refused(func, to, dim, index, source)
     check(func, to, source)

@@ -17,14 +17,25 @@ if TYPE_CHECKING:
 
 
 def _wide(func: Any, dtype: torch.dtype) -> torch.dtype:
-    """The type in which values of `dtype` are made."""
+    """The type in which values of `dtype` are made; whole numbers are cut off there."""
     wide = torch.float32 if dtype in HALVES else dtype
+    if not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool):
+        return torch.float64
     if wide not in (torch.float32, torch.float64):
         raise UserError(f"the native engine has no rule for {func} of {dtype}")
     return wide
 
 
-@rule("linspace", "a step by one subtraction and division; i·step from the nearer end, then added")
+def _ends(start: Any, end: Any, dtype: torch.dtype) -> tuple[Any, Any]:
+    """What lies between: of whole numbers, whole ends, as in torch."""
+    return (start, end) if dtype.is_floating_point else (int(start), int(end))
+
+
+@rule(
+    "linspace",
+    "a step by one subtraction and division; i·step from the nearer end, then added",
+    halves=True,
+)
 def _linspace(
     mode: RandomRounding,
     func: Any,
@@ -38,7 +49,8 @@ def _linspace(
     dtype = dtype or torch.get_default_dtype()
     h, wide = Hand(mode, "linspace"), _wide(func, dtype)
     if wide != dtype:
-        return h.to(_linspace(mode, func, start, end, steps, dtype=wide), dtype)
+        ends = _ends(start, end, dtype)
+        return h.to(_linspace(mode, func, *ends, steps, dtype=wide), dtype)
     first, last = h.to(start, dtype), h.to(end, dtype)
     if steps < 2:
         return first.expand(steps).clone()
@@ -49,7 +61,7 @@ def _linspace(
     return torch.cat([below, above])
 
 
-@rule("arange", "whole steps: exact; else start + i·step")
+@rule("arange", "whole steps: exact; else start + i·step", halves=True)
 def _arange(mode: RandomRounding, func: Any, *limits: Any, **options: Any) -> torch.Tensor:
     dtype = options.get("dtype")
     if dtype is None:
@@ -64,7 +76,7 @@ def _arange(mode: RandomRounding, func: Any, *limits: Any, **options: Any) -> to
     return h.to(h.add(steps, torch.tensor(start, dtype=wide)), dtype)
 
 
-@rule("logspace", "as linspace, then base to its power")
+@rule("logspace", "as linspace, then base to its power", halves=True)
 def _logspace(
     mode: RandomRounding,
     func: Any,
@@ -76,8 +88,31 @@ def _logspace(
     dtype: torch.dtype | None = None,
     **options: Any,
 ) -> torch.Tensor:
-    exponents = _linspace(mode, func, start, end, steps, dtype=dtype)
-    return mode.apply(torch.ops.aten.pow.Scalar, base, exponents)
+    dtype = dtype or torch.get_default_dtype()
+    wide = _wide(func, dtype)
+    exponents = _linspace(mode, func, *_ends(start, end, dtype), steps, dtype=wide)
+    h = Hand(mode, "logspace")
+    return h.to(mode.apply(torch.ops.aten.pow.Scalar, base, exponents), dtype)
+
+
+@rule("histc", "edges as `linspace`; elements are compared with them and counted")
+def _histc(
+    mode: RandomRounding,
+    func: Any,
+    x: torch.Tensor,
+    bins: int = 100,
+    low: float = 0,
+    high: float = 0,
+) -> torch.Tensor:
+    plain = func(x, bins, low, high)  # says what does not fit
+    if low == high and x.numel():
+        low, high = float(x.min()), float(x.max())
+    if low == high:
+        low, high = low - 1, high + 1
+    edges = mode.apply(torch.ops.aten.linspace, low, high, bins + 1, dtype=x.dtype)
+    inside = x[(x >= low) & (x <= high)].reshape(-1)
+    place = torch.searchsorted(edges, inside, right=True).clamp(max=bins) - 1
+    return torch.bincount(place, minlength=bins).to(plain.dtype)
 
 
 _WINDOWS = {"hann_window": (0.5, 0.5, 0), "blackman_window": (0.42, 0.5, 0.08)}
@@ -86,6 +121,7 @@ _WINDOWS = {"hann_window": (0.5, 0.5, 0), "blackman_window": (0.42, 0.5, 0.08)}
 @rule(
     "hann_window hamming_window blackman_window",
     "a − b·cos(2π·i / n) (+ c·cos(4π·i / n))",
+    halves=True,
 )
 def _window(
     mode: RandomRounding,
@@ -112,7 +148,7 @@ def _window(
     return h.to(out, dtype)
 
 
-@rule("normal", "a normal number times the deviation, plus the mean")
+@rule("normal", "a normal number times a tensor of deviations, plus the mean", halves=True)
 def _normal(
     mode: RandomRounding, func: Any, mean: Any, std: Any = 1.0, *size: Any, **options: Any
 ) -> torch.Tensor:
@@ -120,9 +156,15 @@ def _normal(
         return func(mean, std, *size, **options)  # numbers of the program: as `normal_`
     tensors = [x for x in (mean, std) if isinstance(x, torch.Tensor)]
     shape = torch.broadcast_shapes(*(x.shape for x in tensors))
-    h = Hand(mode, "normal")
-    drawn = torch.empty(shape, dtype=tensors[0].dtype).normal_(generator=options.get("generator"))
-    return h.add(h.mul(drawn, std), mean)
+    out = torch.empty(shape, dtype=tensors[0].dtype)
+    h, dtype, scaled = Hand(mode, "normal"), out.dtype, isinstance(std, torch.Tensor)
+    out.normal_(0, 1 if scaled else std, generator=options.get("generator"))
+    mean = mean if isinstance(mean, torch.Tensor) else torch.full((), mean, dtype=dtype)
+    wide = [x.to(torch.promote_types(x.dtype, torch.float32)) for x in (out, mean)]
+    if scaled:
+        scale = std.to(torch.promote_types(std.dtype, torch.float32))
+        wide[0] = h.wide(h.mul(wide[0], scale), dtype)
+    return h.to(h.add(*wide), dtype)
 
 
 @rule(
