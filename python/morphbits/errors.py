@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
@@ -14,14 +17,35 @@ class SaidElsewhere(UserError):
     """A UserError that another process has met too, and says."""
 
 
+def disk_full(error: BaseException | None) -> OSError | None:
+    """This error, or the one behind it, that is a disk, a quota or a file size that ran out."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def in_words(full: OSError) -> str:
+    """A disk that is full, for its user."""
+    where = f"{full.filename}: " if full.filename else ""
+    return f"{where}cannot be written ({full.strerror}); make room, then give the command again"
+
+
 def run_cli(main: Callable[[], int | None]) -> None:
-    """Run an entry script: a UserError becomes one line on stderr and exit status 2."""
+    """Run an entry script: a UserError, and a full disk whoever met it, become one line on stderr
+    and exit status 2."""
     try:
         sys.exit(main() or 0)
     except SaidElsewhere:
         sys.exit(2)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if not (full := disk_full(error)):
+            raise
+        print(f"error: {in_words(full)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -296,7 +296,7 @@ def _encode(
     return gzip.compress(raw, 1, mtime=0) if extension in (".nii.gz", ".mgz") else raw
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write beside the final name, then rename: whatever happens, no partial file stays."""
     temporary = path.with_name(TEMPORARY.replace("*", f"{path.name}.{os.getpid()}"))
     try:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -312,6 +314,76 @@ def test_a_flipped_bit_anywhere_in_a_checkpoint_is_seen_or_changes_nothing(
         assert (found.step, found.logs) == (state.step, state.logs)
     numbers = 4 * (state.values.numel() + state.moments.numel())
     assert refused >= numbers // 31
+
+
+FILLED = """
+import resource, sys
+from dataclasses import replace
+from pathlib import Path
+from toy_training import TOY, train_toy
+from morphbits.errors import run_cli
+from morphbits.training import RunConfig
+folder, bytes, resume = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "resume"
+if bytes:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes, bytes))
+run_cli(lambda: train_toy(folder, TOY, RunConfig(keep_every=1, resume=resume)) and None)
+"""
+
+
+def train_on_full_disk(folder: Path, limit: int = 0, how: str = "") -> str:
+    """Train in a process whose files may have `limit` bytes (0: what the disk has); what it says
+    is one sentence."""
+    paths = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "python")]
+    done = subprocess.run(
+        [sys.executable, "-c", FILLED, str(folder), str(limit), how], text=True,
+        capture_output=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    said = [line for line in done.stderr.splitlines() if "pairs/s" not in line]
+    assert len(said) == 1 and said[0].startswith("error: ") and "make room" in said[0], said
+    assert not list(folder.rglob("*part*"))
+    return said[0]
+
+
+@pytest.fixture(scope="module")
+def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file system that a test may fill."""
+    folder = tmp_path_factory.mktemp("disk")
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder], text=True,
+                          capture_output=True)  # fmt: skip
+    if done.returncode:
+        pytest.skip(f"no small file system can be mounted here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_that_fills_leaves_the_last_checkpoint(trained: Path, small_disk: Path) -> None:
+    """Wherever in the training it fills: what is there goes on to the same bytes."""
+    free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
+    config, made = resolve(TOY, Ranks()), checkpoint.made_with(resolve(TOY, Ranks()))
+    written, whole = [], sum(path.stat().st_size for path in trained.rglob("*.*"))
+    for share in (0.4, 1.4):
+        folder = small_disk / f"{share}"
+        filler = small_disk / "filler"
+        with filler.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, free - int(share * whole))
+        train_on_full_disk(folder)
+        written.append((folder / "checkpoint.pt").exists())
+        if written[-1]:
+            state = checkpoint.load(folder, config, 1, made)
+            train_on_full_disk(folder, how="resume")
+            again = checkpoint.load(folder, config, 1, made)
+            assert again.step >= state.step and filler.unlink() is None
+            train_toy(folder, run=RunConfig(resume=True))
+            assert outputs(folder) == outputs(trained)
+        filler.unlink(missing_ok=True)
+        shutil.rmtree(folder)
+    assert written == [False, True]
+
+
+@pytest.mark.parametrize("limit", [100, 9000])
+def test_files_that_may_not_grow_are_named(limit: int, tmp_path: Path) -> None:
+    assert "File too large" in train_on_full_disk(tmp_path, limit)
 
 
 def test_a_log_that_was_changed_is_named(tmp_path: Path) -> None:

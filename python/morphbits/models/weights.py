@@ -17,7 +17,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ import numpy as np
 
 from morphbits import axes
 from morphbits.errors import UserError
+from morphbits.imagefiles import write_atomically
 
 MODEL_NAME = "vxm_dense"
 #: The version of Keras whose `.h5` layout is written here: Keras 2, which tf-keras keeps.
@@ -314,30 +314,27 @@ def save_h5(
     }
     versions = {"backend": "tensorflow", "keras_version": KERAS_VERSION}
     layers = architecture.convolutions()
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     arrays = [weights[f"{layer.name}/{part}"] for part in ("kernel", "bias") for layer in layers]
-    try:
-        with h5py.File(partial, "w") as file:
-            file.attrs.update(versions)
-            file.attrs[DIGEST] = _digest(config, arrays)
-            file.attrs["model_config"] = json.dumps({"class_name": "VxmDense", "config": config})
-            root = file.create_group("model_weights")
-            root.attrs.update(versions)
-            root.attrs["layer_names"] = [layer.name.encode() for layer in layers]
-            for layer in layers:
-                group = root.create_group(layer.name)
-                names = [f"{layer.name}/kernel:0", f"{layer.name}/bias:0"]
-                group.attrs["weight_names"] = [name.encode() for name in names]
-                kernel, bias = weights[f"{layer.name}/kernel"], weights[f"{layer.name}/bias"]
-                if kernel.shape != layer.kernel_shape:
-                    raise ValueError(f"{layer.name}: kernel {kernel.shape} for {layer}")
-                group[names[0]] = np.asarray(kernel, dtype=np.float32)
-                group[names[1]] = np.asarray(bias, dtype=np.float32)
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    # in memory first: HDF5 has errors of its own for a disk that is full, some of them too late
+    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
+        file.attrs.update(versions)
+        file.attrs[DIGEST] = _digest(config, arrays)
+        file.attrs["model_config"] = json.dumps({"class_name": "VxmDense", "config": config})
+        root = file.create_group("model_weights")
+        root.attrs.update(versions)
+        root.attrs["layer_names"] = [layer.name.encode() for layer in layers]
+        for layer in layers:
+            group = root.create_group(layer.name)
+            names = [f"{layer.name}/kernel:0", f"{layer.name}/bias:0"]
+            group.attrs["weight_names"] = [name.encode() for name in names]
+            kernel, bias = weights[f"{layer.name}/kernel"], weights[f"{layer.name}/bias"]
+            if kernel.shape != layer.kernel_shape:
+                raise ValueError(f"{layer.name}: kernel {kernel.shape} for {layer}")
+            group[names[0]] = np.asarray(kernel, dtype=np.float32)
+            group[names[1]] = np.asarray(bias, dtype=np.float32)
+        file.flush()
+        content = file.id.get_file_image()
+    write_atomically(path, content)
 
 
 def init_weights(

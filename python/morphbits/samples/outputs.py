@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -16,8 +15,6 @@ from morphbits import images
 from morphbits.errors import UserError
 from morphbits.registration import Result
 from morphbits.samples.provenance import data_sha256
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def save_result(result: Result, moved: Path, warp: Path) -> dict[str, Any]:
@@ -59,15 +56,6 @@ def staging(folder: Path) -> Iterator[Path]:
         ) from error
     with temporary as name:
         yield Path(name)
-
-
-def is_disk_full(error: BaseException | None) -> bool:
-    """Whether this error, or one behind it, is a disk, a quota or a file size that ran out."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _FULL:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def replace_all(moves: dict[Path, Path]) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from morphbits import images
 from morphbits.config import RegisterConfig
-from morphbits.errors import UserError
+from morphbits.errors import UserError, disk_full
 from morphbits.registration import Result, register
 from morphbits.samples import provenance
-from morphbits.samples.outputs import is_disk_full, replace_all, save_result, staging
+from morphbits.samples.outputs import replace_all, save_result, staging
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def register_files(files: Files, config: RegisterConfig) -> str:
         except OSError as error:
             raise UserError(_cannot_write(files, error)) from error
         except UserError as error:
-            if is_disk_full(error):
+            if disk_full(error):
                 raise UserError(_cannot_write(files, error)) from error
             raise
     return _summary(files, config, result, record_path)
@@ -92,7 +92,7 @@ def _check_outputs(files: Files) -> None:
 
 
 def _cannot_write(files: Files, error: BaseException) -> str:
-    reason = "the disk is full" if is_disk_full(error) else str(error)
+    reason = "the disk is full" if disk_full(error) else str(error)
     return f"{files.moved.parent}: cannot write the results ({reason}); nothing was left there"
 
 

@@ -24,11 +24,11 @@ import numpy as np
 from morphbits import bids, images
 from morphbits.bids import Subject
 from morphbits.config import RegisterConfig, from_mapping, to_mapping
-from morphbits.errors import UserError
+from morphbits.errors import UserError, disk_full
 from morphbits.registration import prepare, register
 from morphbits.samples import provenance
 from morphbits.samples.matrix import Unit, unit_outputs
-from morphbits.samples.outputs import is_disk_full, save_result, staging
+from morphbits.samples.outputs import save_result, staging
 
 PATHS = ("moving", "fixed", "model", "folder")  # of a unit
 
@@ -129,7 +129,7 @@ def answer(task: dict[str, Any]) -> dict[str, Any]:
             return {"done": {}}  # how long it took, the parent measures
         return {"done": run_unit(unit)}
     except Exception as error:
-        if is_disk_full(error):
+        if disk_full(error):
             return {"failed": "disk", "message": str(error)}
         if isinstance(error, UserError):
             return {"failed": "user", "message": str(error)}

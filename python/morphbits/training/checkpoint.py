@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from morphbits import bids, engines
 from morphbits.config import to_mapping
 from morphbits.engines import verrou
 from morphbits.errors import UserError
+from morphbits.imagefiles import write_atomically
 from morphbits.samples.provenance import file_sha256, versions
 from morphbits.training.recipe import TrainConfig
 
@@ -114,17 +115,15 @@ def save(folder: Path, config: TrainConfig, ranks: int, made: Made, state: State
         "logs": dict(state.logs),
     }
     content["digest"] = _digest(content)
-    partial = folder / f".checkpoint.{os.getpid()}.part"
+    written = io.BytesIO()  # torch's writer has errors of its own for a disk that is full
+    torch.save(content, written)
     try:
-        with partial.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, folder / NAME)
-    except OSError as error:
-        raise UserError(f"{folder / NAME}: cannot be written ({error.strerror})") from None
-    finally:
-        partial.unlink(missing_ok=True)
+        write_atomically(folder / NAME, written.getbuffer())
+    except UserError as error:
+        raise UserError(
+            f"{error}; the last checkpoint, if there is one, is as it was: RESUME=1 (--resume) "
+            "goes on from it"
+        ) from None
 
 
 def _digest(content: Mapping[str, Any]) -> str:

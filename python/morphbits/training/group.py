@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from morphbits.errors import SaidElsewhere, UserError
+from morphbits.errors import SaidElsewhere, UserError, disk_full, in_words
 from morphbits.parent import end_with_parent
 from morphbits.synthesis.sources import Ranks
 
@@ -122,6 +122,11 @@ def processes() -> Iterator[Ranks]:
         if not isinstance(error, SaidElsewhere):
             print(f"error: {error}", file=sys.stderr, flush=True)
         raise SaidElsewhere(*error.args) from None
+    except OSError as error:
+        if not (full := disk_full(error)):
+            raise
+        print(f"error: {in_words(full)}", file=sys.stderr, flush=True)
+        raise SaidElsewhere(in_words(full)) from None
     except RuntimeError as error:  # also torch's DistError
         words = ("onnection", "ProcessGroup", "Timed out")
         if not isinstance(error, dist.DistError) and not any(word in str(error) for word in words):

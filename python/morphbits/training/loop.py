@@ -8,7 +8,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -90,7 +90,7 @@ def train(
         group = Group(ranks, device)
         group.from_first(lambda: stack.enter_context(checkpoint.opened(folder, run.resume)))
         training = _Training(config, folder, run, group)
-        stack.callback(training.close)
+        stack.callback(training.give_up)
         say = partial(print, flush=True) if training.log else None
         source = stack.enter_context(
             sources.open_source(config, ranks, config.threads, run.synth_procs, say)
@@ -155,9 +155,14 @@ class _Training:
         self.log = Log(self.folder, self.config, self.ranks.size, self.step, digests)
 
     def close(self) -> None:
-        """Whatever ended the training."""
+        """Everything that was said is then on disk."""
         if self.log:
             self.log.close()
+
+    def give_up(self) -> None:
+        """Close after what has ended the training, which is what the user hears of."""
+        with suppress(OSError):
+            self.close()
 
     def keys(self) -> Iterator[Key]:
         """Of the pairs of this rank, from the next step to the last."""
