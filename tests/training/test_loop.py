@@ -12,11 +12,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from torch.utils._python_dispatch import TorchDispatchMode
 from toy_training import TOY, ToySource, outputs, train_toy
 
 from morphbits import config
@@ -26,6 +28,7 @@ from morphbits.models.weights import read_architecture
 from morphbits.synthesis.prefetch import prefetch
 from morphbits.synthesis.sources import Ranks
 from morphbits.training import RunConfig, TrainConfig, checkpoint, estimate, loop, network
+from morphbits.training.group import Group
 from morphbits.training.log import COLUMNS
 from morphbits.training.loop import resolve
 from morphbits.training.network import TERMS
@@ -444,6 +447,40 @@ def test_settings_of_torch_come_back() -> None:
         raise RuntimeError
     assert before == (torch.are_deterministic_algorithms_enabled(), torch.get_num_threads())
     assert torch.utils.deterministic.fill_uninitialized_memory == memory  # type: ignore[attr-defined]
+
+
+class Elsewhere(TorchDispatchMode):
+    """Notes each operator that makes a tensor on the CPU; numbers by themselves may lie there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_cpu: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        results = func(*args, **(kwargs or {}))
+        for result in results if isinstance(results, tuple | list) else [results]:
+            if isinstance(result, torch.Tensor) and result.is_cpu and result.ndim:
+                self.on_cpu.append(str(func))
+        return results
+
+
+@pytest.mark.parametrize("changes", [{}, {"loss": "tissues", "batch": 2}])
+def test_a_step_is_computed_where_the_model_is(changes: dict[str, Any], tmp_path: Path) -> None:
+    """On the device `meta`, which computes nothing, and refuses what lies elsewhere as a GPU
+    does."""
+    device, config = torch.device("meta"), resolve(replace(TOY, **changes), Ranks())
+    group = Group(Ranks(), device)
+    training = loop._Training(config, tmp_path, RunConfig(), group)
+    pair = loop._on(device, ToySource(config, Ranks()).pair(0, 0, 0))
+    with network.deterministic(1), network.OneDnnConvolution(), Elsewhere() as seen:
+        loss = network.registration_loss(training.model, pair, config)["loss"]
+        loss.backward()
+        training._update()
+    training.close()
+    assert seen.on_cpu == []
+    weights = training.weights
+    for tensor in (loss, weights.values, weights.gradient, weights.moments):
+        assert tensor.device == device
 
 
 @pytest.mark.parametrize("batch", [1, 2])

@@ -18,8 +18,11 @@ from torch import Tensor
 def transform(image_BCXYZ: Tensor, warp_BVXYZ: Tensor) -> Tensor:
     """`image` sampled at p + warp(p), linearly; outside the image its border goes on."""
     size = warp_BVXYZ.shape[2:]
-    mesh = torch.meshgrid(*[torch.arange(n, dtype=warp_BVXYZ.dtype) for n in size], indexing="ij")
-    to_unit = torch.tensor([2 / (n - 1) for n in size], dtype=warp_BVXYZ.dtype).view(1, 3, 1, 1, 1)
+    dtype, device = warp_BVXYZ.dtype, warp_BVXYZ.device
+    axes = [torch.arange(n, dtype=dtype, device=device) for n in size]
+    mesh = torch.meshgrid(*axes, indexing="ij")
+    to_unit = torch.tensor([2 / (n - 1) for n in size], dtype=dtype, device=device)
+    to_unit = to_unit.view(1, 3, 1, 1, 1)
     points_BVXYZ = (torch.stack(mesh) + warp_BVXYZ) * to_unit - 1  # corner voxels at -1 and 1
     points_BXYZV = points_BVXYZ.permute(0, 2, 3, 4, 1).flip(-1)  # grid_sample's axes: last first
     return F.grid_sample(
