@@ -3,10 +3,11 @@
 Reads `results/<experiment>/sample-*/sub-*/` and writes beside them
 
     significance.csv   bits: subject, tissue, quantity, method, reference, n, mean, quantiles, …
+    bits_over_n.csv    mean bits of the first k samples, and the standard error of the last
     variability.csv    standard deviation over the samples, image in [0, 1], warp in voxels and mm
     repeatability.csv  what differs with nothing perturbed: run again, other threads, plain
     accuracy.csv       Dice, distance to the true warp and folding, before and after registration
-    maps/              bits of image and warp as NIfTI; NaN where the reference is zero
+    maps/              bits of image and warp as NIfTI; NaN where reference and samples are zero
 
 Every table is recomputed from the samples that are there; each row names its number of samples.
 
@@ -19,6 +20,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -36,10 +38,12 @@ from morphbits.datasets import derivative
 from morphbits.errors import UserError
 from morphbits.parent import end_with_parent
 from morphbits.stats import accuracy
+from morphbits.stats.sample_size import by_sample_size
 from morphbits.stats.significance import (
     METHODS,
     MINIMUM_SAMPLES,
     REFERENCES,
+    bits_held,
     quantiles,
     significant_bits,
 )
@@ -59,6 +63,7 @@ class Tables:
     """Rows of the experiment's tables, by the name of the file that holds them."""
 
     significance: list[Row] = field(default_factory=list)
+    bits_over_n: list[Row] = field(default_factory=list)
     variability: list[Row] = field(default_factory=list)
     repeatability: list[Row] = field(default_factory=list)
     accuracy: list[Row] = field(default_factory=list)
@@ -155,15 +160,16 @@ def _analyse_subject(results: Path, experiment: str, dataset: Dataset, subject: 
         for s, folder in enumerate(units):
             samples_SXYZ[s] = moved_XYZ(folder)
             samples_VSXYZ[:, s] = np.moveaxis(warp_XYZV(folder), -1, 0)
+        most = bits_held(_configuration(units[0]))
         for reference in REFERENCES:
             if reference == "ieee" and ieee is None:
                 continue
             for method in METHODS:
-                bits = {"image": significant_bits(samples_SXYZ, ieee_XYZ, reference, method)}
+                bits = {"image": significant_bits(samples_SXYZ, ieee_XYZ, reference, method, most)}
                 for v, name in enumerate(COMPONENTS):
                     component_XYZ = None if ieee_XYZV is None else ieee_XYZV[..., v]
                     bits[name] = significant_bits(
-                        samples_VSXYZ[v], component_XYZ, reference, method
+                        samples_VSXYZ[v], component_XYZ, reference, method, most
                     )
                 # as the study did: the mean of the three components, voxel by voxel
                 bits["warp"] = np.mean([bits[name] for name in COMPONENTS], axis=0)
@@ -183,6 +189,19 @@ def _analyse_subject(results: Path, experiment: str, dataset: Dataset, subject: 
                 if (reference, method) == (REFERENCES[0], METHODS[0]):
                     save_map("image", bits["image"])
                     save_map("warp", bits["warp"])
+        for quantity, samples in (("image", samples_SXYZ[None]), ("warp", samples_VSXYZ)):
+            sized = by_sample_size(samples.reshape(*samples.shape[:2], -1), most)
+            tables.bits_over_n += [
+                {
+                    "subject": subject.entities,
+                    "quantity": quantity,
+                    "n": n,
+                    "mean": mean,
+                    "standard_error": sized.standard_error if n == len(units) else math.nan,
+                    "mean_float64_z": sized.with_float64_z if n == len(units) else math.nan,
+                }
+                for n, mean in sized.mean.items()
+            ]
         sizes_mm = fixed.voxel_sizes
         std_XYZ = standard_deviation(samples_SXYZ)
         std_XYZV = np.stack([standard_deviation(one) for one in samples_VSXYZ], axis=-1)
@@ -231,6 +250,10 @@ def _analyse_subject(results: Path, experiment: str, dataset: Dataset, subject: 
             for row in accuracy_rows(dataset, subject, fixed, warp, masks, reading)
         ]
     return tables
+
+
+def _configuration(unit: Path) -> dict[str, Any]:
+    return json.loads(bids.sample_json(unit).read_text())["configuration"]
 
 
 def accuracy_rows(

@@ -13,9 +13,10 @@ reference slips in; here a voxel whose samples all equal the reference has all 2
 has more. And a negative number of bits (an error larger than the value itself) is zero bits.
 
 Two things are the package's. Z in float32 is a multiple of 2^-24, so an error a little over 2^-k
-counts as 2^-k: between 20 and 23 bits `general` is 0.1 to 0.3 higher than with Z in float64
-(normal errors, n = 10). And std divides by n, which gives `cnh` ½ log2(n/(n−1)) bits more than a
-division by n − 1, 0.08 at n = 10; with the two-sided χ² it keeps its confidence all the same.
+counts as 2^-k, and `general` is higher than with Z in float64: 0.1 bit at 20 bits; each experiment
+measures its own (`sample_size`). And std divides by n, which gives `cnh` ½ log2(n/(n−1)) bits more
+than a division by n − 1, 0.08 at n = 10; with the two-sided χ² it keeps its confidence all the
+same.
 
 Shape legend: X Y Z space (voxels of the fixed grid), S samples, N voxels in a row.
 """
@@ -23,7 +24,9 @@ Shape legend: X Y Z space (voxels of the fixed grid), S samples, N voxels in a r
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from collections.abc import Mapping
+from functools import reduce
+from typing import Any, Literal, get_args
 
 import numpy as np
 import significantdigits
@@ -68,12 +71,16 @@ def significant_bits(
     ieee_XYZ: np.ndarray | None,
     reference: Reference = "mean",
     method: Method = "general",
+    most: int = FLOAT32_BITS,
 ) -> np.ndarray:
-    """Significant bits of every voxel, float32 (X, Y, Z) in [0, 24]; NaN where the reference is 0.
+    """Significant bits of every voxel, float32 (X, Y, Z) in [0, most]; NaN for background: where
+    reference and samples are all 0.
 
     samples_SXYZ: float32, n ≥ 2 perturbed results of the same computation, any unit.
     ieee_XYZ: float32, the unperturbed result; needed for reference="ieee" only.
-    A voxel with a sample or reference that is not finite has no significant bit: 0.
+    most: what identical samples have; fewer than 24 where results hold fewer (`bits_held`).
+    A voxel with a sample or reference that is not finite has no significant bit: 0. Nor has one
+    whose reference is 0 and a sample is not: no error is small beside 0.
     """
     if samples_SXYZ.dtype != np.float32 or len(samples_SXYZ) < MINIMUM_SAMPLES:
         raise ValueError(
@@ -92,22 +99,40 @@ def significant_bits(
     reference_N = reference_XYZ.reshape(-1)
     bits_N = np.full(reference_N.shape, np.nan, np.float32)
     (inside,) = np.nonzero(reference_N)  # a NaN counts as non-zero here, and gets its 0 below
+    outside = np.flatnonzero(reference_N == 0)
+    lost = np.zeros(outside.shape, bool)
+    for sample_N in samples_SN:
+        lost |= sample_N[outside] != 0
+    bits_N[outside[lost]] = 0
+    if method == "general":
+        # x / reference − 1 is monotone, rounded or not: the largest error is that of the smallest
+        # or of the largest sample, and the others need not be looked at 24 times
+        samples_SN = np.stack([reduce(np.minimum, samples_SN), reduce(np.maximum, samples_SN)])
     for start in range(0, inside.size, SLAB_VOXELS):
         slab = inside[start : start + SLAB_VOXELS]
-        bits_N[slab] = _slab_bits(samples_SN[:, slab], reference_N[slab], method)
+        bits_N[slab] = _slab_bits(samples_SN.take(slab, axis=1), reference_N[slab], method, most)
     return bits_N.reshape(reference_XYZ.shape)
 
 
-def _slab_bits(samples_SN: np.ndarray, reference_N: np.ndarray, method: Method) -> np.ndarray:
+def bits_held(configuration: Mapping[str, Any]) -> int:
+    """How many bits a sample's results hold: float32's, or the fewer that everything was rounded
+    to (tf32 rounds what a convolution reads, not what it writes)."""
+    if configuration.get("perturb", "all") != "all":
+        return FLOAT32_BITS
+    precision = str(configuration.get("precision", FLOAT32_BITS))
+    named = {"float16": 11, "bfloat16": 8, "tf32": FLOAT32_BITS}
+    return named[precision] if precision in named else int(precision)
+
+
+def _slab_bits(
+    samples_SN: np.ndarray, reference_N: np.ndarray, method: Method, most: int
+) -> np.ndarray:
     """Bits of some voxels with a non-zero reference, by the package; float32 (N,)."""
     finite_N = np.isfinite(samples_SN).all(axis=0) & np.isfinite(reference_N)
     bits_N = np.zeros(reference_N.shape, np.float32)
     if finite_N.any():
-        samples_SN, reference_N = samples_SN[:, finite_N], reference_N[finite_N]
-        if method == "general":
-            # x / reference − 1 is monotone, rounded or not: the largest error is that of the
-            # smallest or of the largest sample, and the others need not be looked at 24 times
-            samples_SN = np.stack([samples_SN.min(axis=0), samples_SN.max(axis=0)])
+        if not finite_N.all():
+            samples_SN, reference_N = samples_SN[:, finite_N], reference_N[finite_N]
         with np.errstate(over="ignore"):  # a huge ratio is an infinite error: no significant bit
             found_N = significantdigits.significant_digits(
                 samples_SN,
@@ -120,7 +145,7 @@ def _slab_bits(samples_SN: np.ndarray, reference_N: np.ndarray, method: Method) 
                 confidence=CONFIDENCE,
                 dtype=np.float64,  # lifts the package's stop at 23, Z itself stays float32
             )
-        bits_N[finite_N] = np.clip(np.nan_to_num(found_N, nan=0.0), 0, FLOAT32_BITS)
+        bits_N[finite_N] = np.clip(np.nan_to_num(found_N, nan=0.0), 0, most)
     return bits_N
 
 
