@@ -83,6 +83,8 @@ def test_one_head_from_its_source_to_the_comparison(tmp_path: Path) -> None:
     assert [row["quantity"] for row in rows] == ["image", "warp"]
     assert all(5 < float(row["ours"]) < 24 for row in rows)
     assert rows[0]["published"] == "19.68"
+    assert rows[0]["n"] == "2"
+    assert "not comparable: n is 2 here, 10 in the study" in done.stdout
 
 
 @pytest.mark.slow

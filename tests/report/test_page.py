@@ -130,7 +130,85 @@ def test_numbers_are_those_of_the_table(results: Path, page: Page) -> None:
     assert "not expected to equal theirs" in text
     assert "19.53 ± 0.28" in text and "18.56 ± 0.08" in text  # as published
     assert "not complete" not in text
+    assert text.count("n = 5, probability 0.55 at 95 % confidence.") == 2  # by both headlines
+    assert "± 0.0" in text and "from the number of samples (standard error of the mean)" in text
+    assert "Here n is 5: fewer samples show more bits, so these columns cannot be compared" in text
+    assert "this experiment (fewer samples: not comparable)" in text
+    error = experiment.standard_error("image")
+    assert error is not None and 0 < error < 0.1
     assert "make inference SUBJECTS=8 RUNS=5 ENGINE=native MODE=random" in text
+
+
+def test_results_come_before_what_was_run_and_the_model(page: Page) -> None:
+    places = [page.ids.index(name) for name in ("short", "subjects", "samples", "cost", "run")]
+    assert places == sorted(places)
+
+
+def test_with_more_samples_than_the_study_its_number_is_compared(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", 2)
+    make_experiment(tmp_path, "many", dataset, 12, skip=(("12", "002"),))
+    analyse(tmp_path, "many", dataset)
+    experiment = reading.read(tmp_path, "many")
+    assert experiment.counts == [11, 12]
+    first_ten = experiment.of_first(10, "image")
+    rows = [row for row in experiment.bits_over_n if (row["n"], row["quantity"]) == (10, "image")]
+    assert first_ten == [row["mean"] for row in rows]
+    whole = experiment.mean_bits("image")
+    assert whole is not None and whole < np.mean(first_ten)
+    here = tables.beside_the_study(experiment).rows[-1]
+    assert here[:4] == ["this experiment", "2", "10", tables.spread(first_ten)]
+    assert reading.support([11, 12]) == "n = 11 or 12, probability 0.76 to 0.78 at 95 % confidence"
+    (eleven,) = (row for row in tables.over_n(experiment).rows if row[0] == "11")
+    assert eleven[3] == "1"  # the other subject has no point there
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision", "says", "not_says"),
+    [
+        ("ieee", {}, "Nothing was perturbed.", "rounding noise"),
+        ("native", {"precision": "8"}, "here every result was rounded to 8", "of 24 bits"),
+        ("native", {"precision": "8", "perturb": "only:network"}, "of 24 bits", "was rounded to"),
+    ],
+)
+def test_what_was_not_perturbed_or_had_fewer_bits_says_so(
+    tmp_path: Path, engine: str, precision: dict[str, str], says: str, not_says: str
+) -> None:
+    dataset = make_dataset(tmp_path / "data", 1)
+    bits = np.inf if engine == "ieee" else 5.0
+    make_experiment(tmp_path, "x", dataset, 3, image_bits=bits, warp_bits=bits)
+    for path in tmp_path.glob("x/sample-*/sub-*/sample.json"):
+        record = json.loads(path.read_text())
+        record["configuration"] |= {"engine": engine, **precision}
+        path.write_text(json.dumps(record))
+    analyse(tmp_path, "x", dataset)
+    text = " ".join(" ".join(parse(report.build(tmp_path, "x")).text).split())
+    assert says in text and not_says not in text
+    assert ("3 unperturbed samples each" in text) == (engine == "ieee")
+    assert ("nothing was perturbed" in report.summarize(tmp_path, "x")) == (engine == "ieee")
+
+
+def test_images_that_were_not_used_are_named(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", 1)
+    make_experiment(tmp_path, "some", dataset, 2)
+    path = bids.experiment_file(tmp_path, "some", "experiment.json")
+    record = json.loads(path.read_text())
+    record["dataset"]["left_out"] = {"sub-9/anat/sub-9_T2w.nii.gz": "no T1w image"}
+    path.write_text(json.dumps(record))
+    analyse(tmp_path, "some", dataset)
+    text = " ".join(" ".join(parse(report.build(tmp_path, "some")).text).split())
+    assert "Not used of the dataset: 1" in text and "sub-9/anat/sub-9_T2w.nii.gz" in text
+
+
+def test_time_is_a_median_everywhere(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", 1)
+    make_experiment(tmp_path, "slow", dataset, 3)
+    path = bids.sample_json(bids.sample_folder(tmp_path, "slow", "02", Subject("001")))
+    record = json.loads(path.read_text())
+    record["provenance"]["seconds"] = 4000.0  # the machine slept; the others took 4 s
+    path.write_text(json.dumps(record))
+    analyse(tmp_path, "slow", dataset)
+    text = " ".join(" ".join(parse(report.build(tmp_path, "slow")).text).split())
+    assert "One perturbed registration took 4.00 s (1 thread)" in text
 
 
 def test_the_page_is_small(results: Path) -> None:
@@ -196,7 +274,8 @@ def test_subjects_of_the_study_stand_beside_it(tmp_path: Path) -> None:
     experiment.significance[:] = renamed
     (row,) = tables.matched_with_the_study(experiment).rows
     assert row[0] == "sub-0003002_ses-1"
-    assert row[2:4] == ["18.40", "19.40"]  # by the formula, as published
+    assert row[1] == "2"
+    assert row[3:5] == ["18.40", "19.40"]  # by the formula, as published
 
 
 def test_samples_of_another_configuration_are_refused(tmp_path: Path) -> None:

@@ -35,9 +35,7 @@ def children(pid: int) -> list[int]:
 
 def alive(pid: int) -> bool:
     try:
-        return (
-            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-        )
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
 
@@ -67,9 +65,7 @@ def test_a_run_grows_with_more_runs_and_subjects(toy: Toy) -> None:
 
 
 @pytest.mark.parametrize("engine", ["ieee", "native"])
-def test_killed_half_way_it_goes_on_where_it_was(
-    toy: Toy, wait_for: Wait, engine: str
-) -> None:
+def test_killed_half_way_it_goes_on_where_it_was(toy: Toy, wait_for: Wait, engine: str) -> None:
     runs = {"ieee": 40, "native": 8}[engine]
     long = toy.but(runs=runs, engine=engine)
     process = long.start()
@@ -96,9 +92,7 @@ def test_native_samples_are_the_same_bytes_however_they_are_made(toy: Toy) -> No
         assert run.run().returncode == 0
         images = sorted(run.folder.glob("sample-*/sub-*/anat/*.nii.gz"))
         assert len(images) == 24
-        bytes_of.append(
-            {path.relative_to(run.folder): path.read_bytes() for path in images}
-        )
+        bytes_of.append({path.relative_to(run.folder): path.read_bytes() for path in images})
     assert bytes_of[0] == bytes_of[1]
     assert len(set(bytes_of[0].values())) > 12  # samples and subjects differ
 
@@ -178,9 +172,7 @@ def test_a_unit_whose_worker_dies_twice_is_given_up_and_the_run_goes_on(
     assert "sample-02/sub-002: its worker was killed (SIGKILL" in said
 
 
-def test_a_unit_that_fails_is_named_and_the_others_are_kept(
-    toy: Toy, toy_files: Path
-) -> None:
+def test_a_unit_that_fails_is_named_and_the_others_are_kept(toy: Toy, toy_files: Path) -> None:
     broken = toy_files / "data/sub-003/anat/sub-003_T1w.nii.gz"
     whole = broken.read_bytes()
     broken.write_bytes(whole[: len(whole) // 2])
@@ -211,9 +203,7 @@ def test_on_a_full_disk_it_stops_and_goes_on_when_there_is_room(
     here = toy.but(results=small_disk)
     result = here.run()
     assert result.returncode == 2
-    assert (
-        "the disk is full" in result.stderr and "are finished and kept" in result.stderr
-    )
+    assert "the disk is full" in result.stderr and "are finished and kept" in result.stderr
     kept = here.finished()
     assert 0 < len(kept) < 12
     assert not list(here.folder.glob(".partial-*"))
@@ -225,16 +215,12 @@ def test_on_a_full_disk_it_stops_and_goes_on_when_there_is_room(
 
 def test_a_file_size_limit_is_a_full_disk_too(toy: Toy) -> None:
     limit = 20_000  # bytes: less than a warp of 16³ voxels, more than a record
-    result = toy.run(
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    )
+    result = toy.run(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
     assert result.returncode == 2 and "the disk is full" in result.stderr
     assert not toy.finished()
 
 
-def test_a_results_folder_that_cannot_be_written_is_one_sentence(
-    toy: Toy, tmp_path: Path
-) -> None:
+def test_a_results_folder_that_cannot_be_written_is_one_sentence(toy: Toy, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     result = toy.but(results=tmp_path / "file" / "results").run()
     assert result.returncode == 2
@@ -246,10 +232,7 @@ def test_another_configuration_in_the_same_folder_is_refused(toy: Toy) -> None:
     before = toy.finished()
     result = toy.but(align="centre", seed=5).run()
     assert result.returncode == 2
-    assert (
-        "align auto → centre" in result.stderr
-        and "EXPERIMENT=another-name" in result.stderr
-    )
+    assert "align auto → centre" in result.stderr and "EXPERIMENT=another-name" in result.stderr
     assert toy.finished() == before
 
 
@@ -263,9 +246,7 @@ def test_two_runs_at_once_are_refused(toy: Toy) -> None:
 
 
 def test_power_lost_just_before_a_sample_is_renamed_loses_that_sample(toy: Toy) -> None:
-    end_there = (
-        "import os, pathlib; pathlib.Path.rename = lambda path, target: os._exit(9)\n"
-    )
+    end_there = "import os, pathlib; pathlib.Path.rename = lambda path, target: os._exit(9)\n"
     plan = experiment.make_plan(toy.settings, toy.execution, print)
     toy.folder.mkdir(parents=True)
     task = json.dumps(to_task(plan.todo[0]))
@@ -275,9 +256,7 @@ def test_power_lost_just_before_a_sample_is_renamed_loses_that_sample(toy: Toy) 
     ended = subprocess.run(words, env=os.environ | {"PYTHONPATH": str(PYTHON)})
     assert ended.returncode == 9
     (partial,) = toy.folder.glob(".partial-*")
-    assert (
-        partial / "unit" / "sample.json"
-    ).exists()  # whole, and under no name that counts
+    assert (partial / "unit" / "sample.json").exists()  # whole, and under no name that counts
     assert not toy.finished()
     assert toy.run().returncode == 0
     assert len(toy.finished()) == 12 and not partial.exists()
@@ -320,10 +299,7 @@ def test_a_sample_that_is_not_where_it_belongs_is_a_failure(
     plan = experiment.make_plan(toy.settings, toy.execution, print)
     said = experiment.run(plan)
     assert "10 of 12 samples are finished and kept; these failed" in said
-    assert (
-        "its worker says that it is finished, but in" in said
-        and "it is missing" in said
-    )
+    assert "its worker says that it is finished, but in" in said and "it is missing" in said
     assert len(list((tmp_path / "other").rglob("sample.json"))) == 2
 
 
@@ -339,9 +315,7 @@ def test_a_sample_of_other_libraries_ends_the_run(
 # ---------------------------------------------------------------------- before the run
 
 
-def test_a_dry_run_lists_and_writes_nothing(
-    toy: Toy, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_lists_and_writes_nothing(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
     plan = experiment.make_plan(toy.settings, toy.but(dry_run=True).execution, print)
     seconds = experiment.seconds_left(plan, print)
     assert "sub-002: 01 02 ieee plain again threads" in experiment.listing(plan)

@@ -22,12 +22,8 @@ def needs(where: str, environment: dict[str, str]) -> pytest.MarkDecorator:
     """Skip where an environment's Verrou is elsewhere or nowhere."""
     code = "from morphbits.engines.verrou import found; print(found())"
     words, paths = [sys.executable, "-c", code], {"PYTHONPATH": str(ROOT / "python")}
-    found = subprocess.run(
-        words, env=environment | paths, capture_output=True, text=True
-    )
-    return pytest.mark.skipif(
-        found.stdout.strip() != where, reason=f"no Verrou: {where}"
-    )
+    found = subprocess.run(words, env=environment | paths, capture_output=True, text=True)
+    return pytest.mark.skipif(found.stdout.strip() != where, reason=f"no Verrou: {where}")
 
 
 @pytest.mark.slow
@@ -35,13 +31,9 @@ def needs(where: str, environment: dict[str, str]) -> pytest.MarkDecorator:
 @pytest.mark.parametrize(
     ("environment", "region"),
     [
-        pytest.param(
-            ON_THE_MACHINE, "registration", marks=needs("machine", ON_THE_MACHINE)
-        ),
+        pytest.param(ON_THE_MACHINE, "registration", marks=needs("machine", ON_THE_MACHINE)),
         pytest.param(ON_THE_MACHINE, "process", marks=needs("machine", ON_THE_MACHINE)),
-        pytest.param(
-            IN_THE_IMAGE, "registration", marks=needs("container", IN_THE_IMAGE)
-        ),
+        pytest.param(IN_THE_IMAGE, "registration", marks=needs("container", IN_THE_IMAGE)),
     ],
     ids=["machine", "machine, the whole process", "image"],
 )

@@ -2,7 +2,7 @@
 
 The study's numbers are as published; its version of significantdigits probably counted one bit too
 many (see the glossary), so that each difference is given both ways. Subjects that the study
-excluded are excluded here.
+excluded are excluded here. Where there are more samples than the study's ten, the first ten count.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from morphbits.report.tables import number, spread
 
 OFFSET = 1.0  # bits that the study probably counted too many
 QUANTITIES = {"image": "synthmorph_moved_bits", "warp": "synthmorph_warp_bits"}
-COLUMNS = ("subject", "quantity", "ours", "published", "published_less_one", "difference",
+COLUMNS = ("subject", "quantity", "n", "ours", "published", "published_less_one", "difference",
            "difference_less_one")  # fmt: skip
 
 
@@ -41,7 +41,8 @@ def compare(results: Path, experiment: str) -> Comparison:
     status = {f"sub-{scan.subject.label}": scan.status for scan in scans()}
     rows: list[dict[str, str | float]] = []
     excluded, unmatched = {}, []
-    for entities in found.subjects:
+    first = {quantity: found.of_first(reading.STUDY_SAMPLES, quantity) for quantity in QUANTITIES}
+    for index, entities in enumerate(found.subjects):
         subject = entities.split("_")[0]
         if status.get(subject, SUCCESS) not in (SUCCESS, ""):
             excluded[subject] = status[subject]
@@ -49,9 +50,10 @@ def compare(results: Path, experiment: str) -> Comparison:
             unmatched.append(subject)
         else:
             for quantity, column in QUANTITIES.items():
-                ours = float(found.bits(quantity)[entities]["mean"])
+                n = min(found.n_of(entities), reading.STUDY_SAMPLES)
+                ours = first[quantity][index]
                 theirs = float(published[subject][column])
-                values = (ours, theirs, theirs - OFFSET, ours - theirs, ours - theirs + OFFSET)
+                values = (n, ours, theirs, theirs - OFFSET, ours - theirs, ours - theirs + OFFSET)
                 rows.append(dict(zip(COLUMNS, (subject, quantity, *values), strict=True)))
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
@@ -68,19 +70,25 @@ def in_words(comparison: Comparison) -> str:
         f"{'subject':<14}{'':<7}{'ours':>8}{'study':>8}{'-1 bit':>8}{'diff.':>8}{'-1 bit':>8}"
     ]
     for row in comparison.rows:
-        numbers = "".join(f"{number(float(row[name])):>8}" for name in COLUMNS[2:])
+        numbers = "".join(f"{number(float(row[name])):>8}" for name in COLUMNS[3:])
         lines.append(f"{row['subject']:<14}{row['quantity']:<7}{numbers}")
     for quantity in QUANTITIES:
         mine = [row for row in comparison.rows if row["quantity"] == quantity]
         if mine:
             ours, theirs, less, difference, less_difference = (
-                [float(row[name]) for row in mine] for name in COLUMNS[2:]
+                [float(row[name]) for row in mine] for name in COLUMNS[3:]
             )
             lines.append(
                 f"{quantity}, {len(mine)} subjects: ours {spread(ours)}, study {spread(theirs)} "
                 f"({number(statistics.fmean(difference))}), less one bit {spread(less)} "
                 f"({number(statistics.fmean(less_difference))})"
             )
+    few = [int(row["n"]) for row in comparison.rows if int(row["n"]) < reading.STUDY_SAMPLES]
+    if few:
+        lines.append(
+            f"not comparable: n is {reading.in_words(few)} here, {reading.STUDY_SAMPLES} in the "
+            "study, and fewer samples show more bits"
+        )
     lines += [
         f"{who}: excluded as in the study ({why})" for who, why in comparison.excluded.items()
     ]

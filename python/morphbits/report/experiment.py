@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from morphbits import bids
 from morphbits.bids import Subject
 from morphbits.errors import UserError
 from morphbits.stats.analysis import Row, read_table
+from morphbits.stats.significance import CONFIDENCE, bits_held, general_probability
+
+STUDY_SAMPLES = 10  # of each subject, in the study
 
 # keys of a sample's configuration that differ between samples of one experiment
 _OF_THE_SAMPLE = ("seed", "moving", "hash")
@@ -43,6 +47,8 @@ class Experiment:
     repeatability: list[Row]
     accuracy: list[Row]
     dataset_root: Path | None = None
+    bits_over_n: list[Row] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)  # of the dataset, and why
 
     @property
     def perturbed(self) -> list[Record]:
@@ -58,6 +64,17 @@ class Experiment:
         """What all perturbed samples share."""
         first = self.perturbed[0].configuration
         return {key: value for key, value in first.items() if key not in _OF_THE_SAMPLE}
+
+    @property
+    def perturbs(self) -> bool:
+        """Whether anything was perturbed in the numbered samples."""
+        configuration = self.configuration
+        return configuration.get("engine") != "ieee" and configuration.get("mode") != "nearest"
+
+    @property
+    def bits_held(self) -> int:
+        """How many bits the results hold."""
+        return bits_held(self.configuration)
 
     @property
     def subjects(self) -> list[str]:
@@ -94,6 +111,29 @@ class Experiment:
         }
         return {row["subject"]: row for row in select(self.significance, **wanted)}
 
+    @property
+    def counts(self) -> list[int]:
+        """Numbers of samples that occur, in order."""
+        return sorted({self.n_of(subject) for subject in self.subjects})
+
+    def of_first(self, n: int, quantity: str) -> list[float]:
+        """Mean bits of each subject's first n samples; of all that it has, where it has fewer."""
+        whole = self.bits(quantity)
+        values: list[float] = []
+        for subject in self.subjects:
+            rows = select(self.bits_over_n, quantity=quantity, subject=subject, n=n)
+            values.append((rows[0] if rows else whole[subject])["mean"])
+        return values
+
+    def standard_error(self, quantity: str) -> float | None:
+        """Of the mean over subjects, from the number of samples of each (their seeds differ, so
+        their errors are independent); None where it is not known."""
+        rows = select(self.bits_over_n, quantity=quantity)
+        errors = [row["standard_error"] for row in rows if row["n"] == self.n_of(row["subject"])]
+        if len(errors) < len(self.subjects) or any(error != error for error in errors):
+            return None
+        return math.hypot(*errors) / len(errors)
+
     def mean_bits(self, quantity: str, tissue: str = "all", **which: str) -> float | None:
         """Mean over subjects of their mean bits; None where there is none."""
         return mean(row["mean"] for row in self.bits(quantity, tissue, **which).values())
@@ -127,8 +167,10 @@ def read(results: Path, experiment: str) -> Experiment:
         results=results,
         settings=asked.get("settings", {}),
         dataset=asked.get("dataset", {}).get("name", "unknown"),
+        left_out=asked.get("dataset", {}).get("left_out", {}),
         records=records,
         significance=table("significance"),
+        bits_over_n=table("bits_over_n"),
         variability=table("variability"),
         repeatability=table("repeatability"),
         accuracy=table("accuracy"),
@@ -180,6 +222,20 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} cannot be read ({error}); remove its folder and run the sample again"
         ) from None
+
+
+def in_words(counts: Iterable[int]) -> str:
+    """`10`, `2 or 3`, `2 to 10`."""
+    found = sorted(set(counts))
+    return " or ".join(map(str, found)) if len(found) < 3 else f"{found[0]} to {found[-1]}"
+
+
+def support(counts: Iterable[int]) -> str:
+    """`n = 10, probability 0.74 at 95 % confidence`: what numbers of samples support."""
+    found = sorted(set(counts))
+    ends = dict.fromkeys(f"{general_probability(n):.2f}" for n in (found[0], found[-1]))
+    sure = f"probability {' to '.join(ends)} at {100 * CONFIDENCE:.0f} % confidence"
+    return f"n = {in_words(found)}, {sure}"
 
 
 def select(rows: Iterable[Row], **where: Any) -> list[Row]:

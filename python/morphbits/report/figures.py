@@ -22,7 +22,7 @@ import numpy as np
 from matplotlib.figure import Figure as Canvas
 from PIL import Image as Picture
 
-from morphbits.report.experiment import Experiment, select, study
+from morphbits.report.experiment import STUDY_SAMPLES, Experiment, in_words, select, study, support
 from morphbits.stats.significance import FLOAT32_BITS
 
 COLOURS = {"image": "#0072B2", "warp": "#D55E00"}
@@ -117,7 +117,8 @@ def box_plots(experiment: Experiment) -> Figure:
             average = np.mean([row["mean"] for row in rows])
             ax.axhline(float(average), color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
             ax.set_ylabel("significant bits")
-            ax.set_title(f"{quantity}: mean {average:.2f} bits", loc="left", fontsize=11)
+            title = f"{quantity}: mean {average:.2f} bits, n = {in_words(experiment.counts)}"
+            ax.set_title(title, loc="left", fontsize=11)
             ax.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
         many = len(subjects) > 12
         places = range(1, len(subjects) + 1)
@@ -126,7 +127,7 @@ def box_plots(experiment: Experiment) -> Figure:
         axes[-1].set_xlabel("subject")
         alt = "Box plots of significant bits per subject. " + "; ".join(
             f"{quantity}: mean {experiment.mean_bits(quantity):.2f} bits over "
-            f"{len(subjects)} subjects"
+            f"{len(subjects)} subjects, {support(experiment.counts)}"
             for quantity in ("image", "warp")
         )
         return svg(canvas, alt)
@@ -169,7 +170,7 @@ def by_tissue(experiment: Experiment) -> Figure:
             ax.set_xticks(range(len(tissues)), tissues)
             ax.set_xlim(-0.6, len(tissues) - 0.4)
             ax.margins(y=0.2)
-            ax.set_title(quantity, loc="left", fontsize=11)
+            ax.set_title(f"{quantity}, n = {in_words(experiment.counts)}", loc="left", fontsize=11)
         axes[0].set_ylabel("mean significant bits")
         return svg(canvas, "Mean significant bits by tissue: " + ", ".join(words))
 
@@ -180,11 +181,12 @@ def beside_the_study(experiment: Experiment) -> Figure:
     lines: list[tuple[str, list[float], str]] = []
     for quantity, column in (("image", "synthmorph_moved_bits"), ("warp", "synthmorph_warp_bits")):
         values = [row[column] for row in published]
-        ours = [row["mean"] for row in experiment.bits(quantity).values()]
+        ours = experiment.of_first(STUDY_SAMPLES, quantity)
+        n = min(experiment.counts[0], STUDY_SAMPLES)
         lines += [
-            (f"{quantity}: study, as published", values, GREY),
+            (f"{quantity}: study, as published, n = {STUDY_SAMPLES}", values, GREY),
             (f"{quantity}: study, less one bit", [value - 1 for value in values], "#9ca3af"),
-            (f"{quantity}: this experiment", ours, COLOURS[quantity]),
+            (f"{quantity}: this experiment, n = {n}", ours, COLOURS[quantity]),
         ]
     rng = np.random.default_rng(0)
     with matplotlib.rc_context({**STYLE, "axes.grid.axis": "x"}):
@@ -212,6 +214,35 @@ def beside_the_study(experiment: Experiment) -> Figure:
             f"{name} {np.mean(values):.2f}" for name, values, _ in lines
         )
         return svg(canvas, alt)
+
+
+def over_n(experiment: Experiment) -> Figure | None:
+    """Mean bits of the first n samples: a line for each subject, and their mean."""
+    sizes = sorted({row["n"] for row in experiment.bits_over_n})
+    if len(sizes) < 2:
+        return None
+    words = []
+    with matplotlib.rc_context(STYLE):
+        canvas = Canvas(figsize=(7.2, 3.1), layout="constrained")
+        for ax, quantity in zip(canvas.subplots(1, 2), ("image", "warp"), strict=True):
+            rows = select(experiment.bits_over_n, quantity=quantity)
+            for subject in experiment.subjects:
+                points = [(row["n"], row["mean"]) for row in rows if row["subject"] == subject]
+                ax.plot(
+                    *zip(*points, strict=True), color=COLOURS[quantity], alpha=0.35, linewidth=1
+                )
+            means = [np.mean([row["mean"] for row in rows if row["n"] == n]) for n in sizes]
+            ax.plot(sizes, means, "-o", color="#111827", linewidth=2, markersize=4.5)
+            ax.set_title(quantity, loc="left", fontsize=11)
+            ax.set_xlabel("samples, n")
+            ax.set_xscale("log")
+            ax.set_xticks(sizes, list(map(str, sizes)))
+            ax.minorticks_off()
+            if quantity == "image":
+                ax.set_ylabel("mean significant bits")
+            named = (f"{n}: {mean:.2f}" for n, mean in zip(sizes, means, strict=True))
+            words.append(f"{quantity} {', '.join(named)}")
+        return svg(canvas, "Mean significant bits by number of samples: " + "; ".join(words))
 
 
 def accuracy(experiment: Experiment) -> Figure | None:

@@ -157,15 +157,27 @@ def stages_words(rows: dict[str, list[Row]]) -> str:
     if not rows["stages"]:
         return ""
     whole, leaves = rows["stages"][0], _leaves(rows["stages"])
-    first = max(leaves, key=lambda row: row["warp_share"])
+    outer = [row for row in rows["stages"] if row["stage"] != "all" and not row["within"]]
+    first = max(outer, key=lambda row: row["warp_share"])
+    inner = [row for row in leaves if row["within"] == first["stage"]]
+    within = ""
+    if inner:
+        largest = max(inner, key=lambda row: row["warp_share"])
+        share = _percent(largest["warp_share"])
+        within = f"; within it {largest['stage']}’s is the largest, {share}"
     total = sum(row["warp_share"] for row in leaves)
+    more = (
+        ": more than 100 %, since what follows a perturbed stage, itself to nearest, rounds other "
+        "numbers in each sample and adds its own errors"
+        if total > 1
+        else ""
+    )
     gained = max(leaves, key=lambda row: row["warp_except"])
     return (
         f"Everything perturbed leaves {number(whole['image_only'])} bits of the image and "
-        f"{number(whole['warp_only'])} of the warp. Most of the warp’s variance comes from "
-        f"{first['stage']}: {_percent(first['warp_share'])}. The shares of the stages add up to "
-        f"{_percent(total)}: more than 100 %, since what follows a perturbed stage, itself to "
-        "nearest, rounds other numbers in each sample and adds its own errors. Computing "
+        f"{number(whole['warp_only'])} of the warp. The largest share of the warp’s variance is "
+        f"{first['stage']}’s: {_percent(first['warp_share'])}{within}. The shares of the single "
+        f"stages add up to {_percent(total)}{more}. Computing "
         f"{gained['stage']} without error would give back "
         f"{number(gained['warp_except'] - whole['warp_only'])} bits of the warp, and no other "
         "single stage more."

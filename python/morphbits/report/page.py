@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import shlex
+import statistics
 import tomllib
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,7 +32,13 @@ from morphbits.stats.significance import (
 )
 
 MAPS_SHOWN = 6  # subjects whose maps are open when the page is; the others unfold
-TABLES = ("significance.csv", "variability.csv", "repeatability.csv", "accuracy.csv")
+TABLES = (
+    "significance.csv",
+    "bits_over_n.csv",
+    "variability.csv",
+    "repeatability.csv",
+    "accuracy.csv",
+)
 # what happened to every rounding, by mode
 ROUNDING = {
     "random": "every rounding went up or down at random instead of to the nearest number",
@@ -94,6 +101,7 @@ def draw(experiment: Experiment) -> dict[str, Figure]:
     scale = figures.map_scale(experiment)
     drawn = {
         "box-plots": figures.box_plots(experiment),
+        "bits-over-n": figures.over_n(experiment),
         "beside-the-study": figures.beside_the_study(experiment),
         "by-tissue": figures.by_tissue(experiment),
         "accuracy": figures.accuracy(experiment),
@@ -128,6 +136,10 @@ def render(experiment: Experiment, drawn: dict[str, Figure]) -> str:
         tables=tables,
         headlines=[headline(experiment, quantity) for quantity in ("image", "warp")],
         bits=FLOAT32_BITS,
+        held=experiment.bits_held,
+        support=reading.support(experiment.counts),
+        study_samples=reading.STUDY_SAMPLES,
+        flattery={q: flattery(experiment, q) for q in ("image", "warp")},
         rounding=ROUNDING[experiment.configuration.get("mode", "nearest")],
         facts=facts(experiment),
         maps=shown[:MAPS_SHOWN],
@@ -154,14 +166,14 @@ class Headline:
     q05: float
     q95: float
     digits: float  # decimal
-    study: float
+    deviation: float | None  # standard deviation over subjects
+    error: float | None  # standard error of the mean, from the number of samples
 
 
 def headline(experiment: Experiment, quantity: str) -> Headline:
     """Mean bits over subjects of all voxels: general method, reference mean of samples."""
     rows = list(experiment.bits(quantity).values())
     value = mean(row["mean"] for row in rows) or 0.0
-    column = {"image": "synthmorph_moved_bits", "warp": "synthmorph_warp_bits"}[quantity]
     return Headline(
         quantity=quantity,
         colour=figures.COLOURS[quantity],
@@ -169,8 +181,16 @@ def headline(experiment: Experiment, quantity: str) -> Headline:
         q05=mean(row["q05"] for row in rows) or 0.0,
         q95=mean(row["q95"] for row in rows) or 0.0,
         digits=value * math.log10(2),
-        study=mean(row[column] for row in reading.study()) or 0.0,
+        deviation=statistics.stdev(row["mean"] for row in rows) if len(rows) > 1 else None,
+        error=experiment.standard_error(quantity),
     )
+
+
+def flattery(experiment: Experiment, quantity: str) -> float | None:
+    """By how much Z in float32 raises the mean over subjects, against Z in float64."""
+    rows = select(experiment.bits_over_n, quantity=quantity)
+    pairs = [(row["mean"], row["mean_float64_z"]) for row in rows]
+    return mean(narrow - wide for narrow, wide in pairs if wide == wide)
 
 
 def facts(experiment: Experiment) -> dict[str, Any]:
@@ -179,8 +199,8 @@ def facts(experiment: Experiment) -> dict[str, Any]:
     again = [row for row in experiment.repeatability if row["comparison"] in ("again", "threads")]
 
     def time(records: list[reading.Record]) -> str:
-        """Mean time and number of threads in words; empty where there is no record."""
-        seconds = mean(record.provenance["seconds"] for record in records)
+        """Median time and number of threads in words; empty where there is no record."""
+        seconds = tables.median_of(records, "seconds")
         threads = sorted({record.provenance["threads"] for record in records})
         words = " or ".join(map(str, threads)) + (" thread" if threads == [1] else " threads")
         return "" if seconds is None else f"{tables.duration(seconds)} ({words})"
@@ -215,7 +235,6 @@ def facts(experiment: Experiment) -> dict[str, Any]:
 
 def method(experiment: Experiment) -> list[dict[str, Any]]:
     """For each number of samples that occurs: what probability it supports."""
-    counts = sorted({experiment.n_of(subject) for subject in experiment.subjects})
     return [
         {
             "n": n,
@@ -223,7 +242,7 @@ def method(experiment: Experiment) -> list[dict[str, Any]]:
             "confidence": CONFIDENCE,
             "cnh_probability": CNH_PROBABILITY,
         }
-        for n in counts
+        for n in experiment.counts
     ]
 
 

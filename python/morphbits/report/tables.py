@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from morphbits.config import ExperimentConfig, labelled
-from morphbits.report.experiment import Experiment, mean, select, study
+from morphbits.report.experiment import (
+    STUDY_SAMPLES,
+    Experiment,
+    Record,
+    mean,
+    select,
+    study,
+    support,
+)
+from morphbits.stats.significance import FLOAT32_BITS, general_probability
 
 MISSING = "–"
 
@@ -96,6 +105,23 @@ def per_subject(experiment: Experiment) -> Table:
     )
 
 
+def over_n(experiment: Experiment) -> Table:
+    """Mean bits of the first n samples, over the subjects that have as many."""
+    rows = []
+    for n in sorted({row["n"] for row in experiment.bits_over_n}):
+        cells = [str(n)]
+        for quantity in ("image", "warp"):
+            found = select(experiment.bits_over_n, quantity=quantity, n=n)
+            cells.append(spread([row["mean"] for row in found]))
+        rows.append([*cells, str(len(found)), number(general_probability(n))])
+    return Table(
+        caption="Mean significant bits of the first n samples (general, mean of samples;"
+        " ± standard deviation over subjects)",
+        header=["n", "image", "warp", "subjects", "probability"],
+        rows=rows if len(rows) > 1 else [],
+    )
+
+
 def components(experiment: Experiment) -> Table:
     """Bits of the three components of the warp."""
     names = ["warp_x", "warp_y", "warp_z", "warp"]
@@ -154,24 +180,30 @@ def beside_the_study(experiment: Experiment) -> Table:
             [row["freesurfer_warp_bits"] for row in published],
             -1,
         ),
-        (
-            "this experiment",
-            [row["mean"] for row in experiment.bits("image").values()],
-            [row["mean"] for row in experiment.bits("warp").values()],
-            1,
-        ),
     ]
-    for name, image, warp, offset in sources:
+    counts = experiment.counts
+    here = (
+        "this experiment",
+        experiment.of_first(STUDY_SAMPLES, "image"),
+        experiment.of_first(STUDY_SAMPLES, "warp"),
+        1,
+    )
+    fewer = counts[0] < STUDY_SAMPLES
+    numbers = " or ".join(dict.fromkeys(str(min(n, STUDY_SAMPLES)) for n in counts))
+    for name, image, warp, offset in (*sources, here):
         other = [f"{number(statistics.fmean(values) + offset)}" for values in (image, warp)]
         given = [spread(image), spread(warp)]
         published_way, formula_way = (given, other) if offset < 0 else (other, given)
-        rows.append([name, str(len(image)), *formula_way, *published_way])
+        ours = offset > 0
+        marked = f"{name} (fewer samples: not comparable)" if ours and fewer else name
+        n = numbers if ours else str(STUDY_SAMPLES)
+        rows.append([marked, str(len(image)), n, *formula_way, *published_way])
     return Table(
-        caption="The study's published significant bits beside ours (mean ± standard deviation"
-        " over subjects)",
-        header=["", "subjects", "image", "warp", "image", "warp"],
+        caption="The study's published significant bits and those of this experiment's first"
+        f" {STUDY_SAMPLES} samples (mean ± standard deviation over subjects)",
+        header=["", "subjects", "n", "image", "warp", "image", "warp"],
         rows=rows,
-        groups=[("", 2), ("by the formula", 2), ("with the study's probable extra bit", 2)],
+        groups=[("", 3), ("by the formula", 2), ("with the study's probable extra bit", 2)],
     )
 
 
@@ -179,24 +211,28 @@ def matched_with_the_study(experiment: Experiment) -> Table:
     """Subjects that the study measured too, side by side; no rows where none is shared."""
     published = {row["subject"]: row for row in study()}
     rows = []
-    for subject in experiment.subjects:
+    here = {q: experiment.of_first(STUDY_SAMPLES, q) for q in ("image", "warp")}
+    for index, subject in enumerate(experiment.subjects):
         theirs = published.get(subject.split("_")[0])
         if theirs is None:
             continue
-        cells = [subject]
+        cells = [subject, str(min(experiment.n_of(subject), STUDY_SAMPLES))]
         for quantity, column in (
             ("image", "synthmorph_moved_bits"),
             ("warp", "synthmorph_warp_bits"),
         ):
-            ours = experiment.bits(quantity)[subject]["mean"]
-            cells += [number(ours), number(theirs[column] - 1), number(theirs[column])]
+            cells += [
+                number(here[quantity][index]),
+                number(theirs[column] - 1),
+                number(theirs[column]),
+            ]
         rows.append(cells)
     names = ["here", "study, by the formula", "study, as published"]
     return Table(
-        caption="Subjects that the study measured too",
-        header=["subject", *names, *names],
+        caption=f"Subjects that the study measured too, in {STUDY_SAMPLES} samples; n: those here",
+        header=["subject", "n", *names, *names],
         rows=rows,
-        groups=[("", 1), ("image", 3), ("warp", 3)],
+        groups=[("", 2), ("image", 3), ("warp", 3)],
     )
 
 
@@ -269,22 +305,26 @@ def accuracy(experiment: Experiment) -> Table:
     )
 
 
+def median_of(records: list[Record], key: str) -> float | None:
+    """Median over samples of a number of their provenance; None where none has it."""
+    values = [r.provenance[key] for r in records if r.provenance.get(key) is not None]
+    return statistics.median(values) if values else None
+
+
 def cost(experiment: Experiment) -> Table:
     """Time and memory of one sample, and slowdown against the unperturbed ones."""
+    numbered = "perturbed" if experiment.perturbs else "numbered (nothing perturbed)"
     kinds = {
-        "perturbed": experiment.perturbed,
+        numbered: experiment.perturbed,
         "ieee (same computation, nothing perturbed)": experiment.of_sample("ieee"),
         "plain (the unmodified framework)": experiment.of_sample("plain"),
     }
 
-    def median(records: list[Any], key: str) -> float | None:
-        values = [r.provenance[key] for r in records if r.provenance.get(key) is not None]
-        return statistics.median(values) if values else None
-
-    perturbed = median(kinds["perturbed"], "seconds")
+    perturbed = median_of(kinds[numbered], "seconds")
     rows = []
     for name, records in kinds.items():
-        seconds, memory = median(records, "seconds"), median(records, "peak_memory_bytes")
+        seconds = median_of(records, "seconds")
+        memory = median_of(records, "peak_memory_bytes")
         slowdown = perturbed / seconds if perturbed and seconds else None
         threads = sorted({record.provenance["threads"] for record in records})
         rows.append(
@@ -293,7 +333,7 @@ def cost(experiment: Experiment) -> Table:
                 str(len(records)),
                 ", ".join(map(str, threads)) or MISSING,
                 duration(seconds),
-                f"{number(slowdown, 1)}×" if records and name != "perturbed" else MISSING,
+                f"{number(slowdown, 1)}×" if records and name != numbered else MISSING,
                 f"{memory / 2**30:.2f} GiB" if memory else MISSING,
             ]
         )
@@ -320,7 +360,7 @@ def operators(experiment: Experiment) -> Table:
 def what_was_run(experiment: Experiment) -> Table:
     """Configuration shared by all perturbed samples, inputs and machine."""
     configuration, facts = experiment.configuration, experiment.perturbed[0].provenance
-    counts = sorted({experiment.n_of(subject) for subject in experiment.subjects})
+    counts = experiment.counts
     hosts = {record.provenance.get("host") for record in experiment.perturbed}
     code = facts.get("code") or {}
     revision = (code.get("revision") or "not a git clone")[:12]
@@ -344,7 +384,7 @@ def what_was_run(experiment: Experiment) -> Table:
         ["hosts", str(len(hosts))],
     ]
     return Table(
-        caption="What all perturbed samples share", header=["", ""], rows=rows, text_columns=2
+        caption="What all numbered samples share", header=["", ""], rows=rows, text_columns=2
     )
 
 
@@ -365,14 +405,22 @@ def _short(checksum: str | None) -> str:
     return MISSING if not checksum else checksum[:19] + "…"
 
 
+def left_out(experiment: Experiment) -> Table:
+    """What of the dataset was not used, and why."""
+    rows = [list(pair) for pair in experiment.left_out.items()]
+    return Table(caption="Images and folders that were not used", header=["", ""], rows=rows)
+
+
 def model_card(card: dict[str, Any]) -> Table:
-    """What a model's TOML file says of it, a row for each entry; tables inside it with a dot."""
+    """What a model's TOML file says of it, a row for each entry; tables inside it with a comma."""
     rows: list[list[str]] = []
 
     def add(entries: dict[str, Any], prefix: str) -> None:
         for key, value in entries.items():
+            if key == "caution":
+                continue  # which the page says at its top
             if isinstance(value, dict):
-                add(value, f"{prefix}{key}.")
+                add(value, f"{prefix}{key}, ")
             else:
                 words = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
                 rows.append([prefix + key.replace("_", " "), words])
@@ -399,12 +447,25 @@ def summary(experiment: Experiment) -> Table:
         ]
         for subject in experiment.subjects
     ]
-    means = [number(mean(row["mean"] for row in column.values())) for column in columns]
+    means = [[row["mean"] for row in column.values()] for column in columns]
+    foot = [["mean", "", *(number(mean(values)) for values in means)]]
+    if len(rows) > 1:
+        deviations = [statistics.stdev(v) if len(v) > 1 else None for v in means]
+        foot.append(["± subjects", "", *map(number, deviations)])
+    errors = [experiment.standard_error(quantity) for quantity in ("image", "warp")]
+    if None not in errors:
+        foot.append(["± samples", "", number(errors[0], 3), "", "", number(errors[1], 3)])
+        foot[-1] += [""] * (2 + len(columns) - len(foot[-1]))
     names = ["general", "vs IEEE", "CNH"]
+    held = experiment.bits_held
+    what = f"of {held}" if held == FLOAT32_BITS else f"of the {held} that results hold"
+    caption = f"significant bits ({what}), mean over voxels; general: {support(experiment.counts)}"
+    if not experiment.perturbs:
+        caption += "\nnothing was perturbed: this is how well the computation repeats"
     return Table(
-        caption="significant bits (of 24), mean over voxels",
+        caption=caption,
         header=["subject", "n", *names, *names],
         rows=rows,
-        foot=[["mean", "", *means]],
+        foot=foot,
         groups=[("", 2), ("image", 3), ("warp", 3)],
     )
