@@ -60,8 +60,8 @@ localize: $(stamp) ## which part of the network loses the bits, by Verrou's delt
 	$(venv) python/localize.py $(call options,BY DATA RESULTS)
 
 ##@ Train
-recipe = $(call options,EXPERIMENT EPOCHS STEPS BATCH SEED THREADS ENGINE MODE ACCUMULATION SIZE LOSS LEARNING_RATE \
-	SMOOTHNESS LABELS TARGETS DATA RESULTS) $(if $(LABELS),--source synthmorph)
+recipe = $(call options,EXPERIMENT EPOCHS STEPS BATCH SEED THREADS ENGINE MODE ACCUMULATION SUBNORMALS PRECISION PERTURB SIZE LOSS \
+	LEARNING_RATE SMOOTHNESS LABELS TARGETS DATA RESULTS) $(if $(LABELS),--source synthmorph)
 training = $(recipe) $(call options,MODEL_DIR SYNTH_PROCS) $(call flag,RESUME)
 
 .PHONY: train-single

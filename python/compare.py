@@ -10,9 +10,9 @@ the rest show what the order of sums changes.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from morphbits import config
 from morphbits.errors import UserError, run_cli
 from morphbits.report.comparison import table, write_maps
 from morphbits.samples.comparison import (
@@ -27,14 +27,16 @@ from morphbits.samples.comparison import (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = config.parser(__doc__)
     parser.add_argument("--framework", choices=("tensorflow", "torch"), default="tensorflow")
     parser.add_argument("--onednn", choices=("on", "off"), default="on")
     parser.add_argument("--accumulation", help="orders of the native arms, separated by commas")
-    parser.add_argument("--samples", type=int, default=10, help="of each (default: 10)")
-    parser.add_argument("--jobs", type=int, default=1, help="processes at a time (default: 1)")
+    parser.add_argument(
+        "--samples", type=config.whole(1), default=10, help="of each (default: 10)"
+    )
+    parser.add_argument(
+        "--jobs", type=config.whole(1), default=1, help="processes at a time (default: 1)"
+    )
     parser.add_argument(
         "--results", type=Path, default=Path("results"), help="folder of all experiments"
     )

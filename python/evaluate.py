@@ -12,12 +12,11 @@ fixed grid by warp.py --labels.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 from pathlib import Path
 
-from morphbits import images
+from morphbits import config, images
 from morphbits.errors import UserError, run_cli
 from morphbits.stats import accuracy
 
@@ -59,9 +58,7 @@ def read_pairs(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = config.parser(__doc__)
     parser.add_argument("--pairs", type=Path, required=True, help="CSV with columns a,b[,mask]")
     parser.add_argument("--measure", choices=MEASURES, default="dice", help="default: dice")
     parser.add_argument("--output", type=Path, help="CSV to write (default: print it)")

@@ -7,18 +7,16 @@ Killed at any point and started again, it gets only what is missing.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+from morphbits import config
 from morphbits.datasets import corr_install, corr_table
 from morphbits.errors import UserError, run_cli
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = config.parser(__doc__)
     parser.add_argument(
         "--subjects",
         default="inference",
@@ -28,7 +26,7 @@ def main() -> None:
     parser.add_argument(
         "--table", type=Path, default=corr_table.TABLE, help="CSV of the images (the study's)"
     )
-    parser.add_argument("--jobs", type=int, default=4, help="downloads at a time")
+    parser.add_argument("--jobs", type=config.whole(1), default=4, help="downloads at a time")
     parser.add_argument("--data", type=Path, default=Path("data"), help="data folder")
     parser.add_argument("--dry-run", action="store_true", help="list the files, fetch nothing")
     options = parser.parse_args()

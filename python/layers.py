@@ -12,9 +12,9 @@ was run.
 
 from __future__ import annotations
 
-import argparse
 import functools
 
+from morphbits import config
 from morphbits.config import ExecutionConfig, ExperimentConfig, add_arguments, from_arguments
 from morphbits.errors import run_cli
 from morphbits.report import layers
@@ -23,14 +23,10 @@ from morphbits.stats.analysis import write_table
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = config.parser(__doc__)
     parser.add_argument("study", choices=("stages", "precision", "orders"))
     parser.add_argument(
-        "--subject", type=int, default=1, help="number in the dataset (default: 1)"
+        "--subject", type=config.whole(1), default=1, help="number in the dataset (default: 1)"
     )
     parser.add_argument("--notes", action="store_true", help="tables to notes/benchmarks/ as well")
     add_arguments(parser, ExperimentConfig)

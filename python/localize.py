@@ -8,22 +8,25 @@ of images and an untrained network of 16 features; dozens of runs of half a minu
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from morphbits import config
 from morphbits.engines.verrou.localization import localize
 from morphbits.errors import run_cli
 from morphbits.samples.comparison import small_case
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = config.parser(__doc__)
     parser.add_argument("--by", choices=("task", "symbol"), default="task")
-    parser.add_argument("--runs", type=int, default=3, help="that a set must pass (default: 3)")
     parser.add_argument(
-        "--size", type=int, default=16, help="voxels along each axis (default: 16)"
+        "--runs", type=config.whole(1), default=3, help="that a set must pass (default: 3)"
+    )
+    parser.add_argument(
+        "--size",
+        type=config.whole(8, 512),
+        default=16,
+        help="voxels along each axis (default: 16)",
     )
     parser.add_argument(
         "--results", type=Path, default=Path("results"), help="folder of all experiments"

@@ -5,25 +5,28 @@ python make_model.py --enc 16 16 16 16 --dec 16 16 16 16 16 16 --seed 1 --output
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from morphbits import axes
+from morphbits import axes, config
 from morphbits.errors import run_cli
 from morphbits.models.weights import Architecture, init_weights, save_h5
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = config.parser(__doc__)
+    parser.add_argument(
+        "--enc", type=config.whole(1), nargs="+", default=[16] * 4, help="encoder widths"
     )
-    parser.add_argument("--enc", type=int, nargs="+", default=[16] * 4, help="encoder widths")
-    parser.add_argument("--dec", type=int, nargs="+", default=[16] * 6, help="decoder widths")
-    parser.add_argument("--int-steps", type=int, default=5, help="squarings of the integration")
+    parser.add_argument(
+        "--dec", type=config.whole(1), nargs="+", default=[16] * 6, help="decoder widths"
+    )
+    parser.add_argument(
+        "--int-steps", type=config.whole(1, 100), default=5, help="squarings of the integration"
+    )
     parser.add_argument(
         "--flow-std", type=float, help="std of the last layer (default: he-normal)"
     )
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=config.whole(0, 2**63), default=1)
     parser.add_argument(
         "--orientation", choices=axes.NAMES, metavar="RAS", default="",
         help="axes that images are brought into before it (default: the fixed file's)",

@@ -8,23 +8,25 @@ is kept; the same seed gives the same bytes.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+from morphbits import config
 from morphbits.datasets import phantom
 from morphbits.errors import run_cli
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    parser = config.parser(__doc__)
+    parser.add_argument(
+        "--subjects", type=config.whole(1), default=3, help="how many (default: 3)"
     )
-    parser.add_argument("--subjects", type=int, default=3, help="how many (default: 3)")
     parser.add_argument(
         "--size", choices=phantom.SIZES, default="2mm", help="voxels (default: 2mm)"
     )
-    parser.add_argument("--seed", type=int, default=1, help="of all random draws (default: 1)")
+    parser.add_argument(
+        "--seed", type=config.whole(0, 2**63), default=1, help="of all random draws (default: 1)"
+    )
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder (default: data)")
     args = parser.parse_args()
 

@@ -7,18 +7,15 @@ Keeps the folder's structure and each image's grid. Without --pattern: all T1-we
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from morphbits import images
+from morphbits import config, images
 from morphbits.config import Reading, add_arguments, from_arguments
 from morphbits.errors import UserError, run_cli
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = config.parser(__doc__)
     parser.add_argument("--input", type=Path, required=True, help="folder, searched recursively")
     parser.add_argument("--output", type=Path, required=True, help="another folder")
     parser.add_argument("--pattern", default="*T1w.nii.gz", help="of names (default: *T1w.nii.gz)")

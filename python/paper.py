@@ -10,12 +10,11 @@ started again, it continues.
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 from pathlib import Path
 
-from morphbits import study
+from morphbits import config, study
 from morphbits.datasets import corr_install, corr_table
 from morphbits.errors import UserError, run_cli
 from morphbits.preprocessing import ROUTES, open_route
@@ -23,19 +22,17 @@ from morphbits.report import beside_study
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = config.parser(__doc__)
     add = parser.add_argument
     add("--engine", choices=("verrou", "native"), default="verrou", help="who rounds")
     add("--subjects", default="inference", help="as in ./install-corr.sh")
-    add("--runs", type=int, default=10, help="samples of each subject")
+    add("--runs", type=config.whole(1), default=10, help="samples of each subject")
     add("--model", type=Path, help="voxelmorph .h5 weights (default: the published ones)")
     add("--route", choices=ROUTES, default="open", help="of preprocessing")
     add("--size", choices=open_route.SIZES, default="1mm", help="open route: size of voxels")
     add("--source", default=corr_install.SOURCE, help="where CoRR is cloned from")
     add("--table", type=Path, default=corr_table.TABLE, help="CSV of the images")
-    add("--jobs", type=int, help="samples at a time")
+    add("--jobs", type=config.whole(1), help="samples at a time")
     add("--data", type=Path, default=Path("data"), help="data folder")
     add("--results", type=Path, default=Path("results"), help="results folder")
     add("--dry-run", action="store_true", help="cost and what is missing, then stop")

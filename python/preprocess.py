@@ -7,10 +7,9 @@ Killed at any point and started again, it makes only what is missing.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from morphbits import preprocessing
+from morphbits import config, preprocessing
 from morphbits.config import Reading, add_arguments, from_arguments
 from morphbits.datasets import corr_table
 from morphbits.errors import UserError, run_cli
@@ -19,14 +18,12 @@ from morphbits.samples.estimate import cores
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = config.parser(__doc__)
     parser.add_argument("--subjects", default="inference", help="as in ./install-corr.sh")
     parser.add_argument("--table", type=Path, default=corr_table.TABLE, help="CSV of the images")
     parser.add_argument("--route", choices=preprocessing.ROUTES, default="open")
     parser.add_argument("--size", choices=open_route.SIZES, default="1mm", help="open route")
-    parser.add_argument("--jobs", type=int, default=cores(), help="images at a time")
+    parser.add_argument("--jobs", type=config.whole(1), default=cores(), help="images at a time")
     parser.add_argument("--data", type=Path, default=Path("data"), help="data folder")
     add_arguments(parser, Reading)
     options = parser.parse_args()

@@ -9,20 +9,16 @@ sample.json (configuration, checksums, versions, timings) beside the moved image
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from morphbits import config
 from morphbits.config import DEMO_MODEL, RegisterConfig, add_arguments, from_arguments
 from morphbits.errors import run_cli
 from morphbits.samples.single import Files, register_files
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = config.parser(__doc__)
     parser.add_argument("--moving", type=Path, required=True, help="image to be moved")
     parser.add_argument("--fixed", type=Path, required=True, help="image it is moved to")
     parser.add_argument(

@@ -7,17 +7,14 @@ Needs significance.csv (python/significance.py makes it); writes results/<experi
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from morphbits import report
+from morphbits import config, report
 from morphbits.errors import run_cli
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = config.parser(__doc__)
     parser.add_argument("--experiment", required=True, help="name of the folder in results/")
     parser.add_argument("--results", type=Path, default=Path("results"), help="default: results")
     given = parser.parse_args()

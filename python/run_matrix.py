@@ -7,21 +7,17 @@ Killed at any point and started again, it makes only what is missing.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import sys
 
+from morphbits import config
 from morphbits.config import ExecutionConfig, ExperimentConfig, add_arguments
 from morphbits.errors import UserError, run_cli
 from morphbits.samples import estimate, experiment
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = config.parser(__doc__)
     add_arguments(parser, ExperimentConfig)
     add_arguments(parser, ExecutionConfig)
     settings, execution = experiment.from_options(parser.parse_args())

@@ -8,24 +8,24 @@ results/<experiment>/ from the samples that are finished.
 
 from __future__ import annotations
 
-import argparse
 import os
 from pathlib import Path
 
-from morphbits import bids
+from morphbits import bids, config
 from morphbits.errors import run_cli
 from morphbits.samples.experiment import recorded_dataset
 from morphbits.stats.analysis import analyse
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = config.parser(__doc__)
     parser.add_argument("--experiment", required=True, help="name of the folder in results/")
     parser.add_argument("--results", type=Path, default=Path("results"), help="default: results")
     parser.add_argument(
-        "--jobs", type=int, default=len(os.sched_getaffinity(0)), help="subjects at a time"
+        "--jobs",
+        type=config.whole(1),
+        default=len(os.sched_getaffinity(0)),
+        help="subjects at a time",
     )
     given = parser.parse_args()
     dataset = recorded_dataset(given.results, given.experiment)

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 
-from morphbits import bids, stability
+from morphbits import bids, config, stability
 from morphbits.config import add_arguments, from_arguments
 from morphbits.errors import run_cli
 from morphbits.parent import end_with_parent
@@ -25,15 +26,13 @@ from morphbits.training.options import recipe
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = config.parser(__doc__)
     parser.add_argument("--experiment", default="training-stability", help="name of the recipe")
     parser.add_argument("--results", type=Path, default=Path("results"), help="of all experiments")
-    parser.add_argument("--runs", type=int, default=5, help="trainings of each arm")
-    parser.add_argument("--jobs", type=int, help="trainings at a time (default: cores / threads)")
+    parser.add_argument("--runs", type=config.whole(1), default=5, help="trainings of each arm")
+    parser.add_argument(
+        "--jobs", type=config.whole(1), help="trainings at a time (default: cores / threads)"
+    )
     parser.add_argument("--run-folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--only-train", action="store_true", help=argparse.SUPPRESS)
     add_arguments(parser, TrainConfig)
@@ -42,7 +41,10 @@ def main() -> None:
         end_with_parent()
         run = stability.Run("", 0, from_arguments(TrainConfig, arguments), arguments.run_folder)
         return stability.execute(run, register=not arguments.only_train)
-    asked = from_arguments(TrainConfig, arguments, recipe(arguments.experiment))
+    base = recipe(arguments.experiment)
+    if base.engine == "ieee":  # of the arms that are perturbed
+        base = replace(base, engine="native")
+    asked = from_arguments(TrainConfig, arguments, base)
     planned = stability.plan(arguments.results, arguments.experiment, asked, arguments.runs)
     cores = len(os.sched_getaffinity(0))
     jobs = arguments.jobs or max(1, cores // (planned[0].recipe.threads or 1))

@@ -7,23 +7,23 @@ Exit status 1 where something differs. SEED chooses which samples are made again
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from morphbits import config
 from morphbits.errors import run_cli
 from morphbits.samples import verify
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = config.parser(__doc__)
     parser.add_argument("--experiment", required=True, help="name of the results folder")
     parser.add_argument("--results", type=Path, default=Path("results"), help="all experiments")
-    parser.add_argument("--again", type=int, default=2, help="samples to make again (default: 2)")
-    parser.add_argument("--seed", type=int, default=1, help="chooses them (default: 1)")
+    parser.add_argument(
+        "--again", type=config.whole(0), default=2, help="samples to make again (default: 2)"
+    )
+    parser.add_argument(
+        "--seed", type=config.whole(0, 2**63), default=1, help="chooses them (default: 1)"
+    )
     options = parser.parse_args()
     findings = verify.verify(options.results, options.experiment, options.again, options.seed)
     print(verify.table(findings))

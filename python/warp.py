@@ -12,14 +12,13 @@ them, or in the one that --sample names. Warps of other programs (FSL, ITK …) 
 
 from __future__ import annotations
 
-import argparse
 import json
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from morphbits import images
+from morphbits import config, images
 from morphbits.config import Reading, add_arguments, from_arguments
 from morphbits.errors import UserError, run_cli
 from morphbits.images import Image
@@ -27,9 +26,7 @@ from morphbits.samples.provenance import data_sha256
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = config.parser(__doc__)
     parser.add_argument("--moving", type=Path, required=True, help="image or label map to move")
     parser.add_argument("--warp", type=Path, required=True, help="X × Y × Z × 3, in voxels")
     parser.add_argument("--moved", type=Path, required=True, help="the file to write")

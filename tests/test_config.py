@@ -43,7 +43,7 @@ def values_of(cls: type, spec: dataclasses.Field[Any]) -> st.SearchStrategy[Any]
     elif kind is int:
         found = st.integers(spec.metadata["minimum"], spec.metadata["maximum"])
     elif kind is float:
-        found = st.floats(allow_nan=False, allow_infinity=False)
+        found = st.floats(spec.metadata["minimum"], spec.metadata["maximum"])
     else:
         found = _TEXT.map(Path) if kind is Path else _TEXT
     return st.none() | found if optional else found

@@ -32,7 +32,7 @@ def one_of(choices: Sequence[str], value: str) -> str:
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
     """What a user may have meant, for the end of a sentence; empty where nothing is like it."""
-    close = difflib.get_close_matches(str(word), list(known), n=1)
+    close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.7)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
@@ -96,7 +96,7 @@ def numbers(
 ) -> Callable[[str], object]:
     """A parser of numbers separated by blanks, each from `minimum` to `maximum`, or of a name."""
     what = "whole numbers" if kind is int else "numbers"
-    words = f"{what} from {minimum:g} to {maximum:g}, separated by blanks"
+    words = f"{what} from {minimum} to {maximum}, separated by blanks"
     allowed = in_words([*names, words])
 
     def parse(value: str) -> object:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -147,6 +148,8 @@ class Reading:
     nan: float | None = option(
         None,
         "what stands for voxels that are NaN or infinite; left out: such images are refused",
+        minimum=-1e30,
+        maximum=1e30,
         hashed="changed",
         named="nan-{:g}",
         label="value for NaN",
@@ -371,6 +374,12 @@ def effective(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: v for name, v in vars(every).items() if has_effect(every, specs[name])}
 
 
+def with_engine(config: Config, engine: str) -> Config:
+    """The same with another engine; what that one does not know is left at its default."""
+    values = {name: getattr(config, name) for name in _fields(type(config))} | {"engine": engine}
+    return type(config)(**effective(type(config), values))
+
+
 def labelled(cls: type, values: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
     """What a report says of these values: label and value of the options that have a label and do
     anything, by name."""
@@ -432,7 +441,13 @@ def _changed(config: Any) -> list[tuple[dataclasses.Field[Any], Any]]:
 
 
 def check_combination(config: Perturbation) -> None:
-    """Refuse what does not go together, above all an option that would do nothing."""
+    """Refuse values that an option does not have, and what does not go together, above all an
+    option that would do nothing."""
+    for name, spec in _fields(type(config)).items():
+        try:
+            _checked(type(config), spec, getattr(config, name))
+        except ValueError as error:
+            raise UserError(f"{name} {error}") from None
     framework = getattr(config, "framework", "torch")
     if framework == "tensorflow" and config.engine == "native":
         raise UserError(
@@ -466,6 +481,7 @@ def _said(spec: dataclasses.Field[Any], value: Any) -> str:
 # ---------------------------------------------------------------------- values
 
 
+@functools.cache
 def _type_of(cls: type, name: str) -> tuple[type, bool]:
     """The plain type of a field and whether it may be None."""
     hint = typing.get_type_hints(cls)[name]
@@ -503,7 +519,7 @@ def _checked(cls: type, spec: dataclasses.Field[Any], value: Any) -> Any:
 
 def check_number(value: float, minimum: float | None, maximum: float | None) -> None:
     """ValueError with the reason where the number is not finite or beyond its limits."""
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"must be a finite number, not {value}")
     if minimum is not None and value < minimum:
         raise ValueError(f"must be at least {minimum}, not {value}")
@@ -609,6 +625,29 @@ def parser(description: str | None, program: str | None = None) -> Parser:
     )
 
 
+def whole(minimum: int, maximum: int = 1_000_000) -> Callable[[str], int]:
+    """The type of a script's own option that is a whole number."""
+
+    def parse(text: str) -> int:
+        value = int(_number(int, text))
+        try:
+            check_number(value, minimum, maximum)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return value
+
+    return parse
+
+
+def _number(kind: type, text: str) -> float:
+    """The number that is written there; argparse's error for a type where it is none."""
+    try:
+        return float(text) if kind is float else int(text)
+    except ValueError:
+        name = "whole number" if kind is int else "number"
+        raise argparse.ArgumentTypeError(f"must be a {name}, not {text!r}") from None
+
+
 def add_arguments(parser: argparse.ArgumentParser, cls: type) -> None:
     """One ``--option`` for each field, ``--no-option`` for what is on by default. What the user
     leaves out stays out of the namespace."""
@@ -641,13 +680,7 @@ def _argument_type(cls: type, spec: dataclasses.Field[Any]) -> typing.Callable[[
     kind, _ = _type_of(cls, spec.name)
 
     def parse(text: str) -> Any:
-        value: Any = text
-        if kind in (int, float):
-            try:
-                value = kind(text)
-            except ValueError:
-                name = "whole number" if kind is int else "number"
-                raise argparse.ArgumentTypeError(f"must be a {name}, not {text!r}") from None
+        value = _number(kind, text) if kind in (int, float) else text
         try:
             return _checked(cls, spec, value)
         except ValueError as error:

@@ -92,13 +92,13 @@ def plan(results: Path, experiment: str, recipe: TrainConfig, runs: int) -> list
             f"{' or '.join(STOCHASTIC_MODES)}"
         )
     engine = "verrou" if recipe.engine == "verrou" else "native"
-    recipe = replace(
-        recipe,
-        engine="ieee",
+    perturbed = replace(
+        config.with_engine(recipe, engine),
         threads=recipe.threads or 1,
         init_seed=recipe.seed,
         rounding_seed=recipe.seed,
     )
+    recipe = config.with_engine(perturbed, "ieee")
     folder = bids.experiment_folder(results, experiment)
     planned = []
     for number in range(1, runs + 1):
@@ -107,10 +107,10 @@ def plan(results: Path, experiment: str, recipe: TrainConfig, runs: int) -> list
             ("repeated", recipe),
             ("initialization", replace(recipe, init_seed=other)),
             ("data", replace(recipe, seed=other)),
-            ("rounding", replace(recipe, engine=engine, rounding_seed=other)),
+            ("rounding", replace(perturbed, rounding_seed=other)),
         ):
             planned.append(Run(arm, number, varied, folder / arm / f"run-{number:02d}"))
-    nearest = replace(recipe, engine=engine, mode="nearest")
+    nearest = replace(perturbed, mode="nearest")
     planned.append(Run(NEAREST, 1, nearest, folder / NEAREST / "run-01"))
     return planned
 
@@ -177,6 +177,7 @@ def _check_identity(run: Run, goes_on: bool) -> None:
     """Refuse a run that is done by another recipe, and where the study goes on, by other
     versions: they are not mixed."""
     then, now = json.loads(str(_read(run)["identity"])), identity(run.recipe)
+    then["recipe"] = TrainConfig.recorded(then["recipe"])
     for what in ("recipe", "made") if goes_on else ("recipe",):
         if was := differing(then[what], now[what]):
             raise UserError(

@@ -94,7 +94,14 @@ def test_verrou_that_nobody_asked_for_asks_above_five_minutes(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--runs=0"], "argument --runs: must be at least 1"),
+        (["--runs=0"], "argument --runs: must be at least 1, not 0"),
+        (["--runs=nan"], "argument --runs: must be a whole number, not 'nan'"),
+        (["--subjects=1000000000000"], "argument --subjects: must be at most 100000"),
+        (["--accumulation=blocked"], "must be sequential, direct, blocked:K (such as blocked:192"),
+        (["--precision=0"], "must be 2 to 24 bits, or float16, bfloat16 or tf32, not '0'"),
+        (["--perturb=flow"], "must be all, only:NAME,… or except:NAME,… with names of stages"),
+        (["--precission=8"], "no option --precission here; did you mean '--precision'?"),
+        (["--no-such-thing"], "there is no option --no-such-thing here; --help lists them"),
         (["--engine=verro"], "did you mean 'verrou'"),
         (["--engine=verrou"], "'make docker' builds it"),
         (["--engine=native", "--framework=tensorflow"], "native engine perturbs torch only"),
@@ -112,7 +119,9 @@ def test_a_bad_option_is_one_sentence(
 ) -> None:
     monkeypatch.setattr(verrou, "found", lambda: None)
     assert run_matrix(*words) == 2
-    assert message in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.startswith("error: ") and said.count("\n") == 1
 
 
 def test_a_folder_with_sessions_says_what_it_takes_and_what_not(

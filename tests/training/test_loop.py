@@ -284,6 +284,16 @@ def test_a_log_that_lacks_steps_and_a_folder_that_cannot_be_written_are_named(
         train_toy(Path("/sys/kernel"))
 
 
+def test_a_training_that_cannot_fit_into_memory_does_not_start(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^BATCH \(--batch\) 1000000: .* GB are free"):
+        train_toy(tmp_path, replace(TOY, batch=1_000_000))
+
+
+def test_options_that_are_younger_than_a_recorded_recipe_had_their_defaults() -> None:
+    recorded = {k: v for k, v in config.to_mapping(TOY).items() if k != "precision"}
+    assert TrainConfig.recorded(recorded) == config.to_mapping(TOY)
+
+
 def test_resume_needs_a_checkpoint_that_is_whole(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no training to resume"):
         train_toy(tmp_path / "none", run=RunConfig(resume=True))

@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,8 @@ import pytest
 import torch
 from toy_training import TOY, outputs, train_ranks, train_toy
 
-from morphbits.config import to_arguments
+from morphbits import engines
+from morphbits.config import Arithmetic, Perturbation, to_arguments
 from morphbits.engines import verrou
 from morphbits.errors import UserError
 from morphbits.models.synthmorph_torch import SynthMorph
@@ -208,3 +211,47 @@ class TestUnderVerrou:
         assert "stopped by SIGTERM after step" in said
         under_verrou(starter, tmp_path / "stopped", config, "--resume").communicate()
         assert outputs(tmp_path / "stopped") == outputs(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"precision": "8"}, "--precision 8 is for registrations"),
+        ({"perturb": "only:flow"}, "--perturb only:flow is for registrations"),
+        ({"accumulation": "probe"}, "--accumulation probe is for registrations"),
+        ({"accumulation": "gemm"}, "accumulation must be sequential, direct, blocked:K"),
+    ],
+)
+def test_what_a_training_cannot_do_is_refused_by_name(
+    options: dict[str, str], sentence: str
+) -> None:
+    with pytest.raises(UserError, match=f"^{sentence}"):
+        replace(NATIVE, **options)
+
+
+def test_a_training_hands_every_option_of_the_arithmetic_to_the_engine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = {"mode": "nearness", "accumulation": "direct", "precision": "tf32"}
+    rounding = Rounding(replace(NATIVE, **asked), threads=1)
+    seen: list[Arithmetic] = []
+
+    @contextmanager
+    def region(arithmetic: Arithmetic, threads: int) -> Iterator[engines.Counts]:
+        seen.append(arithmetic)
+        yield engines.Counts()
+
+    monkeypatch.setattr(rounding.engine, "region", region)
+    with rounding.of_all(1):
+        pass
+    for name in (field.name for field in fields(Perturbation)):
+        assert getattr(seen[0], name) == getattr(rounding.config, name)
+    assert {name: getattr(seen[0], name) for name in asked} == asked
+
+
+def test_tf32_in_a_training_rounds_what_convolutions_multiply(tmp_path: Path) -> None:
+    short = replace(NATIVE, mode="nearest", epochs=1, steps=2)
+    train_toy(tmp_path / "float32", short)
+    train_toy(tmp_path / "tf32", replace(short, precision="tf32"))
+    one, other = weights(tmp_path / "float32"), weights(tmp_path / "tf32")
+    assert 0 < np.abs(one - other).max() < 0.1

@@ -9,7 +9,6 @@ the first file seen is recorded in SHA256SUMS beside it, and every later one mus
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import http.client
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from morphbits import bids
+from morphbits import bids, config
 from morphbits.errors import UserError, run_cli
 
 SUMS = "SHA256SUMS"
@@ -118,9 +117,7 @@ def obtain(published: Published, folder: Path) -> str:
 
 def main(files: tuple[Published, ...] = PUBLISHED) -> int:
     """Obtain every file, one line each; exit status 2 when one failed."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = config.parser(__doc__)
     parser.add_argument("--data", type=Path, default=Path("data"), help="data folder")
     folder = bids.models_folder(parser.parse_args().data)
     folder.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,9 @@ class GeneratorConfig:
     labels: str = option(
         "", "synthmorph: label maps: shapes (also where left out), phantom, corr or a folder"
     )
-    maps: int = option(40, "synthmorph: how many phantoms or shapes to draw", minimum=1)
+    maps: int = option(
+        40, "synthmorph: how many phantoms or shapes to draw", minimum=1, maximum=1_000_000
+    )
     data: Path = option(Path("data"), "synthmorph: folder of the datasets, for corr")
     targets: str = option(
         "auto",
@@ -40,13 +42,23 @@ class GeneratorConfig:
     )
     same_subj: bool = option(False, "synthmorph: both images of a pair from one label map")
     flip: bool = option(True, "synthmorph: random flips of the axes, those of a pair alike")
-    vel_std: float = option(0.5, "synthmorph: largest std. dev. of the velocity, voxels")
+    vel_std: float = option(
+        0.5, "synthmorph: largest std. dev. of the velocity, voxels", minimum=0, maximum=1000
+    )
     vel_res: str = option("16", "synthmorph: spacings of the velocity's nodes", parse=SPACINGS)
-    blur_std: float = option(1.0, "synthmorph: largest std. dev. of the blur")
-    gamma: float = option(0.25, "synthmorph: std. dev. of the logarithm of the exponent")
-    bias_std: float = option(0.3, "synthmorph: largest std. dev. of the bias field's logarithm")
+    blur_std: float = option(
+        1.0, "synthmorph: largest std. dev. of the blur", minimum=0, maximum=100
+    )
+    gamma: float = option(
+        0.25, "synthmorph: std. dev. of the logarithm of the exponent", minimum=0, maximum=10
+    )
+    bias_std: float = option(
+        0.3, "synthmorph: largest std. dev. of the bias field's logarithm", minimum=0, maximum=10
+    )
     bias_res: str = option("40", "synthmorph: spacings of the bias field's nodes", parse=SPACINGS)
-    zero_background: float = option(0.2, "synthmorph: how often the background is exactly 0")
+    zero_background: float = option(
+        0.2, "synthmorph: how often the background is exactly 0", minimum=0, maximum=1
+    )
 
 
 @dataclass(frozen=True)

@@ -37,12 +37,15 @@ class SourceConfig(GeneratorConfig):
         "template) or synthmorph (images of random contrast from label maps, by TensorFlow)",
         choices=SOURCES,
     )
-    seed: int = option(1, "of everything random in the training", minimum=0)
-    batch: int = option(1, "pairs per step and process", minimum=1)
-    steps: int = option(100, "training steps per epoch", minimum=1)
+    seed: int = option(1, "of everything random in the training", minimum=0, maximum=2**63)
+    batch: int = option(1, "pairs per step and process", minimum=1, maximum=1_000_000)
+    steps: int = option(100, "training steps per epoch", minimum=1, maximum=1_000_000)
     size: str = option("2mm", "voxels of phantoms and shapes", choices=tuple(SIZES))
     coarse_epochs: int = option(
-        0, "phantom-pairs: the first epochs, on phantoms of 4 mm whatever the size", minimum=0
+        0,
+        "phantom-pairs: the first epochs, on phantoms of 4 mm whatever the size",
+        minimum=0,
+        maximum=1_000_000,
     )
 
 

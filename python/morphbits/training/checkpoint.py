@@ -150,7 +150,7 @@ def load(folder: Path, config: TrainConfig, ranks: int, made: Made) -> State:
         content: dict[str, Any] = torch.load(path, weights_only=True)
         if content["digest"] != _digest(content):
             raise ValueError("other bytes than were written")
-        then, was_made = dict(content["config"]), dict(content["made"])
+        then, was_made = TrainConfig.recorded(content["config"]), dict(content["made"])
         then["processes"] = content["ranks"]
         state = State(*(content[name] for name in ("step", "weights", "moments", "logs")))
     except Exception as error:  # torch and pickle raise many kinds for a damaged file

@@ -11,7 +11,9 @@ import math
 import os
 from typing import NamedTuple
 
+from morphbits.errors import UserError
 from morphbits.models.weights import Architecture
+from morphbits.registration import memory_free
 from morphbits.synthesis.sources import Ranks
 from morphbits.training.log import duration
 from morphbits.training.recipe import TrainConfig
@@ -138,6 +140,27 @@ def describe(
             "cores: no step is faster for it, the global batch is larger"
         )
     return "\n".join(lines)
+
+
+def check_memory(
+    config: TrainConfig,
+    ranks: Ranks,
+    shape: tuple[int, ...],
+    done: int,
+    channels: int = 3,
+    synth_procs: int = 1,
+) -> None:
+    """Refuse a training that cannot fit into this machine, before the system ends it; arguments
+    as for `describe`."""
+    each, synthesis = process_bytes(config, shape, channels), synthesis_bytes(config, shape)
+    needed, free = each * ranks.host_size + synthesis * synth_procs, memory_free()
+    if done < config.total_steps and needed > free:
+        raise UserError(
+            f"BATCH (--batch) {config.batch}: a step of such pairs, {' x '.join(map(str, shape))} "
+            f"voxels in {ranks.host_size} process(es), needs about {needed / 1e9:,.1f} GB of "
+            f"memory on this machine and {free / 1e9:,.1f} GB are free; give a smaller BATCH, "
+            "SIZE, NPROC or network"
+        )
 
 
 def headline(experiment: str, config: TrainConfig, ranks: Ranks) -> str:

@@ -47,16 +47,25 @@ class RunConfig:
 
     resume: bool = option(False, "go on from the last checkpoint")
     keep_every: int = option(
-        0, "keep the model of every so many epochs, as epoch-NNNN.h5 (0: the last only)", minimum=0
+        0,
+        "keep the model of every so many epochs, as epoch-NNNN.h5 (0: the last only)",
+        minimum=0,
+        maximum=1_000_000,
     )
     save_minutes: int = option(
-        10, "a checkpoint is written after every epoch, and when the last is so old", minimum=0
+        10,
+        "a checkpoint is written after every epoch, and when the last is so old",
+        minimum=0,
+        maximum=1_000_000,
     )
     zero: bool = option(
         False, "share Adam's moments among the processes (ZeRO-1): less memory, the same bytes"
     )
     synth_procs: int = option(
-        1, "synthmorph: synthesis processes on each machine, of one thread each", minimum=1
+        1,
+        "synthmorph: synthesis processes on each machine, of one thread each",
+        minimum=1,
+        maximum=1024,
     )
 
 
@@ -97,8 +106,9 @@ def train(
         )
         architecture = training.model.architecture
         training.model.architecture = replace(architecture, orientation=source.orientation)
+        cost = source.shape, training.step, source.channels, run.synth_procs
+        group.from_first(lambda: estimate.check_memory(config, ranks, *cost))
         if say:
-            cost = source.shape, training.step, source.channels, run.synth_procs
             say(estimate.describe(config, ranks, *cost))
         # Verrou perturbs a process, all its threads: pairs are drawn between its regions
         ahead = 0 if config.engine == "verrou" else 2

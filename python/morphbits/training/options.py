@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from morphbits import bids
+from morphbits import bids, config
 from morphbits.config import add_arguments, from_arguments, from_toml
 from morphbits.errors import UserError
 from morphbits.training.loop import RunConfig
@@ -29,23 +28,18 @@ class Options:
 def parse(
     description: str | None, words: Sequence[str] | None = None, program: str | None = None
 ) -> Options:
-    """The options in `words` (the command line's, unless given). Raises UserError for a recipe or
-    a combination that there is not; argparse ends the process for an option that there is not."""
-    parser = argparse.ArgumentParser(
-        prog=program,
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    """The options in `words` (the command line's, unless given). Raises UserError for an option,
+    a recipe or a combination that there is not."""
+    parser = config.parser(description, program)
     parser.add_argument("--experiment", default="train-demo", help="name of the recipe")
     parser.add_argument("--results", type=Path, default=Path("results"), help="of all experiments")
     parser.add_argument("--model-dir", type=Path, help="default: RESULTS/EXPERIMENT")
     for options in (TrainConfig, RunConfig):
         add_arguments(parser, options)
     arguments = parser.parse_args(words)
-    config = from_arguments(TrainConfig, arguments, recipe(arguments.experiment))
+    asked = from_arguments(TrainConfig, arguments, recipe(arguments.experiment))
     folder = arguments.model_dir or bids.experiment_folder(arguments.results, arguments.experiment)
-    return Options(arguments.experiment, folder, config, from_arguments(RunConfig, arguments))
+    return Options(arguments.experiment, folder, asked, from_arguments(RunConfig, arguments))
 
 
 def recipe(experiment: str) -> TrainConfig:

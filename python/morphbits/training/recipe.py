@@ -6,11 +6,12 @@ The defaults are those of voxelmorph's SynthMorph training script (version 0.2),
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from morphbits import choices
-from morphbits.choices import MODES, SUBNORMALS
-from morphbits.config import ENGINES, option
+from morphbits.config import Perturbation, check_combination, option, to_mapping
 from morphbits.errors import UserError
 from morphbits.models.weights import Architecture
 from morphbits.synthesis.sources import SourceConfig
@@ -19,55 +20,67 @@ WIDTHS = choices.numbers(int, 1, 65_536)
 
 
 @dataclass(frozen=True)
-class TrainConfig(SourceConfig):
+class TrainConfig(Perturbation, SourceConfig):
     """One training."""
 
     enc: str = option("64 64 64 64", "widths of the encoder", parse=WIDTHS)
     dec: str = option("64 64 64 64 64 64", "widths of the decoder", parse=WIDTHS)
-    int_steps: int = option(5, "squarings of the integration", minimum=1)
-    epochs: int = option(1500, "training epochs", minimum=1)
+    int_steps: int = option(5, "squarings of the integration", minimum=1, maximum=100)
+    epochs: int = option(1500, "training epochs", minimum=1, maximum=1_000_000)
     loss: str = option(
         "dice",
         "what should vanish beside the warp's roughness: dice (1 - overlap, SynthMorph's), or "
         "tissues (squared difference over four scales)",
         choices=("dice", "tissues"),
     )
-    smoothness: float = option(1.0, "weight of the warp's roughness in the loss")
-    learning_rate: float = option(1e-4, "of Adam at its highest")
+    smoothness: float = option(
+        1.0, "weight of the warp's roughness in the loss", minimum=0, maximum=1e6
+    )
+    learning_rate: float = option(1e-4, "of Adam at its highest", minimum=1e-12, maximum=1)
     schedule: str = option(
         "constant",
         "of the learning rate: constant, or cosine (falls along half a cosine to nothing)",
         choices=("constant", "cosine"),
     )
-    warm_up: int = option(0, "steps over which the learning rate rises", minimum=0)
-    flow_rate: float = option(1.0, "share of the learning rate that the last layer gets")
+    warm_up: int = option(0, "steps over which the learning rate rises", minimum=0, maximum=10**9)
+    flow_rate: float = option(
+        1.0, "share of the learning rate that the last layer gets", minimum=1e-6, maximum=1000
+    )
     threads: int | None = option(
-        None, "threads of each process; left out: cores of the machine by processes", minimum=1
+        None,
+        "threads of each process; left out: cores of the machine by processes",
+        minimum=1,
+        maximum=1024,
     )
-    init_seed: int | None = option(None, "of the first weights; left out: seed", minimum=0)
-    engine: str = option(
-        "ieee",
-        "who rounds: ieee (nothing is perturbed), native (compiled random rounding of torch), "
-        "verrou (Valgrind's tool, a process per rank)",
-        choices=ENGINES,
+    init_seed: int | None = option(
+        None, "of the first weights; left out: seed", minimum=0, maximum=2**63
     )
-    mode: str = option("random", "rounding of the engine, Verrou's names", choices=MODES)
-    accumulation: str = option(
-        "sequential",
-        "native: order in which a convolution adds its products: sequential, direct or blocked:K",
-        parse=choices.accumulation,
+    rounding_seed: int | None = option(
+        None, "of the random roundings; left out: seed", minimum=0, maximum=2**63
     )
-    subnormals: str = option(
-        "keep", "native: keep subnormal numbers or flush them to zero", choices=SUBNORMALS
-    )
-    rounding_seed: int | None = option(None, "of the random roundings; left out: seed", minimum=0)
 
     def __post_init__(self) -> None:
-        if min(self.learning_rate, self.flow_rate) <= 0 or self.smoothness < 0:
+        check_combination(self)
+        if self.accumulation == "probe":
             raise UserError(
-                "learning_rate and flow_rate must be above 0 and smoothness at least 0, not "
-                f"{self.learning_rate:g}, {self.flow_rate:g} and {self.smoothness:g}"
+                "--accumulation probe is for registrations: the orders of a backward pass are not "
+                "measured; give sequential, direct or blocked:K"
             )
+        if self.precision not in ("24", "tf32"):
+            raise UserError(
+                f"--precision {self.precision} is for registrations: the sums of losses and "
+                "gradients have no rule in fewer bits; give 24 or tf32"
+            )
+        if self.perturb != "all":
+            raise UserError(
+                f"--perturb {self.perturb} is for registrations: the backward pass of a stage and "
+                "the optimizer belong to none; leave it out"
+            )
+
+    @staticmethod
+    def recorded(mapping: Mapping[str, Any]) -> dict[str, Any]:
+        """A recipe as a file has it, with the options that are younger than the file."""
+        return {**to_mapping(TrainConfig()), **mapping}
 
     def architecture(self) -> Architecture:
         """The network to be trained."""

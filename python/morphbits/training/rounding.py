@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 
 from morphbits import engines
-from morphbits.config import Arithmetic
+from morphbits.config import Arithmetic, Perturbation
 from morphbits.training.recipe import TrainConfig
 
 
@@ -42,13 +43,8 @@ class Rounding:
         config = self.config
         seed = config.seed if config.rounding_seed is None else config.rounding_seed
         digest = hashlib.sha256(f"training {seed} {name}".encode()).digest()
-        arithmetic = Arithmetic(
-            engine=config.engine,
-            mode=config.mode,
-            accumulation=config.accumulation,
-            subnormals=config.subnormals,
-            seed=int.from_bytes(digest[:8], "big"),
-        )
+        chosen = {field.name: getattr(config, field.name) for field in fields(Perturbation)}
+        arithmetic = Arithmetic(**chosen, seed=int.from_bytes(digest[:8], "big"))
         with self.engine.region(arithmetic, self.threads) as counts:
             yield
         self.operations += counts.operations
