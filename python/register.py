@@ -9,6 +9,7 @@ sample.json (configuration, checksums, versions, timings) beside the moved image
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from morphbits import config
@@ -29,7 +30,8 @@ def main() -> None:
     add_arguments(parser, RegisterConfig)
     arguments = parser.parse_args()
     files = Files(*(getattr(arguments, name) for name in Files.__annotations__))
-    print(register_files(files, from_arguments(RegisterConfig, arguments)))
+    chosen = from_arguments(RegisterConfig, arguments)
+    print(register_files(files, chosen, say=partial(print, flush=True)))
 
 
 if __name__ == "__main__":

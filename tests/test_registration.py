@@ -12,7 +12,7 @@ import torch
 
 from morphbits import engines, images, registration
 from morphbits.axes import Turn
-from morphbits.config import RegisterConfig
+from morphbits.config import DEMO_MODEL, RegisterConfig
 from morphbits.errors import UserError
 from morphbits.images import Image
 from morphbits.models.synthmorph_torch import SynthMorph
@@ -108,6 +108,25 @@ def test_a_model_without_axes_takes_the_fixed_files_and_says_so(
     for path, words in ((model, "does not say in which"), (ras_model, "in the model's, RAS")):
         steps = registration.register(moving, fixed, path, RegisterConfig()).record["steps"]
         assert any(step.startswith("axes: ") and words in step for step in steps)
+
+
+def test_expected_seconds_are_those_that_were_measured() -> None:
+    """notes/benchmarks/native_amd-epyc_2026-11-28.md, within the factor of three that is said."""
+    for engine, mode, threads, measured in (
+        ("ieee", "random", 1, 0.54),
+        ("native", "nearest", 1, 0.56),
+        ("native", "random", 1, 1.36),
+        ("native", "random", 2, 0.66),
+        ("native", "nearness", 1, 11.77),
+    ):
+        config = RegisterConfig(engine=engine, mode=mode, threads=threads)
+        found = registration.seconds_estimate(DEMO_MODEL, 80 * 96 * 80, config)
+        assert found is not None and 1 / 3 < found / measured < 3, config
+    config = RegisterConfig(engine="native", precision="8")
+    assert registration.seconds_estimate(DEMO_MODEL, 1000, config) is None
+    published = Architecture((256,) * 4, (256,) * 6)  # 283 s on two threads at random
+    seconds = published.multiplications(160 * 192 * 224) / registration.SPEEDS["random"] / 2
+    assert 1 / 3 < seconds / 283 < 3
 
 
 def test_a_cropped_registration_comes_back_on_the_fixed_grid(

@@ -6,6 +6,7 @@ V the warp's component, B batch, C channel.
 
 from __future__ import annotations
 
+import filecmp
 import functools
 import os
 import sys
@@ -17,10 +18,17 @@ from typing import Any
 import numpy as np
 
 from morphbits import engines, images
-from morphbits.config import Arithmetic, RegisterConfig
+from morphbits.config import DEMO_MODEL, Arithmetic, RegisterConfig
 from morphbits.errors import UserError
 from morphbits.images import Image, Prepared
 from morphbits.models.weights import model_orientation, read_architecture
+
+# Litres that a head has, and no brain. Extracted brains: two scans 1.6 and 2.0 (extracted
+# loosely), 35 phantoms 1.7 to 2.0, the MNI152 template 1.9; made heads with a neck: 2.9 to 3.3.
+LARGEST_BRAIN = 2.4
+# Multiplications and additions a second of one thread (notes/benchmarks/native_amd-epyc_*.md;
+# under Verrou 25 ns each): processors differ by a factor of two.
+SPEEDS = {"nearest": 18e9, "random": 10e9, "nearness": 7e8, "verrou": 4e7, "ieee": 2e10}
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,26 @@ def register(
 def prepare(moving: Image, fixed: Image, model: Path, config: Arithmetic) -> Prepared:
     """The pair as this model takes it; see `images.prepare`."""
     orientation = model_orientation(model, config.model_orientation)
-    return images.prepare(moving, fixed, config.align, config.crop, orientation)
+    prepared = images.prepare(moving, fixed, config.align, config.crop, orientation)
+    for role, image in (("moving", moving), ("fixed", fixed)):
+        if warning := head_warning(model, image):
+            prepared.steps.append(f"{role}: {warning}")
+    return prepared
+
+
+def head_warning(model: Path, image: Image) -> str:
+    """A sentence for a whole head before the demo model, which knows extracted brains; or none."""
+    if not _is_demo(model) or (volume := images.litres(image)) <= LARGEST_BRAIN:
+        return ""
+    return (
+        f"warning: {volume:.1f} litres of it are brighter than its background, so this seems to "
+        "be a whole head; the demo model registers extracted brains only (make preprocess)"
+    )
+
+
+@functools.cache
+def _is_demo(model: Path) -> bool:
+    return filecmp.cmp(model, DEMO_MODEL, shallow=False)
 
 
 _Computed = tuple[np.ndarray, np.ndarray, engines.Counts, float]
@@ -171,6 +198,16 @@ def memory_estimate(model: Path, voxels: int, engine: str) -> int:
     native = max(width + 26, width + width * 3 // 8 + 2)
     convolution = native if engine == "native" else 2 * width + 4
     return 400_000_000 + 4 * voxels * max(convolution, 52)
+
+
+def seconds_estimate(model: Path, voxels: int, config: RegisterConfig) -> float | None:
+    """Seconds that the network takes on a grid, within a factor of two or three; None where the
+    speed is not known."""
+    kind = config.mode if config.engine == "native" else config.engine
+    if kind not in SPEEDS or (config.precision, config.perturb) != ("24", "all"):
+        return None
+    threads = 1 if config.engine == "verrou" else config.threads
+    return read_architecture(model).multiplications(voxels) / SPEEDS[kind] / threads
 
 
 def memory_free() -> int:

@@ -69,6 +69,9 @@ def test_it_writes_moved_warp_and_record_on_the_fixed_grid(
     assert register() == 0
     said = capsys.readouterr().out
     assert "order of operations: torch's own" in said and "nothing perturbed" in said
+    steps = ("reading ", "preparing", "  moving: ", "  axes: ", "registering 32,768", "engine")
+    places = [said.index(step) for step in steps]
+    assert places == sorted(places) and "thread(s): about 1 s" in said
     assert sorted(p.name for p in (folder / "out").iterdir()) == [
         "moved.nii.gz",
         "sample.json",

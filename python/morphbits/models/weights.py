@@ -117,6 +117,14 @@ class Architecture:
             channels = width + (self.enc[level] if level > 0 else 0)
         return [*layers, Convolution(f"{MODEL_NAME}_flow", channels, 3)]
 
+    def multiplications(self, voxels: int) -> int:
+        """Of the convolutions on a grid of so many voxels."""
+        levels, total = len(self.enc), 0
+        for number, layer in enumerate(self.convolutions()):
+            level = number if number < levels else max(1, 2 * levels - number)
+            total += 27 * layer.in_channels * layer.out_channels * voxels // 8**level
+        return total
+
     def parameters(self) -> int:
         """Number of trained numbers."""
         return sum(

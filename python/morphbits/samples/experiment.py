@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from morphbits.config import (
 from morphbits.datasets import derivative, selection
 from morphbits.engines import verrou
 from morphbits.errors import UserError
-from morphbits.models.weights import read_architecture
+from morphbits.models.weights import model_orientation, read_architecture
+from morphbits.registration import head_warning
 from morphbits.samples import estimate, matrix, provenance, runner, slurm
 from morphbits.samples.matrix import Unit
 
@@ -134,9 +135,13 @@ def make_plan(
     for line in selection.in_words(dataset.left_out):
         say(f"not used {line}")
     architecture = read_architecture(settings.model)
-    say(f"model    {settings.model}, {architecture.parameters():,} parameters")
+    axes = model_orientation(settings.model, settings.model_orientation)
+    lie = f"trained in axes {axes}" if axes else "in the fixed image's axes (MODEL_ORIENTATION=)"
+    say(f"model    {settings.model}, {architecture.parameters():,} parameters, {lie}")
 
     subjects, voxels = _subjects(settings, dataset, execution)
+    for line in _head_warnings(settings, dataset, execution, subjects):
+        say(line)
     work = len(subjects) * (settings.runs + len(matrix.REFERENCES))
     if execution.executor == "slurm":
         if not execution.dry_run:
@@ -226,6 +231,21 @@ def _make_phantoms(settings: ExperimentConfig, data: Path) -> None:
             bar.update(done - bar.n)
 
         phantom.make_dataset(data, settings.subjects, size=settings.size, progress=progress)
+
+
+def _head_warnings(
+    settings: ExperimentConfig,
+    dataset: Dataset,
+    execution: ExecutionConfig,
+    subjects: Sequence[Subject],
+) -> Iterator[str]:
+    """Of the first subject and the fixed image; phantoms are brains."""
+    if dataset == bids.phantom_dataset(execution.data, settings.size):
+        return
+    for path in (dataset.moving(subjects[0]), dataset.fixed()):
+        image = images.load(path, settings.orientation, settings.nan)
+        if warning := head_warning(settings.model, image):
+            yield f"{path}: {warning}"
 
 
 def _network_voxels(shape: tuple[int, ...]) -> int:

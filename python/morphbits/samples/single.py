@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from morphbits import images
 from morphbits.config import RegisterConfig
 from morphbits.errors import UserError, disk_full
-from morphbits.registration import Result, register
-from morphbits.samples import provenance
+from morphbits.images import Prepared
+from morphbits.registration import Result, prepare, register, seconds_estimate
+from morphbits.samples import estimate, provenance
 from morphbits.samples.outputs import replace_all, save_result, staging
 
 
@@ -28,17 +30,26 @@ class Files:
 INPUTS = ("moving", "fixed", "model")
 
 
-def register_files(files: Files, config: RegisterConfig) -> str:
-    """Register and write moved, warp and sample.json, all or none; returns what to print."""
+def register_files(
+    files: Files, config: RegisterConfig, say: Callable[[str], object] = lambda line: None
+) -> str:
+    """Register and write moved, warp and sample.json, all or none; returns what to print at the
+    end. ``say`` takes a line for each step before it."""
     _check_outputs(files)
     started = provenance.Start()
     inputs = provenance.inputs({"moving": files.moving, "fixed": files.fixed}, files.model, config)
     with staging(files.moved.parent) as beside_moved, staging(files.warp.parent) as beside_warp:
+        say(f"reading {files.moving} and {files.fixed}")
         moving, fixed = (
             images.load(path, config.orientation, config.nan)
             for path in (files.moving, files.fixed)
         )
-        result = register(moving, fixed, files.model, config)
+        say("preparing")
+        prepared = prepare(moving, fixed, files.model, config)
+        for step in prepared.steps:
+            say(f"  {step}")
+        say(_expectation(files.model, prepared, config))
+        result = register(moving, fixed, files.model, config, prepared)
         moved, warp = beside_moved / files.moved.name, beside_warp / files.warp.name
         record_path = record_file(files)
         try:
@@ -96,6 +107,13 @@ def _cannot_write(files: Files, error: BaseException) -> str:
     return f"{files.moved.parent}: cannot write the results ({reason}); nothing was left there"
 
 
+def _expectation(model: Path, prepared: Prepared, config: RegisterConfig) -> str:
+    voxels = int(prepared.fixed.size)
+    seconds = seconds_estimate(model, voxels, config)
+    duration = "" if seconds is None else f": about {estimate.in_words(seconds)}"
+    return f"registering {voxels:,} voxels with {config.threads} thread(s){duration}"
+
+
 def _summary(files: Files, config: RegisterConfig, result: Result, record: Path) -> str:
     facts = result.record
     rounding = "nothing perturbed"
@@ -103,7 +121,6 @@ def _summary(files: Files, config: RegisterConfig, result: Result, record: Path)
         rounding = f"mode {config.mode}, {facts['operations']:,} operations rounded"
     lines = [
         f"engine {config.engine}, {rounding}; order of operations: {facts['order']}",
-        *(f"  {step}" for step in facts["steps"]),
         f"registered in {facts['seconds']:.2f} s with {config.threads} thread(s)",
         f"moved  {files.moved}",
         f"warp   {files.warp}",
