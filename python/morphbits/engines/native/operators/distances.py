@@ -49,7 +49,8 @@ def _share(h: Hand, difference: T, gradient: T, p: float, distance: T) -> T:
         return g * sign
     if p == inf:
         size = difference.abs()
-        return g * sign * (size == size.amax(-1, keepdim=True))
+        greatest = (size == size.amax(-1, keepdim=True)).to(size.dtype)
+        return g * sign * torch.where(size.isinf() | far.isnan(), torch.nan, greatest)
     if p == 2:
         return torch.where(far == 0, zero, h.div(h.mul(g, difference), far))
     if p < 2:
