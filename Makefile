@@ -12,6 +12,7 @@ dashed = $(subst _,-,$(shell tr A-Z a-z <<< $1))
 option = $(if $($1),--$(call dashed,$1)='$(subst ','\'',$($1))')
 flag = $(if $(filter-out 0,$($1)),--$(call dashed,$1))
 off = $(if $(filter 0,$($1)),--no-$(call dashed,$1))
+# what each verb passes on, tests/cli/test_makefile.py compares with the options in Python
 options = $(strip $(foreach name,$1,$(call option,$(name))))
 
 venv := .venv/bin/python
@@ -26,9 +27,9 @@ pytest := cd python && ../$(venv) -m pytest -q -n 2 --dist loadfile --no-loadsco
 ##@ Run
 .PHONY: inference
 inference: $(stamp) ## register SUBJECTS x RUNS samples, then significance and the report
-	$(venv) python/run_matrix.py $(call options,SUBJECTS RUNS ENGINE MODE DATASET FIXED BIDS_FILTER SIZE MODEL EXPERIMENT SEED JOBS THREADS \
-		ACCUMULATION PRECISION PERTURB SUBNORMALS REGION LIBM ONEDNN ALIGN MODEL_ORIENTATION ORIENTATION NAN FRAMEWORK DATA RESULTS \
-		EXECUTOR SLURM_OPTIONS SLURM_CONTAINER TASK_SAMPLES) $(call off,WAIT) $(call flag,CROP) $(call flag,DRY_RUN) $(call flag,YES)
+	$(venv) python/run_matrix.py $(call options,SUBJECTS RUNS ENGINE MODE DATASET FIXED BIDS_FILTER SIZE MODEL EXPERIMENT SEED \
+		JOBS THREADS ACCUMULATION PRECISION PERTURB SUBNORMALS REGION LIBM ONEDNN ALIGN MODEL_ORIENTATION ORIENTATION NAN \
+		FRAMEWORK DATA RESULTS EXECUTOR SLURM_OPTIONS SLURM_CONTAINER TASK_SAMPLES) $(call off,WAIT) $(call flag,CROP) $(call flag,DRY_RUN) $(call flag,YES)
 
 .PHONY: paper
 paper: $(stamp) ## the study: CoRR, preprocessing, 35 x 10 samples, comparison (ENGINE, ROUTE, DRY_RUN)
@@ -93,9 +94,8 @@ orders: $(stamp) ## what the order of the sums in convolutions moves, against pe
 	$(layers) orders $(layer_options)
 
 layers = PYTHONPATH=python $(venv) python/layers.py
-layer_options = $(call options,SUBJECT RUNS MODE DATASET FIXED BIDS_FILTER SIZE MODEL EXPERIMENT SEED THREADS ACCUMULATION SUBNORMALS ALIGN MODEL_ORIENTATION \
-	ORIENTATION NAN \
-	DATA RESULTS) $(call flag,NOTES)
+layer_options = $(call options,SUBJECT RUNS MODE ACCUMULATION SUBNORMALS DATASET FIXED BIDS_FILTER SIZE MODEL ALIGN \
+	MODEL_ORIENTATION ORIENTATION NAN EXPERIMENT SEED THREADS DATA RESULTS) $(call flag,CROP) $(call flag,NOTES)
 
 ##@ Image with Verrou
 CONTAINER ?=     ## docker or podman (default: docker)

@@ -35,6 +35,7 @@ def main() -> None:
     say = functools.partial(print, flush=True)
     execution = from_arguments(ExecutionConfig, arguments)
     base = arithmetic.settings_of(execution.results, execution.experiment)
+    base = base and config.with_engine(base, "native")
     settings = from_arguments(ExperimentConfig, arguments, base)
     case = arithmetic.open_case(settings, execution, arguments.subject)
     folder = layers.folder(execution, case)

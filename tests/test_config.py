@@ -228,3 +228,10 @@ def test_every_option_of_an_experiment_is_a_variable_of_make() -> None:
             name = spec.name.upper()
             assert re.search(rf"\b{name}\b", recipe), f"make inference does not pass {name}"
             assert re.search(rf"(?m)^{name} \?=", text), f"make does not list {name}"
+
+
+def test_with_another_engine_what_that_one_does_not_know_is_at_its_default() -> None:
+    verrou = ExperimentConfig(engine="verrou", libm="excluded", mode="nearness", align="centre")
+    native = config.with_engine(verrou, "native")
+    assert native == ExperimentConfig(engine="native", mode="nearness", align="centre")
+    assert config.with_engine(native, "ieee") == ExperimentConfig(engine="ieee", align="centre")

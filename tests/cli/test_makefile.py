@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -9,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from morphbits.config import ExecutionConfig, ExperimentConfig, Perturbation
+from morphbits.training import RunConfig, TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -108,3 +112,51 @@ def test_a_training_takes_every_variable_of_its_recipe(verb: str) -> None:
     passed = make("-n", verb, *(f"{name}={value}" for name, value in given.items()))
     for name, value in given.items():
         assert f"--{name.lower().replace('_', '-')}='{value}'" in passed
+
+
+def passed_on(verb: str) -> set[str]:
+    """The options that a verb hands to its script when every variable is set."""
+    given = [f"{name}=1" for name in VARIABLES if name != "WAIT"] + ["WAIT=0"]
+    (line,) = (x for x in make("-n", verb, *given).splitlines() if "--experiment" in x)
+    return set(re.findall(r"--(?:no-)?([a-z-]+)", line))
+
+
+def names(*classes: type, engine: str = "") -> set[str]:
+    """Options of these classes, those that an engine on torch knows where one is given."""
+    return {
+        spec.name.replace("_", "-")
+        for cls in classes
+        for spec in dataclasses.fields(cls)
+        if not engine
+        or (engine in (spec.metadata["engines"] or [engine]) and not spec.metadata["frameworks"])
+    }
+
+
+def test_inference_passes_on_every_option_of_an_experiment() -> None:
+    assert passed_on("inference") == names(ExperimentConfig, ExecutionConfig)
+
+
+@pytest.mark.parametrize("verb", ["layers", "precision", "orders"])
+def test_a_study_of_layers_passes_on_what_the_native_engine_knows(verb: str) -> None:
+    chosen_there = {"engine", "framework", "precision", "perturb"}
+    without = chosen_there | {"subjects", "jobs", "dry-run", "yes", "wait", "executor"}
+    without |= {"slurm-options", "slurm-container", "task-samples"}
+    expected = names(ExperimentConfig, ExecutionConfig, engine="native") - without
+    assert passed_on(verb) == expected | {"subject", "notes"}
+
+
+@pytest.mark.parametrize(
+    "verb", ["train-single", "train-ddp", "train-slurm", "training-stability"]
+)
+def test_a_training_passes_on_every_option_of_the_arithmetic(verb: str) -> None:
+    assert names(Perturbation) <= passed_on(verb)
+    own = {"source", "experiment", "results", "model-dir", "runs", "jobs"}
+    assert passed_on(verb) <= names(TrainConfig, RunConfig) | own
+
+
+def test_help_names_every_choice_of_a_variable() -> None:
+    """Where the help of make lists values, it lists all of them."""
+    for spec in (*dataclasses.fields(ExperimentConfig), *dataclasses.fields(ExecutionConfig)):
+        (line,) = re.findall(rf"(?m)^{spec.name.upper()} \?=.*$", MAKEFILE)
+        for choice in spec.metadata["choices"]:
+            assert choice in line, f"make does not say that {spec.name.upper()} may be {choice}"
