@@ -149,11 +149,13 @@ $(stamp): $(locks) $(kernels) scripts/setup.sh
 
 .PHONY: test
 test: $(stamp) ## the tests: CPU only, no network, at most ten minutes
-	$(pytest) -m 'not slow and not network'
+	$(pytest) -m 'not slow and not network and not tensorflow'
+	$(pytest) -m 'not slow and not network and tensorflow'
 
 .PHONY: test-all
 test-all: $(stamp) ## the tests and those that take longer
-	$(pytest)
+	$(pytest) -m 'not tensorflow'
+	$(pytest) -m tensorflow
 
 .PHONY: golden
 golden: $(stamp) ## record anew what must not move: hashes, names and bytes in tests/golden; see git diff

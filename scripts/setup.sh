@@ -106,11 +106,15 @@ if [ ! -e "$new/.complete" ]; then
     install torch "$new"/torch/*.whl
     rm -r "$new/torch"
   fi
-  # the parts load together; doing it here also leaves their byte code behind, which saves every first start ten seconds
-  env -u PYTHONDONTWRITEBYTECODE TF_USE_LEGACY_KERAS=1 "$new/bin/python" -c '
-import datalad.api, h5py, matplotlib.pyplot, nibabel, nilearn.datasets, numpy, pytest, scipy.ndimage, scipy.stats
-import significantdigits, SimpleITK, tf_keras, torch, torch._dynamo, torch.fx.experimental.symbolic_shapes, torch.optim
-' >>"$log" 2>&1 || fail "the installed packages do not load: $(tail -n 1 "$log") (see $log)"
+  # the parts load; doing it here also leaves their byte code behind, which saves every first start ten seconds. TensorFlow
+  # and torch's compiler do so in processes of their own: with torch's CUDA build, one that has both crashes
+  for parts in \
+    'datalad.api, h5py, matplotlib.pyplot, nibabel, nilearn.datasets, numpy, pytest, scipy.ndimage, scipy.stats' \
+    'numpy, significantdigits, SimpleITK, tf_keras' \
+    'numpy, torch, torch._dynamo, torch.fx.experimental.symbolic_shapes, torch.optim'; do
+    env -u PYTHONDONTWRITEBYTECODE TF_USE_LEGACY_KERAS=1 "$new/bin/python" -c "import $parts" >>"$log" 2>&1 ||
+      fail "the installed packages do not load: $(tail -n 1 "$log") (see $log)"
+  done
   echo "$torch" >"$new/.torch"
   touch "$new/.complete"
 fi

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MODULES = ["datalad/api", "h5py", "matplotlib/pyplot", "nibabel", "nilearn/datasets", "numpy",
            "pytest", "scipy/ndimage", "scipy/stats", "significantdigits", "SimpleITK",
            "tf_keras"]  # fmt: skip
+CRASH = "import os, signal, sys\nif {!r} in sys.modules: os.kill(os.getpid(), signal.SIGSEGV)\n"
 TORCH = ["torch/_dynamo", "torch/fx/experimental/symbolic_shapes", "torch/optim"]
 HANG = "import os, time\nif 'HANG' in os.environ: time.sleep(60)\n"
 
@@ -58,8 +59,10 @@ class Project:
             (package / "__init__.py").touch()
         (self.kernels / "build.py").write_text("print('built', file=open('built', 'a'))\n")
         (self.kernels / "csrc/kernel.c").touch()
-        stack = wheel(self.wheels, "stack", "1", dict.fromkeys(MODULES, HANG))
-        parts = dict.fromkeys(TORCH, "")
+        # as with torch's CUDA build: TensorFlow and torch's compiler crash each other
+        modules = dict.fromkeys(MODULES, HANG) | {"tf_keras": HANG + CRASH.format("torch._dynamo")}
+        stack = wheel(self.wheels, "stack", "1", modules)
+        parts = dict.fromkeys(TORCH, "") | {"torch/_dynamo": CRASH.format("tf_keras")}
         cpu = wheel(self.wheels, "torch", "2.0+cpu", {"torch/__init__": "cuda = False"} | parts)
         cuda = wheel(self.wheels, "torch", "2.0", {"torch/__init__": "cuda = True"} | parts)
         self.lock("requirements", f"stack==1 --hash=sha256:{stack}")
