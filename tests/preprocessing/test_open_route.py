@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from corr_standin import LABELS, head, rows, write_table
+from scipy import ndimage
 
 from morphbits import bids, images, preprocessing
 from morphbits.datasets import corr, resolve
@@ -15,6 +18,12 @@ from morphbits.datasets.corr_table import select
 from morphbits.errors import UserError
 from morphbits.images import Image
 from morphbits.preprocessing import open_route
+
+
+@functools.cache
+def made_head(index: int) -> tuple[Image, Image]:
+    """A head and its brain's mask on a grid of 4 mm."""
+    return head(index, "4mm")
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
@@ -33,7 +42,7 @@ def test_the_target_is_the_template_in_the_networks_axes() -> None:
 
 
 def test_a_head_becomes_a_brain_on_the_template() -> None:
-    whole, mask = head(2, "4mm")
+    whole, mask = made_head(2)
     brain = open_route.extract(whole, "4mm")
     goal = open_route.target("4mm")
     to_template = np.linalg.inv(brain.template_to_head) @ mask.affine
@@ -49,6 +58,88 @@ def test_a_head_becomes_a_brain_on_the_template() -> None:
         assert brain.image[brain.labels == label].mean() > 0, tissue
     means = [brain.image[brain.labels == label].mean() for label in (1, 2, 3)]
     assert means == sorted(means)
+
+
+def brains(goal: open_route.Target) -> dict[str, Image]:
+    """The template's brain as it is, and as other programs leave a brain that they extract."""
+    rng = np.random.default_rng(0)
+    data = np.where(goal.brain, 20 + 200 * goal.image, 0).astype(np.float32)
+    spot = data.copy()
+    spot[1, 1, 1] = -1
+    deep, hot = spot.copy(), spot.copy()
+    deep[1, 1, 1], hot[1, 1, 1] = -3000, 30000
+    noise = rng.standard_normal((2, *data.shape)) * 2  # of a brain whose tissues are 90 to 220
+    box = ndimage.find_objects(goal.brain.astype(int))[0]
+    cropped = goal.affine.copy()
+    cropped[:3, 3] += cropped[:3, :3] @ [side.start for side in box]
+    made = {
+        "plain": data,
+        "one voxel at -1": spot,
+        "one voxel at -3000": deep,
+        "one voxel at 30000": hot,
+        "noise": data + noise[0],
+        "magnitudes of noise": np.hypot(data + noise[0], noise[1]),
+        "ringing": ringing(data),
+        "background of 100": data + 100,
+    }
+    found = {name: Image(v.astype(np.float32), goal.affine) for name, v in made.items()}
+    return found | {"cropped to the brain": Image(data[box].copy(), cropped)}
+
+
+def ringing(data: np.ndarray) -> np.ndarray:
+    """Without its highest frequencies, as after interpolation by sines."""
+    waves = np.fft.fftn(data)
+    for axis, n in enumerate(data.shape):
+        high = np.abs(np.fft.fftfreq(n)) > 0.35
+        waves[(slice(None),) * axis + (high,)] = 0
+    return np.fft.ifftn(waves).real
+
+
+def test_an_extracted_brain_keeps_its_own_border() -> None:
+    goal = open_route.target("4mm")
+    outside, inside = (ndimage.distance_transform_edt(x) for x in (~goal.brain, goal.brain))
+    distance = (4 * (outside - inside)).astype(np.float32)
+    still = sitk.AffineTransform(3)
+    for name, brain in brains(goal).items():
+        own = open_route._own_border(brain, still, goal, distance)
+        assert own is not None, name
+        if "nois" in name or "ring" in name:  # a voxel of 4 mm at the border may go either way
+            core = ndimage.binary_erosion(goal.brain)
+            assert (own[core]).all() and dice(own, goal.brain) > 0.97, name
+        else:
+            assert np.array_equal(own, goal.brain), name
+        level = open_route._background(brain.data)
+        assert (brain.data[brain.data < level] < level - 0.5).sum() <= brain.data.size / 1000, name
+
+
+def test_a_head_is_not_taken_for_an_extracted_brain() -> None:
+    """Also where the air around it is exactly 0, which is most of the image."""
+    goal = open_route.target("4mm")
+    for index in (1, 2):
+        noisy, mask = made_head(index)
+        whole = Image(np.where(noisy.data < 0.1, np.float32(0), noisy.data), noisy.affine)
+        there = open_route.Target(whole.data, goal.tissues, mask.data.astype("i4"), whole.affine)
+        outside, inside = (ndimage.distance_transform_edt(x) for x in (~mask.data, mask.data))
+        distance = (4 * (outside - inside)).astype(np.float32)
+        assert (whole.data == 0).mean() > 0.5
+        assert open_route._own_border(whole, sitk.AffineTransform(3), there, distance) is None
+
+
+def test_a_mask_that_lacks_cortex_is_seen() -> None:
+    goal = open_route.target("4mm")
+    for index in (1, 2):
+        whole, mask = made_head(index)
+        there = open_route.Target(whole.data, goal.tissues, mask.data.astype("i4"), whole.affine)
+        depth = 4 * ndimage.distance_transform_edt(mask.data)
+        height = 4 * ndimage.distance_transform_edt(~mask.data)
+        limit = preprocessing.THRESHOLDS["border"]
+        measured = [
+            open_route.border(whole.data, m, there)
+            for m in (mask.data, height <= 4, depth > 2 * 4, depth > 3 * 4)
+        ]
+        assert min(measured[:2]) > limit + 0.1 and max(measured[2:]) < limit - 0.1
+        low = preprocessing.judge({"correlation": 1, "dice": 1, "border": measured[2]})
+        assert "may lack cortex" in low
 
 
 def test_a_head_that_is_not_where_it_should_be_is_left_out() -> None:
@@ -67,7 +158,7 @@ def test_a_head_that_is_not_where_it_should_be_is_left_out() -> None:
 @pytest.fixture
 def raw_corr(tmp_path: Path) -> Path:
     """`data/corr` with two heads and a box of noise in it, and the table that lists them."""
-    contents = {LABELS[0]: head(1, "4mm")[0], LABELS[2]: head(2, "4mm")[0]}
+    contents = {LABELS[0]: made_head(1)[0], LABELS[2]: made_head(2)[0]}
     noise = np.random.default_rng(0).random((40, 40, 40), np.float32)
     contents[LABELS[1]] = Image(noise, np.diag([4.0, 4, 4, 1]))
     for row in rows():

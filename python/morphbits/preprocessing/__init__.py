@@ -34,10 +34,15 @@ from morphbits.preprocessing import freesurfer, open_route, picture
 
 ROUTES = ("open", "freesurfer")
 READ_PLAINLY = Reading()
-RECIPE = 1  # raised whenever the bytes of a preprocessed image change
-# Below either, a registration counts as failed: see notes/corr.md for the measurements between
+RECIPE = 2  # raised whenever the bytes of a preprocessed image change
+# Below any, a registration counts as failed: see notes/corr.md for the measurements between
 # which these lie.
-THRESHOLDS = {"correlation": 0.75, "dice": 0.85}
+THRESHOLDS = {"correlation": 0.75, "dice": 0.85, "border": 0.5}
+_MEASURED = {
+    "correlation": "correlation with the template",
+    "dice": "dice with the template",
+    "border": "share of dark voxels just beyond the mask (it may lack cortex)",
+}
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ def preprocess(
 def judge(quality: dict[str, float]) -> str:
     """Why a registration counts as failed, empty where it does not."""
     low = [
-        f"{name} with the template {quality[name]:.2f}, below {limit}"
+        f"{_MEASURED[name]} {quality[name]:.2f}, below {limit}"
         for name, limit in THRESHOLDS.items()
         if name in quality and not quality[name] >= limit
     ]
@@ -247,7 +252,7 @@ def _describe(dataset: Dataset, route: str, size: str, reading: Reading) -> None
 def _write_table(dataset: Dataset) -> None:
     """`quality.tsv`: a line for each subject that was ever preprocessed here."""
     assert dataset.truth is not None
-    lines = ["participant_id\tcorrelation\tdice\texcluded"]
+    lines = ["\t".join(["participant_id", *THRESHOLDS, "excluded"])]
     for path in sorted(dataset.truth.glob("sub-*/ses-*/anat/*_desc-quality_T1w.json")):
         record = _read_json(path)
         values = [f"{record['quality'].get(name, float('nan')):.3f}" for name in THRESHOLDS]

@@ -38,7 +38,9 @@ SIZES = {"4mm": 4, "2mm": 2, "1mm": 1}  # voxels of the grid, and how many 1 mm 
 GRID = (160, 192, 224)  # mm along left, inferior, anterior
 SURROUNDINGS = 8  # mm around the template's brain that count in a registration
 SMALLEST = 60  # mm that an image of a head covers along each axis
+FAINT = 0.05  # of the brain's intensity: what remains around a brain that was extracted
 RIM = 3  # mm beyond the warped mask where brain may still be
+BEYOND = 4.0  # mm beyond a mask where no brain is; one voxel of the coarsest grid
 MESH = (5, 6, 5)  # B-spline cells of the brain mask's registration, about 40 mm each
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # starting positions: nodding (radians) and shift along the axis of the body (mm)
@@ -130,7 +132,7 @@ def extract(head: Image, size: str = "1mm", any_orientation: bool = False) -> Br
         raise UserError(f"{head.name}: no brain was found in it; look at the image")
     image = np.where(mask, np.clip(raw, 0, np.percentile(raw[mask], BRIGHTEST)), 0)
     labels = _tissues(raw, mask, goal)
-    quality = measure(image, mask, goal)
+    quality = measure(image, mask, goal) | {"border": border(raw, mask, goal)}
     return Brain(images.normalize(image), labels, _matrix(affine), quality)
 
 
@@ -145,9 +147,18 @@ def measure(image: NDArray[Any], mask: NDArray[np.bool_], goal: Target) -> dict[
     return {"correlation": float(np.corrcoef(a, b)[0, 1]), "dice": float(dice)}
 
 
+def border(data: Float, mask: NDArray[np.bool_], goal: Target) -> float:
+    """How much of what lies just beyond a mask, within BEYOND, is darker than half of the median
+    brain: CSF, skull or nothing. The rest is scalp, or cortex that the mask lacks."""
+    voxel = abs(np.linalg.det(goal.affine)) ** (1 / 3)
+    distance = voxel * ndimage.distance_transform_edt(~mask)
+    beyond = data[(distance > 0) & (distance <= BEYOND)]
+    return float((beyond < 0.5 * np.median(data[mask])).mean())
+
+
 def _without_bias(head: Image) -> sitk.Image:
     """N4 on a grid of about 4 mm, the field divided out at full resolution; background at 0."""
-    data = head.data - head.data.min()
+    data = np.maximum(head.data - _background(head.data), 0)
     moving = _to_sitk(np.minimum(data, np.percentile(data[data > 0], 99.9)), head.affine)
     factors = [max(1, round(4 / s)) for s in moving.GetSpacing()]
     small = sitk.Shrink(moving, factors)
@@ -155,6 +166,16 @@ def _without_bias(head: Image) -> sitk.Image:
     n4.SetMaximumNumberOfIterations([50, 50, 30])
     n4.Execute(small, sitk.OtsuThreshold(small, 0, 1, 200))
     return sitk.Divide(moving, sitk.Exp(n4.GetLogBiasFieldAsImage(moving)))
+
+
+def _background(data: Float) -> np.floating:
+    """What is dark: the value of most voxels where one has most, else the minimum; a thousandth of
+    the voxels may lie below it, if they lie far below (FAINT of the range), as outliers do."""
+    middle = np.median(data)
+    if (data == middle).mean() > 0.5:
+        return middle
+    low, high = np.percentile(data, (0.1, BRIGHTEST))
+    return data.min() if low - data.min() <= FAINT * (high - low) else low
 
 
 # ------------------------------------------------------------------------ registration
@@ -280,7 +301,7 @@ def _brain_mask(
 
     The template's mask through a coarse deformation; of it and its RIM, what is brighter than the
     dark rim (CSF, skull) between brain and scalp, in one piece. A brain that was extracted already
-    (most of the image is exactly its minimum) keeps its own border.
+    keeps its own border.
     """
     fixed, _ = _fixed(8)
     blurred = sitk.SmoothingRecursiveGaussian(moving, 4 / 2.355)
@@ -299,9 +320,9 @@ def _brain_mask(
     grid = _to_sitk(goal.image, goal.affine)
     warped = _from_sitk(_resampled(_border(), grid, inverse, 50.0))
     data = _sampled(moving, goal, affine)
-    if (head.data == head.data.min()).mean() > 0.5 and _is_bare(data, warped):
-        mask = (data > 0) & (warped < 2 * SURROUNDINGS)
-        return _in_one_piece(mask)
+    own = _own_border(head, affine, goal, warped)
+    if own is not None:
+        return _in_one_piece(own)
     core = np.median(data[warped < -10])
     bright = data > 0.35 * core
     voxel = abs(np.linalg.det(goal.affine)) ** (1 / 3)
@@ -311,10 +332,30 @@ def _brain_mask(
     return _in_one_piece((opened | (bright & (warped < -2))) | (warped < -6))
 
 
-def _is_bare(data: Float, distance: Float) -> bool:
-    """No head around the brain: next to nothing beyond the SURROUNDINGS of the mask."""
-    beyond = (distance > SURROUNDINGS) & (distance < 3 * SURROUNDINGS)
-    return bool((data[beyond] > 0).mean() < 0.2)
+def _own_border(
+    head: Image, affine: sitk.AffineTransform, goal: Target, distance: Float
+) -> NDArray[np.bool_] | None:
+    """The mask of a brain that was extracted already, (X, Y, Z); None for a head.
+
+    A brain has next to nothing around it, in the shell between one and three SURROUNDINGS from
+    the warped mask: a fifth of FAINT at most. What it has there is background, whose level and
+    spread (noise, ringing, a voxel below all others) say above what brain begins; of a background
+    that is one value, above that value.
+    """
+    plain = _sampled(_to_sitk(head.data - head.data.min(), head.affine), goal, affine)
+    inside = _to_sitk(np.ones(head.data.shape, np.uint8), head.affine)
+    seen = _sampled(inside, goal, affine) > 0.5
+    shell = seen & (distance > SURROUNDINGS) & (distance < 3 * SURROUNDINGS)
+    if not shell.any():
+        return None
+    dark, core = np.percentile(plain[shell], 25), np.median(plain[distance < -10])
+    if (plain[shell] > dark + FAINT * (core - dark)).mean() > 0.2:
+        return None
+    level = np.median(plain[shell])
+    spread = 1.4826 * np.median(np.abs(plain[shell] - level))  # of noise: its standard deviation
+    near = plain[seen & (distance > 0) & (distance < 2 * SURROUNDINGS)]
+    below = level - np.percentile(near, 1)  # ringing goes as far below as above
+    return (plain > level + max(6 * spread, below)) & (distance < 2 * SURROUNDINGS)
 
 
 def _in_one_piece(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
