@@ -24,13 +24,15 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from morphbits import stages
 from morphbits.engines.native import accumulation as orders
-from morphbits.engines.native import layouts, operators, selftest  # noqa: F401  (fills the table)
+from morphbits.engines.native import layouts, operands, operators, selftest  # noqa: F401  (fills the table)
 from morphbits.engines.native import precision as formats
 from morphbits.engines.native.arithmetic import HALVES, Hand
 from morphbits.engines.native.gpu import NoKernel
 from morphbits.engines.native.library import Rounding, elementwise, rounded
 from morphbits.engines.native.promotion import in_one_type
 from morphbits.engines.native.rules import (
+    ONE_TYPE,
+    PASS,
     RULES,
     Rule,
     is_complex,
@@ -125,6 +127,8 @@ class RandomRounding(TorchDispatchMode):
         self.allowed: frozenset[str] = frozenset()
         self.statistics = Statistics()
         self.position = 0  # in the stream: operators so far
+        self._asking = False
+        self._calls = 0  # of operators on tensors that are no wrappers
         self._widened = False  # an operator on float16 or bfloat16 is computed in float32
         self._process = os.getpid()
         self.refusal: str | None = None
@@ -137,7 +141,7 @@ class RandomRounding(TorchDispatchMode):
         self._stages.update(stages.current())
         if selected:
             self.statistics.operators[name] += operations
-        key = _mix64(_mix64(self.seed) + self.position)
+        key = self.key()
         self.position += 1
         stored = self.precision.stored
         format, operands = self.precision.each, formats.FLOAT32
@@ -145,6 +149,10 @@ class RandomRounding(TorchDispatchMode):
             format, operands = stored, stored
         mode = self.mode if selected else "nearest"
         return Rounding(mode, self.flush, self.threads, key, format=format, operands=operands)
+
+    def key(self) -> int:
+        """Stands for the random bits of the operator that comes next."""
+        return _mix64(_mix64(self.seed) + self.position)
 
     @property
     def precision(self) -> formats.Precision:
@@ -237,9 +245,12 @@ class RandomRounding(TorchDispatchMode):
         kwargs = kwargs or {}
         if os.getpid() != self._process or not self.scope.holds():  # a data loader's worker
             return func(*args, **kwargs)
+        if wrappers := operands.wrappers(types):
+            return self._by_parts(wrappers, func, args, kwargs)
+        self._calls += 1
         name, given = short_name(func), tree_leaves((args, kwargs))
         rule = RULES.get(name)
-        if rule is not None and _holds_no_values(func, given):
+        if rule is not None and operands.hold_no_values(func, given, kwargs.get("device")):
             return func(*args, **kwargs)
         if rule is not None and not any(map(is_complex, given)):
             if name.endswith("_"):
@@ -261,6 +272,8 @@ class RandomRounding(TorchDispatchMode):
                 return self.outside(layouts.laid_out, result, func, args, kwargs)
         if name == "to_mkldnn":
             raise onednn()
+        if name in ONE_TYPE or name not in PASS:  # or it moves what it does not look at
+            operands.refuse_kinds(func, given)
         if passes(func, args, kwargs):
             return func(*args, **kwargs)
         if written(func) and name not in self.allowed:
@@ -275,8 +288,10 @@ class RandomRounding(TorchDispatchMode):
             result = func.decompose(*args, **kwargs)
         if result is not NotImplemented:
             return result
-        _refuse_layouts(func, given)
-        if not any(map(is_floating, given)):
+        if any(map(is_floating, given)):
+            if operands.hold_no_values(func, given):
+                return func(*args, **kwargs)
+        else:
             result = func(*args, **kwargs)
             if not any(map(is_floating, tree_leaves(result))):
                 return result
@@ -287,6 +302,28 @@ class RandomRounding(TorchDispatchMode):
             f"operands of one type, let it pass unperturbed by allow=['{name}'], or run the model "
             "under Verrou"
         )
+
+    def _by_parts(self, wrappers: list[type], func: Any, args: Any, kwargs: Any) -> Any:
+        """An operator on tensors of classes with a dispatch of their own: they make of it
+        operators on their parts, which come back here. UserError if none does."""
+        if self._asking:  # the wrappers, who may be C++
+            self._asking = False
+            return NotImplemented
+        if operands.without_values(wrappers):
+            return func(*args, **kwargs)
+        calls, self._asking = self._calls, True
+        try:
+            with self:
+                result = func(*args, **kwargs)
+        finally:
+            self._asking = False
+        if short_name(func) in RULES and calls == self._calls:
+            names = " and ".join(kind.__qualname__ for kind in wrappers)
+            raise UserError(
+                f"the native engine cannot perturb {func} on tensors of the class {names}, which "
+                "computes it without torch's dispatcher: give it the tensors that these hold"
+            )
+        return result
 
     def _into(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An operator that writes into given tensors: what it returns without them, brought to
@@ -364,37 +401,6 @@ def _mix64(x: int) -> int:
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & mask
     x = (x ^ x >> 27) * 0x94D049BB133111EB & mask
     return x ^ x >> 31
-
-
-_TRACERS = (
-    torch._C._TorchDispatchModeKey.PROXY,
-    torch._C._TorchDispatchModeKey.FAKE,
-    torch._C._TorchDispatchModeKey.FUNCTIONAL,
-)
-
-
-def _holds_no_values(func: Any, given: Sequence[Any]) -> bool:
-    """Whether the operator works on shapes alone; UserError if on values that the kernels cannot
-    read, or for a record of it."""
-    floating = [x for x in given if is_floating(x)]
-    if floating and all(x.is_meta for x in floating):
-        return True
-    if any(torch._C._get_dispatch_mode(key) is not None for key in _TRACERS):
-        raise UserError(
-            f"the native engine has no rule for {func} while torch traces it (make_fx, "
-            "torch.export, torch.func.linearize): its kernels would be missing in the trace; "
-            "trace before, and run what was traced inside"
-        )
-    _refuse_layouts(func, floating)
-    return False
-
-
-def _refuse_layouts(func: Any, given: Sequence[Any]) -> None:
-    for x in filter(is_floating, given):
-        if x.is_mkldnn:
-            raise onednn()
-        if x.layout != torch.strided:
-            raise UserError(f"the native engine has no rule for {func} on {x.layout} tensors")
 
 
 def _in_float32(x: Any) -> Any:

@@ -96,6 +96,21 @@ PASS = frozenset(
     """.split()
 )
 
+# Of torch.distributed: what one rank sends, another one has. (Those that add have rules.)
+PASS |= frozenset(
+    """
+    _c10d_functional::_wrap_tensor_autograd _c10d_functional::all_gather_into_tensor
+    _c10d_functional::all_gather_into_tensor_coalesced
+    _c10d_functional::all_gather_into_tensor_out _c10d_functional::all_to_all_single
+    _c10d_functional::batch_p2p_ops _c10d_functional::broadcast _c10d_functional::broadcast_
+    _c10d_functional::irecv _c10d_functional::isend _c10d_functional::wait_tensor
+    _dtensor::shard_dim_alltoall c10d::_allgather_base_ c10d::allgather_
+    c10d::allgather_coalesced_ c10d::allgather_into_tensor_coalesced_ c10d::alltoall_
+    c10d::alltoall_base_ c10d::barrier c10d::broadcast_ c10d::check_for_nan c10d::gather_
+    c10d::monitored_barrier_ c10d::recv_ c10d::recv_any_source_ c10d::scatter_ c10d::send
+    """.split()
+)
+
 # Of these, the ones that bring operands of several types to one: this would round unperturbed.
 ONE_TYPE = frozenset(
     """

@@ -16,6 +16,7 @@ from morphbits.engines.native.rules import PASS, RULES
 BEGIN, END = "<!-- table: make operators -->", "<!-- end of table -->"
 _KERNELS = {
     "activations": "elementwise, functions, chains",
+    "collectives": "elementwise",
     "convolution": "convolution; products of matrices; chains",
     "ctc": "elementwise, functions, chains",
     "decomposed": "those of its parts",

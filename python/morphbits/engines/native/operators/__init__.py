@@ -2,6 +2,7 @@
 
 from morphbits.engines.native.operators import (
     activations,
+    collectives,
     convolution,
     ctc,
     decomposed,
@@ -22,6 +23,7 @@ from morphbits.engines.native.operators import (
 
 __all__ = [
     "activations",
+    "collectives",
     "convolution",
     "ctc",
     "decomposed",
