@@ -13,8 +13,8 @@ from morphbits import config, preprocessing
 from morphbits.config import Reading, add_arguments, from_arguments
 from morphbits.datasets import corr_table
 from morphbits.errors import UserError, run_cli
+from morphbits.machine import cores
 from morphbits.preprocessing import open_route
-from morphbits.samples.estimate import cores
 
 
 def main() -> None:

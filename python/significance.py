@@ -8,10 +8,9 @@ results/<experiment>/ from the samples that are finished.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from morphbits import bids, config
+from morphbits import bids, config, machine
 from morphbits.errors import run_cli
 from morphbits.samples.experiment import recorded_dataset
 from morphbits.stats.analysis import analyse
@@ -24,7 +23,7 @@ def main() -> None:
     parser.add_argument(
         "--jobs",
         type=config.whole(1),
-        default=len(os.sched_getaffinity(0)),
+        default=machine.cores(),
         help="subjects at a time",
     )
     given = parser.parse_args()

@@ -12,11 +12,10 @@ python/experiments/EXPERIMENT.toml.
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import replace
 from pathlib import Path
 
-from morphbits import bids, config, stability
+from morphbits import bids, config, machine, stability
 from morphbits.config import add_arguments, from_arguments
 from morphbits.errors import run_cli
 from morphbits.parent import end_with_parent
@@ -46,7 +45,7 @@ def main() -> None:
         base = replace(base, engine="native")
     asked = from_arguments(TrainConfig, arguments, base)
     planned = stability.plan(arguments.results, arguments.experiment, asked, arguments.runs)
-    cores = len(os.sched_getaffinity(0))
+    cores = machine.cores()
     jobs = arguments.jobs or max(1, cores // (planned[0].recipe.threads or 1))
     print(stability.describe(arguments.experiment, planned, jobs), flush=True)
     stability.execute_all(planned, jobs, Path(__file__))

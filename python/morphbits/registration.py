@@ -21,6 +21,7 @@ from morphbits import engines, images
 from morphbits.config import DEMO_MODEL, Arithmetic, RegisterConfig
 from morphbits.errors import UserError
 from morphbits.images import Image, Prepared
+from morphbits.machine import memory_free
 from morphbits.models.weights import model_orientation, read_architecture
 
 # Litres that a head has, and no brain. Extracted brains: two scans 1.6 and 2.0 (extracted
@@ -208,25 +209,3 @@ def seconds_estimate(model: Path, voxels: int, config: RegisterConfig) -> float 
         return None
     threads = 1 if config.engine == "verrou" else config.threads
     return read_architecture(model).multiplications(voxels) / SPEEDS[kind] / threads
-
-
-def memory_free() -> int:
-    """Bytes that this process can still get: the machine's available memory or its control
-    group's limit, whichever is less."""
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    table = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
-    free = table.get("MemAvailable", table["MemTotal"])
-    for limit_file, used_file in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
-    ):
-        try:
-            limit, used = (Path(p).read_text().strip() for p in (limit_file, used_file))
-        except OSError:
-            continue
-        if limit.isdigit():
-            free = min(free, int(limit) - int(used))
-    return free

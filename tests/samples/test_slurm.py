@@ -75,8 +75,37 @@ def test_every_sample_is_in_one_task(by_slurm: Toy) -> None:
 def test_an_array_has_no_more_tasks_than_slurm_takes(by_slurm: Toy) -> None:
     many = by_slurm.but(runs=1000)
     request = asked(many, task_samples=1)
-    assert len(request.tasks) <= slurm.MOST_TASKS
+    assert len(request.tasks) < slurm.ARRAY_SIZE
     assert sum(map(len, request.tasks)) == 2 * 1004
+
+
+def test_an_array_has_no_more_tasks_than_this_slurm_takes(
+    by_slurm: Toy, programs: Callable[..., None]
+) -> None:
+    """Its numbers are below MaxArraySize."""
+    programs("scontrol", "echo 'MaxArraySize            = 11'; echo 'MaxJobCount = 10000'")
+    slurm._most_tasks.cache_clear()
+    try:
+        request = asked(by_slurm, task_samples=1)
+    finally:
+        slurm._most_tasks.cache_clear()
+    assert [len(task) for task in request.tasks] == [3] * 8
+    assert "--array=1-8%4" in request.options(Path("r"))
+
+
+@pytest.mark.parametrize("own", ["--mem=9G", "--mem-per-cpu=2G", "--mem-per-gpu 8G"])
+def test_memory_that_the_user_asks_for_is_all_that_is_asked_for(by_slurm: Toy, own: str) -> None:
+    options = asked(by_slurm, slurm_options=own).options(Path("r"))
+    assert [word for word in options if word.startswith("--mem")] == [own.split()[0]]
+    assert any(word.startswith("--mem=") for word in asked(by_slurm).options(Path("r")))
+
+
+@pytest.mark.parametrize(
+    "own", ["--array=1-3", "-a 1-3", "--job-name=x", "-Jx", "--outp=x", "-M other", "--wait"]
+)
+def test_options_by_which_the_suite_finds_its_array_are_refused(by_slurm: Toy, own: str) -> None:
+    with pytest.raises(UserError, match=rf"SLURM_OPTIONS: {own.split()[0]} is set by the suite"):
+        asked(by_slurm, slurm_options=f"--partition=long {own}")
 
 
 def test_the_users_options_come_last(by_slurm: Toy) -> None:
@@ -274,7 +303,7 @@ def test_24_samples_under_fire_are_completed_by_the_same_command(
 @pytest.mark.slow
 @pytest.mark.usefixtures("on_cluster")
 def test_without_waiting_the_same_command_tells_and_collects(by_slurm: Toy) -> None:
-    here = by_slurm.but(wait=False, runs=2, task_samples=6)
+    here = by_slurm.but(wait=False, runs=2, task_samples=6, slurm_options="--mem-per-cpu=900M")
     first = finish(here.start())
     assert "array    " in first and "2 tasks of up to 6 samples, 4 at a time" in first
     local = here.but(executor="local").run()

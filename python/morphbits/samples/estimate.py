@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,23 +11,14 @@ from pathlib import Path
 
 from morphbits import bids
 from morphbits.errors import UserError
-from morphbits.registration import memory_estimate, memory_free
+from morphbits.machine import cores, memory_free
+from morphbits.registration import memory_estimate
 from morphbits.samples.matrix import Unit
 from morphbits.samples.runner import Worker, alone
 
 LONG = 2 * 3600  # seconds above which the user is asked
 UNASKED = 5 * 60  # the same where the user did not ask for the slow engine
 TRIALS = (16, 32)  # voxels along each axis of the units that are made to see how long they take
-
-
-def cores() -> int:
-    """Processors this process may use: its affinity, or its control group's quota where less."""
-    available = len(os.sched_getaffinity(0))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return available
-    return available if quota == "max" else max(1, min(available, int(quota) // int(period)))
 
 
 def default_jobs(model: Path, voxels: int, units: int) -> int:

@@ -12,10 +12,12 @@ gone when every sample is done.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -38,7 +40,13 @@ from morphbits.samples.worker import to_task
 
 SCRIPTS = Path(__file__).parents[3] / "scripts"
 WORTH_A_TASK = 600  # seconds: shorter samples share a task, which imports and loads once
-MOST_TASKS = 1000  # Slurm's MaxArraySize is 1001 where nobody changed it
+ARRAY_SIZE = 1001  # Slurm's MaxArraySize where nobody changed it: one more than the last number
+# What a user may not give to sbatch: by these the suite finds its array, tasks and logs again.
+RESERVED = {
+    "--array": "a", "--job-name": "J", "--output": "o", "--open-mode": "", "--parsable": "",
+    "--clusters": "M", "--wait": "W", "--wrap": "", "--test-only": "",
+}  # fmt: skip
+MEMORY = ("--mem", "--mem-per-cpu", "--mem-per-gpu")  # of which sbatch takes one
 STARTING = 900  # seconds added to what the samples of a task take; under Valgrind start-up is slow
 
 
@@ -57,11 +65,12 @@ class Request:
     def options(self, folder: Path) -> list[str]:
         """The options of sbatch."""
         cap = f"%{self.at_once}" if self.at_once else ""
+        own_memory = any(_named(word, name) for word in self.extra for name in MEMORY)
         return [
             f"--job-name={job_name(folder)}",
             f"--array=1-{len(self.tasks)}{cap}",
             f"--cpus-per-task={self.cpus}",
-            f"--mem={self.megabytes}M",
+            *([] if own_memory else [f"--mem={self.megabytes}M"]),
             f"--time={self.minutes}",
             "--requeue",
             "--open-mode=append",
@@ -85,10 +94,19 @@ def request(
 
     The time is twice the estimate and a quarter of an hour, the memory a quarter more and 1 GB.
     """
+    extra, most = shlex.split(execution.slurm_options), _most_tasks()
+    for option, letter in RESERVED.items():
+        given = [word for word in extra if _named(word, option, letter)]
+        if given:
+            raise UserError(
+                f"SLURM_OPTIONS: {given[0]} is set by the suite, which finds its array, tasks and "
+                "logs by it; leave it out (another cluster: SLURM_CLUSTERS in the environment, "
+                "tasks at a time: JOBS=)"
+            )
     alike = sorted(todo, key=key_of)  # samples that one process can make follow each other
     longest = max(seconds[unit.config.engine] for unit in todo)
     share = execution.task_samples or int(WORTH_A_TASK / max(longest, 1e-3))
-    share = min(max(share, math.ceil(len(todo) / MOST_TASKS), 1), len(todo))
+    share = min(max(share, math.ceil(len(todo) / most), 1), len(todo))
     engines = {unit.config.engine for unit in todo}
     memory = max(memory_estimate(todo[0].model, voxels, engine) for engine in engines)
     return Request(
@@ -97,8 +115,29 @@ def request(
         cpus=execution.threads or 1,
         megabytes=math.ceil(1.25 * memory / 2**20) + 1024,
         minutes=math.ceil((2 * longest * share + STARTING) / 60),
-        extra=shlex.split(execution.slurm_options),
+        extra=extra,
     )
+
+
+def _named(word: str, option: str, letter: str = "") -> bool:
+    """Whether a word of a command line is this option; sbatch takes long ones cut short."""
+    name = word.partition("=")[0]
+    if name == option or (letter and word.startswith(f"-{letter}")):
+        return True
+    return len(name) > 4 and option.startswith(name) and name not in MEMORY
+
+
+@functools.cache
+def _most_tasks() -> int:
+    """As many tasks as an array may have here."""
+    size = str(ARRAY_SIZE)
+    if shutil.which("scontrol"):
+        words = ["scontrol", "show", "config"]
+        said = subprocess.run(words, capture_output=True, text=True, check=False).stdout
+        size = dict(re.findall(r"^(MaxArraySize)\s*=\s*(\d+)", said, re.M)).get(
+            "MaxArraySize", size
+        )
+    return max(1, min(int(size), ARRAY_SIZE) - 1)
 
 
 def run(

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import morphbits
+from morphbits import machine
 from morphbits.config import to_json
 from morphbits.errors import UserError
 from morphbits.synthesis import wire
@@ -221,7 +222,7 @@ def open_stream(
     # without what a kind of training has in addition
     config = SourceConfig(**{one.name: getattr(config, one.name) for one in fields(SourceConfig)})
     names = [f"{_session(ranks)}-{next(_opened)}-{number}" for number in range(processes)]
-    cores = min(DRAWERS, max(1, len(os.sched_getaffinity(0)) // processes))
+    cores = min(DRAWERS, max(1, machine.cores() // processes))
     started: list[_Process] = []
     connections: list[socket.socket] = []
     patience = 0.0

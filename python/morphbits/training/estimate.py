@@ -8,12 +8,12 @@ SynthMorph's pairs were fitted to.
 from __future__ import annotations
 
 import math
-import os
 from typing import NamedTuple
 
+from morphbits import machine
 from morphbits.errors import UserError
+from morphbits.machine import memory_free
 from morphbits.models.weights import Architecture
-from morphbits.registration import memory_free
 from morphbits.synthesis.sources import Ranks
 from morphbits.training.log import duration
 from morphbits.training.recipe import TrainConfig
@@ -79,7 +79,7 @@ def seconds_per_step(
         convolutions, rest = added * VERROU_SECONDS, VERROU_VOXEL_SECONDS
         fixed = VERROU_TRANSLATION
     work = ranks.host_size * (config.batch * (convolutions + voxels * rest) + fixed)
-    cores = len(os.sched_getaffinity(0))
+    cores = machine.cores()
     assert config.threads is not None
     threads = config.threads * ranks.host_size
     seconds = work / min(threads, cores)
@@ -121,7 +121,7 @@ def describe(
 
     channels: labels of the pairs. synth_procs: synthesis processes on this machine, if any.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = machine.cores()
     per_step = seconds_per_step(config, shape, ranks, channels, synth_procs)
     left = duration(per_step * (config.total_steps - done))
     memory = process_bytes(config, shape, channels) / 1e9

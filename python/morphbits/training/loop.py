@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import resource
 import signal
 import time
@@ -17,6 +16,7 @@ from types import FrameType
 import torch
 from torch import Tensor
 
+from morphbits import machine
 from morphbits.config import option
 from morphbits.errors import UserError
 from morphbits.models.synthmorph_torch import init_model
@@ -131,7 +131,7 @@ def resolve(config: TrainConfig, ranks: Ranks) -> TrainConfig:
         threads = 1
     return replace(
         config,
-        threads=threads or max(1, len(os.sched_getaffinity(0)) // ranks.host_size),
+        threads=threads or max(1, machine.cores() // ranks.host_size),
         init_seed=seed if config.init_seed is None else config.init_seed,
         rounding_seed=seed if config.rounding_seed is None else config.rounding_seed,
     )
