@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,6 +66,9 @@ def marks(image: Image) -> np.ndarray:
         (in_unit(1, 1e3), "in metres, brought to millimetres", (1, 1)),
         (in_unit(3, 1e-3), "in micrometres, brought to millimetres", (1, 1)),
         (nifti(DATA, units=0), "", (1, 1)),
+        (nifti(DATA, units=7), "", (1, 1)),
+        (nifti(DATA, codes=(0, 1), qfac=-2), "", (0, 1)),
+        (nifti(DATA, dim=(4, *SHAPE, 0, 0, 0, 0)), "", (1, 1)),
         (nibabel.Nifti1Image(DATA.astype(">i2"), RIGID).to_bytes(), "", (2, 0)),
     ],
 )
@@ -88,13 +93,17 @@ def test_broken_headers(tmp_path: Path) -> None:
     turned = nifti(DATA, quaternion=(0.5, 1, 0))
     image = images.load(written(tmp_path, turned, "s.nii"))
     assert np.abs(image.affine - RIGID).max() < COORDINATES and "no rotation" in image.notes[0]
+    boundless = nifti(DATA, codes=(0, 1), srow=np.full(12, np.inf))
+    assert np.abs(images.load(written(tmp_path, boundless)).affine - RIGID).max() < COORDINATES
     flat = images.load(written(tmp_path, nifti(DATA, codes=(0, 1), pixdim=(1, 0, 1.25))))
     assert np.allclose(flat.voxel_sizes, (1, 1, 1.25), atol=1e-6)  # of a float32 rotation
-    assert "(1.0, 0.0, 1.25) in its header have no size" in flat.notes[0]
+    assert "1.0 × 0.0 × 1.25 in its header have no size" in flat.notes[0]
     for content, says in (
         (patched(turned, sform=0), "quaternion is no rotation"),
         (nifti(DATA, codes=(0, 1), pixdim=(1, np.nan, 1)), "voxels without a size"),
         (nifti(DATA, codes=(1, 0), srow=np.zeros(12)), "cannot be inverted"),
+        (nifti(DATA, codes=(0, 1), pixdim=(-1.5, 2, 1.25)), "negative sizes are read in more"),
+        (nifti(DATA, units=1), "1500.0 × 2000.0 × 1250.0 mm, as large as a head"),
         (nifti(DATA, OBLIQUE, (1, 0), magic=b"\0\0\0\0"), "no signature of a NIfTI file"),
     ):
         with pytest.raises(UserError, match=says):
@@ -196,6 +205,13 @@ def test_pairs(tmp_path: Path, named: str, compressed: bool, kind: type) -> None
     assert np.array_equal(image.data, DATA) and np.abs(image.affine - RIGID).max() < COORDINATES
 
 
+def zipped(content: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("image.nii", content)
+    return buffer.getvalue()
+
+
 ANNEX = "/annex/objects/MD5E-s10485760--d41d8cd98f00b204e9800998ecf8427e.nii.gz\n"
 
 
@@ -216,6 +232,9 @@ ANNEX = "/annex/objects/MD5E-s10485760--d41d8cd98f00b204e9800998ecf8427e.nii.gz\
         (b"mrtrix image\ndim: 1,2,3\n", "MRtrix.*mrconvert"),
         (b"\x28\xb5\x2f\xfd" + bytes(99), "zstd"),
         (b"PK\x03\x04" + bytes(99), "damaged, cut short"),
+        (zipped(PLAIN), "a zip archive of image.nii: unpack it"),
+        (b"..\\.git\\annex\\objects\\Xk", "git-annex"),
+        (b"\x08\x00\x05\x00CS" + bytes(99), "like a DICOM file without preamble"),
         (bytes(257) + b"ustar" + bytes(99), "tar archive.*unpack"),
         (b"\x89PNG\r\n\x1a\n" + bytes(99), "picture"),
         (b"\x80" * 4 + b"\xfe" * 400, "no image of a kind that is known"),
@@ -259,6 +278,9 @@ def test_arrays_of_numpy_by_their_names(tmp_path: Path, reader: Callable[[Path],
         np.savez(tmp_path / "a.npz", **arrays)
         image = reader(tmp_path / "a.npz")
         assert np.array_equal(image.data, expected) and image.has_affine == ("affine" in arrays)
+    np.savez(tmp_path / "a.npz", vol=DATA, affine=np.eye(3))
+    with pytest.raises(UserError, match="affine of shape 3 × 3"):
+        reader(tmp_path / "a.npz")
     np.savez(tmp_path / "a.npz", a=DATA, b=DATA)
     with pytest.raises(UserError, match=r"holds \['a', 'b'\]; the image must be named"):
         reader(tmp_path / "a.npz")
@@ -276,6 +298,10 @@ def test_grey_levels_far_from_zero_are_kept(tmp_path: Path) -> None:
     assert "too close to each other for float32" in image.notes[0]
     far = DATA.astype(np.float64) / 64 + 1e6
     assert np.array_equal(images.load(written(tmp_path, nifti(far))).data, image.data)
+    for start in (-(2**62), 2**60, 2**31):  # whole numbers that float64 does not hold either
+        large = nibabel.Nifti1Image(DATA.astype("i8") + start, RIGID, dtype="int64").to_bytes()
+        found = images.load(written(tmp_path, large)).data
+        assert np.array_equal(found, DATA.astype("f4") - DATA.min())
     whole = images.load(written(tmp_path, nifti(DATA, inter=1e6)))  # which float32 holds exactly
     assert np.array_equal(whole.data, DATA + np.float32(1e6)) and not whole.notes
 
@@ -299,9 +325,10 @@ def test_labels_that_went_through_scaling(tmp_path: Path) -> None:
         nifti(labels, slope=65536 / 65535),
         nifti(labels * (1 - 2.3e-10)),
         nifti((labels + 0.0009).astype("f4")),
+        nifti((labels + np.int16(2000)), slope=65536 / 65535),
     ):
         image = images.load_labels(written(tmp_path, content))
-        assert np.array_equal(image.data, labels) and image.data.dtype == np.int32
+        assert np.array_equal(image.data % 2000, labels) and image.data.dtype == np.int32
         assert "off whole numbers: they were rounded" in image.notes[0]
     assert not images.load_labels(written(tmp_path, nifti(labels))).notes
     with pytest.raises(UserError, match="not label numbers"):

@@ -19,12 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from morphbits.errors import UserError
-from morphbits.imageformats import CODES, EXTENSIONS, MGH_INTENT, WARP_NAME, Image, decode
+from morphbits.imageformats import CODES, EXTENSIONS, MGH_INTENT, WARP_NAME, Image, by, decode
 from morphbits.imageformats import conformed_affine as conformed_affine
 
 TEMPORARY = ".*.tmp"  # the name of a file that is being written
 WARP_FORMULA = b"moving(x + warp(x)), in voxels, then intent_p1 to p3 added in RAS mm"
+LARGEST = 100.0  # mm of a voxel's edge
 LEVELS = 2.0**16  # grey levels that float32 must keep apart
+SCALED = 2e-5  # of a label: what a slope of 65536 / 65535 adds to it, and a bit
 WHOLE = 1e-3  # how far from a whole number a label may lie that went through scaling
 # the fields of displacements, coefficients and positions of other programs, by their intent codes
 FOREIGN = {
@@ -72,35 +74,47 @@ def load(path: str | Path, orientation: str = "", nan: float | None = None) -> I
             f"{path} is constant (every voxel is {image.data.flat[0]:g}); nothing can be "
             "registered to it: check how it was made"
         )
-    if not np.can_cast(exact.dtype, np.float32) and _levels_lost(exact, image.data):
-        image.data = np.ascontiguousarray(np.float64(exact) - np.float64(low), np.float32)
-        image.notes.append(
-            f"its values, {low:.10g} to {high:.10g}, are too close to each other for float32: "
-            "their minimum was subtracted first"
-        )
+    if not np.can_cast(exact.dtype, np.float32):
+        above = _above_minimum(exact)
+        error = np.abs(np.float64(image.data) - np.float64(low) - above).max()
+        if error > above.max() / LEVELS / 2:  # half a grey level
+            image.data = np.ascontiguousarray(above, np.float32)
+            image.notes.append(
+                f"its values, {low:.10g} to {high:.10g}, are too close to each other for float32: "
+                "their minimum was subtracted first"
+            )
     return _noted(image)
 
 
-def _levels_lost(exact: NDArray[Any], data: NDArray[np.float32]) -> bool:
-    """Whether rounding to float32 moved a value by half a grey level or more."""
-    values = np.float64(exact)
-    return bool(np.abs(values - data).max() > np.ptp(values) / LEVELS / 2)
+def _above_minimum(array: NDArray[Any]) -> NDArray[np.float64]:
+    """How far each value lies above the least, in float64; whole numbers are subtracted exactly
+    (modulo 2⁶⁴), which float64 cannot do above 2⁵³."""
+    if array.dtype.kind in "iu":
+        above = array.astype(np.uint64) - array.min().astype(np.uint64)
+        return above.astype(np.float64)
+    return array.astype(np.float64) - np.float64(array.min())
 
 
 def load_labels(path: str | Path, orientation: str = "", nan: float | None = None) -> Image:
     """A three-dimensional label map as int32; of an npz file `seg`, else as `load`.
 
-    Labels within WHOLE of whole numbers, as scaling leaves them, are rounded. A map that does not
-    say how its axes lie is `guessed`, for the voxels alone may be what is asked for.
+    Labels within WHOLE or SCALED of whole numbers, as scaling leaves them, are rounded. A map that
+    does not say how its axes lie is `guessed`, for the voxels alone may be what is asked for.
     """
     image = _load(Path(path), ("seg", "vol", "vol_data"), orientation, nan)
     if image.data.ndim != 3:
         raise UserError(f"{path} has shape {by(image.data.shape)}; a label map has three axes")
     exact = np.float64(image.data)
     labels = np.rint(exact)
-    off = float(np.abs(exact - labels).max())
+    distance = np.abs(exact - labels)
+    off = float(distance.max())
+    scaled = np.minimum(SCALED * np.abs(labels), 0.1)
     limits = np.iinfo(np.int32)
-    if off > WHOLE or labels.min() < limits.min or labels.max() > limits.max:
+    if (
+        (distance > np.maximum(WHOLE, scaled)).any()
+        or labels.min() < limits.min
+        or labels.max() > limits.max
+    ):
         raise UserError(
             f"{path} holds values that are not label numbers (32-bit integers); "
             "resample label maps with nearest neighbour, not linearly"
@@ -174,6 +188,13 @@ def _load(
         )
         array = np.where(finite, array, array.dtype.type(nan))
     _all_finite(path, array)
+    if image.affine.shape != (4, 4):
+        raise UserError(f"{path} has an affine of shape {by(image.affine.shape)}, not 4 × 4")
+    if image.voxel_sizes.max() > LARGEST:
+        raise UserError(
+            f"{path} has voxels of {by(tuple(image.voxel_sizes.round(3)))} mm, as large as a "
+            "head: repair its voxel sizes or their unit"
+        )
     if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine)) < 1e-12:
         raise UserError(f"{path} has a header whose affine cannot be inverted; repair the header")
     image.data = array.astype(np.uint8) if array.dtype.kind == "b" else array
@@ -192,7 +213,7 @@ def _all_finite(path: str | Path, array: NDArray[Any]) -> None:
     if wrong:
         raise UserError(
             f"{path} has {wrong} voxels of {array.size} that are not finite (NaN, infinite or too "
-            "large for float32); replace them, e.g. by 0 (--nan 0)"
+            f"large for float32); replace them, e.g. by 0{' (--nan 0)' if array.ndim == 3 else ''}"
         )
 
 
@@ -217,11 +238,6 @@ def extension_of(path: Path) -> str:
         if path.name.lower().endswith(extension):
             return extension
     raise UserError(f"{path} has no extension that is known; use one of {', '.join(EXTENSIONS)}")
-
-
-def by(shape: tuple[float, ...]) -> str:
-    """A shape or sizes as they are said: 160 × 192 × 224."""
-    return " × ".join(map(str, shape)) or "of a single number"
 
 
 # -------------------------------------------------------------------------------- save

@@ -55,6 +55,7 @@ _OTHERS = (
     (0, b"Rar!", "a RAR archive", "unpack it and name one image"),
     (257, b"ustar", "a tar archive", "unpack it and name one image"),
     (128, b"DICM", "a DICOM file", "convert its whole folder by dcm2niix"),
+    (0, b"\x08\x00", "like a DICOM file without preamble", "convert its whole folder by dcm2niix"),
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file, as MINC 2", "convert MINC by mnc2nii"),
     (0, b"CDF\x01", "a NetCDF file, as MINC 1", "convert MINC by mnc2nii"),
     (0, b"CDF\x02", "a NetCDF file, as MINC 1", "convert MINC by mnc2nii"),
@@ -181,6 +182,8 @@ def _decoded(path: Path, raw: bytes, names: Sequence[str]) -> Image:
     other = _half(path, raw)
     if other is not None:
         header, voxels = other
+        if not _is_nifti(header):
+            raise UserError(_what_else(path.with_suffix(".hdr"), header))
         return _nifti(path, header, voxels)
     if _is_nifti(raw):
         return _nifti(path, raw, None)
@@ -199,9 +202,9 @@ def _what_else(path: Path, raw: bytes) -> str:
         if raw[start:].startswith(signature):
             if "pointer" in what:
                 return _not_fetched(path, what, remedy)
-            return f"{path} is {what}, not what its name says: {remedy}"
+            return f"{path} is {what}, which is not read here: {remedy}"
     begin = raw[:1024].lstrip(b"\xef\xbb\xbf \t\r\n")
-    if b"annex/objects/" in begin.split(b"\n")[0]:
+    if b"annex/objects/" in begin.split(b"\n")[0].replace(b"\\", b"/"):
         return _not_fetched(path, "a pointer of git-annex", f"datalad get {path}")
     if begin.lower().startswith((b"<!doctype html", b"<html", b"<head")):
         return (
@@ -279,6 +282,10 @@ def _nifti(path: Path, raw: bytes, voxels: bytes | None) -> Image:
         files = {half: FileHolder(fileobj=io.BytesIO(content)) for half, content in halves.items()}
         image = kind.from_file_map(files)
     header, array = image.header, np.asanyarray(image.dataobj)
+    qfac, *stored = struct.unpack_from(
+        order + ("4d" if second else "4f"), raw, 104 if second else 76
+    )
+    header["pixdim"][0] = -1 if qfac < 0 else 1
     sizes = np.abs(np.float64(header["pixdim"][1:4]))
     if "sform_code" not in header:  # Analyze
         return Image(array, oriented("LAS", array.shape, sizes), False, guessed=True)
@@ -287,9 +294,15 @@ def _nifti(path: Path, raw: bytes, voxels: bytes | None) -> Image:
         notes.append(f"its lengths are in {unit}, brought to millimetres")
     affine, codes, said = _world(path, header, codes, factor, array.shape)
     intent, notes = int(header["intent_code"]), notes + said
-    stored = struct.unpack_from(order + ("3d" if second else "3f"), raw, 112 if second else 80)
     if min(stored) <= 0 and (affine is None or codes[0] <= 0):
-        notes.append(f"voxels of {stored} in its header have no size: read as {sizes.tolist()}")
+        if min(stored) < 0:  # an axis turned round, for some programs and not for others
+            raise UserError(
+                f"{path} has voxels of {by(tuple(stored))} mm in its header: negative sizes are "
+                "read in more than one way; repair the header"
+            )
+        notes.append(
+            f"voxels of {by(tuple(stored))} in its header have no size: read as {by(tuple(sizes))}"
+        )
     if affine is None:
         affine = oriented("LAS", array.shape, factor * sizes)
         return Image(array, affine, False, guessed=True, intent=intent, notes=notes)
@@ -301,13 +314,18 @@ def _nifti(path: Path, raw: bytes, voxels: bytes | None) -> Image:
 
 def _without_codes(raw: bytes, order: str, second: bool) -> tuple[bytes, tuple[int, int]]:
     """The codes of sform and qform, and the file with both at 0: nibabel does not read a file
-    whose affine it cannot make."""
+    whose affine it cannot make. Axes beyond the third that have no length get 1, as in NIfTI's
+    library."""
     if raw[344:345] != b"n" and not second:  # Analyze, which has other things there
         return raw, CODES
     place, kind = (344, "ii") if second else (252, "hh")
     qform, sform = struct.unpack_from(order + kind, raw, place)
     patched = bytearray(raw)
     struct.pack_into(order + kind, patched, place, 0, 0)
+    place, kind = (16, "8q") if second else (40, "8h")
+    count, *lengths = struct.unpack_from(order + kind, raw, place)
+    lengths[3:] = [max(length, 1) for length in lengths[3:]]
+    struct.pack_into(order + kind, patched, place, count, *lengths)
     return bytes(patched), (sform, qform)
 
 
@@ -338,8 +356,10 @@ def _world(
     """Affine, codes and what there is to say: the sform where its code is set and it can be
     inverted, else the qform; None where neither code is set. factor: its unit in millimetres."""
     scale = np.diag([factor] * 3 + [1.0])
-    sform, qform = scale @ header.get_sform(), _qform(header)
-    qform = None if qform is None else scale @ qform
+    qform = _qform(header)
+    with np.errstate(invalid="ignore"):  # of a header's infinities
+        sform = scale @ header.get_sform()
+        qform = None if qform is None else scale @ qform
     notes = []
     if codes[0] > 0 and _is_affine(sform):
         if codes[1] > 0 and qform is None:
@@ -430,6 +450,8 @@ def _npz(path: Path, raw: bytes, names: Sequence[str]) -> Image:
             raise UserError(
                 f"{path} holds {held or 'nothing'}; the image must be named {names[0]!r}"
             )
+        if not isinstance(archive[chosen], np.ndarray):
+            raise UserError(f"{path} is a zip archive of {chosen}: unpack it and name one image")
         if "affine" in archive:
             shift = np.asarray(archive["shift"], np.float64) if "shift" in archive else None
             return Image(archive[chosen], np.asarray(archive["affine"], np.float64), shift=shift)
@@ -450,6 +472,11 @@ def conformed_affine(shape: tuple[int, ...]) -> NDArray[np.float64]:
     affine = np.array([[-1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]], np.float64)
     affine[:3, 3] = -affine[:3, :3] @ (_three(shape) / 2)
     return affine
+
+
+def by(shape: tuple[float, ...]) -> str:
+    """A shape or sizes as they are said: 160 × 192 × 224."""
+    return " × ".join(map(str, shape)) or "of a single number"
 
 
 def _three(shape: tuple[int, ...]) -> NDArray[np.int64]:
