@@ -24,7 +24,7 @@ def main() -> None:
         "--int-steps", type=config.whole(1, 100), default=5, help="squarings of the integration"
     )
     parser.add_argument(
-        "--flow-std", type=float, help="std of the last layer (default: he-normal)"
+        "--flow-std", type=config.real(0, 1000), help="std of the last layer (default: he-normal)"
     )
     parser.add_argument("--seed", type=config.whole(0, 2**63), default=1)
     parser.add_argument(

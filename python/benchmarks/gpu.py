@@ -10,7 +10,6 @@ notes/benchmarks/.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 
@@ -18,6 +17,7 @@ import torch
 
 from benchmarks.harness import Report, note
 from benchmarks.native import DEMO, FULL, MODELS
+from morphbits import config
 from morphbits.engines.native import random_rounding
 from morphbits.errors import UserError, run_cli
 from morphbits.models.synthmorph_torch import init_model
@@ -67,10 +67,8 @@ def case(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each engine")
+    parser = config.parser(__doc__)
+    parser.add_argument("--rounds", type=config.whole(1), default=3, help="turns of each engine")
     parser.add_argument("--full", action="store_true", help="also full size with 256 features")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():

@@ -10,7 +10,6 @@ proven where it gave the kernel's bytes.
 
 from __future__ import annotations
 
-import argparse
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.harness import Report, measured, note, processor
+from morphbits import config
 from morphbits.errors import run_cli
 
 if TYPE_CHECKING:
@@ -194,9 +194,7 @@ def case_name(operator: str, shapes: tuple[tuple[int, ...], ...]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = config.parser(__doc__)
     parser.add_argument("--output", type=Path, help="Markdown file (default: notes/benchmarks/…)")
     arguments = parser.parse_args()
     report = Report(

@@ -13,7 +13,6 @@ Prints a Markdown table of each and writes it to notes/benchmarks/.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import subprocess
@@ -27,6 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.harness import Report, note, processor
+from morphbits import config
 from morphbits.engines.native import Statistics, random_rounding
 from morphbits.engines.native.accumulation import terms
 from morphbits.engines.native.library import Rounding, available_variants, convolution
@@ -147,7 +147,7 @@ def costs(report: Report) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = config.parser(__doc__.split("\n")[0])
     parser.add_argument("--only", choices=("kernels", "operators"), help="one of the two parts")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -10,7 +10,6 @@ notes/model_summary/.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness import NOTES
+from morphbits import config
 from morphbits.errors import run_cli
 from morphbits.models import synthmorph_tf
 from morphbits.models.synthmorph_torch import SynthMorph
@@ -104,9 +104,7 @@ def torch_table() -> list[str]:
 
 
 def main() -> None:
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    config.parser(__doc__).parse_args()
     FOLDER.mkdir(exist_ok=True)
     counts = {}
     for name, model in tensorflow_models().items():

@@ -12,7 +12,6 @@ Markdown table and writes it to notes/benchmarks/.
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 import statistics
@@ -22,6 +21,7 @@ from unittest import mock
 
 from benchmarks import kernels
 from benchmarks.harness import Report, measured, note, processor
+from morphbits import config
 from morphbits.errors import run_cli
 
 DEMO = (80, 96, 80)
@@ -133,11 +133,11 @@ def instruction_limits() -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = config.parser(__doc__)
+    parser.add_argument(
+        "--threads", type=config.whole(1, 1024), nargs="+", default=None, help="thread counts"
     )
-    parser.add_argument("--threads", type=int, nargs="+", default=None, help="thread counts")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each engine")
+    parser.add_argument("--rounds", type=config.whole(1), default=3, help="turns of each engine")
     parser.add_argument("--full", action="store_true", help="also full size with 256 features")
     parser.add_argument("--output", type=Path, help="Markdown file (default: notes/benchmarks/…)")
     arguments = parser.parse_args()

@@ -5,26 +5,28 @@ PYTHONPATH=python python -m benchmarks.parity --model W.h5 --shape 80 96 80 --th
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
+from morphbits import config
 from morphbits.errors import run_cli
 from morphbits.models import spatial, synthmorph_tf
 from morphbits.models.synthmorph_torch import SynthMorph
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = config.parser(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="a voxelmorph .h5 file")
-    parser.add_argument("--shape", type=int, nargs=3, default=[32, 32, 32], help="X Y Z, voxels")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=1, help="of the two images (smooth noise)")
+    parser.add_argument(
+        "--shape", type=config.whole(16, 4096), nargs=3, default=[32, 32, 32], help="X Y Z, voxels"
+    )
+    parser.add_argument("--threads", type=config.whole(1, 1024), default=1)
+    parser.add_argument(
+        "--seed", type=config.whole(0, 2**63), default=1, help="of the two images (smooth noise)"
+    )
     args = parser.parse_args()
     synthmorph_tf.set_threads(args.threads)
     torch.set_num_threads(args.threads)

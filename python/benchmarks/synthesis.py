@@ -12,7 +12,6 @@ notes/benchmarks/.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import re
 import statistics
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Report, measured, note, processor
+from morphbits import config
 from morphbits.errors import run_cli
 from morphbits.synthesis.sources import Ranks, SourceConfig, open_source
 
@@ -142,9 +142,7 @@ def trainer(widths: list[str], size: str, steps: int, folder: str) -> float | No
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = config.parser(__doc__)
     parser.add_argument("--output", type=Path, help="Markdown file (default: notes/benchmarks/…)")
     arguments = parser.parse_args()
     report = Report(

@@ -9,7 +9,6 @@ of its own (or two). Writes the table into notes/tf_parallelism.md.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.harness import NOTES, heading, result, start
+from morphbits import config
 from morphbits.errors import run_cli
 
 NOTE = NOTES / "tf_parallelism.md"
@@ -186,9 +186,7 @@ def _row(name: str, found: dict[str, Any] | None) -> str:
 
 
 def main() -> None:
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    config.parser(__doc__).parse_args()
     before, _, rest = NOTE.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
     lines: list[str] = []

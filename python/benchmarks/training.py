@@ -12,7 +12,6 @@ table and writes it to notes/benchmarks/.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import csv
 import io
@@ -24,6 +23,7 @@ import time
 from pathlib import Path
 
 from benchmarks.harness import Report, measured, note, processor
+from morphbits import config
 from morphbits.errors import run_cli
 
 NETWORKS = {
@@ -133,11 +133,13 @@ def case(report: Report, network: str, processes: int, rounds: int, steps: int) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = config.parser(__doc__)
+    parser.add_argument(
+        "--rounds", type=config.whole(1), default=2, help="turns of each framework"
     )
-    parser.add_argument("--rounds", type=int, default=2, help="turns of each framework")
-    parser.add_argument("--steps", type=int, default=8, help="of a run, after a few not counted")
+    parser.add_argument(
+        "--steps", type=config.whole(1), default=8, help="of a run, after a few not counted"
+    )
     parser.add_argument("--output", type=Path, help="Markdown file (default: notes/benchmarks/…)")
     arguments = parser.parse_args()
     report = Report(

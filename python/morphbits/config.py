@@ -627,16 +627,21 @@ def parser(description: str | None, program: str | None = None) -> Parser:
 
 def whole(minimum: int, maximum: int = 1_000_000) -> Callable[[str], int]:
     """The type of a script's own option that is a whole number."""
+    return lambda text: int(_limited(int, text, minimum, maximum))
 
-    def parse(text: str) -> int:
-        value = int(_number(int, text))
-        try:
-            check_number(value, minimum, maximum)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-        return value
 
-    return parse
+def real(minimum: float, maximum: float) -> Callable[[str], float]:
+    """The type of a script's own option that is a number."""
+    return lambda text: _limited(float, text, minimum, maximum)
+
+
+def _limited(kind: type, text: str, minimum: float, maximum: float) -> float:
+    value = _number(kind, text)
+    try:
+        check_number(value, minimum, maximum)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return value
 
 
 def _number(kind: type, text: str) -> float:
