@@ -38,6 +38,8 @@ def main() -> None:
     if plan.todo and not execution.wait:
         print("the same command again says how far it is, and makes the report at the end")
         return
+    for note in experiment.notes(plan):
+        print(note)
     if failures:
         print(failures, file=sys.stderr)
     if plan.settings.runs > 1:

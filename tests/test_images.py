@@ -83,11 +83,11 @@ def test_slices_are_no_volume_and_doubts_are_said() -> None:
     assert not any("thick" in s or "covers" in s for s in images.prepare(fixed, fixed).steps)
     steps = images.prepare(thick, small).steps
     for says in (
-        "moving: its slices are thick (1.0 × 1.0 × 5.0 mm)",
-        "fixed: read with care",
-        "fixed: it covers 16.0",
+        "moving image: its slices are thick (1.0 × 1.0 × 5.0 mm)",
+        "fixed image: read with care",
+        "fixed image: it covers 16.0",
     ):
-        assert any(step.startswith(says) for step in steps), says
+        assert any(step.startswith(f"note on the {says}") for step in steps), says
 
 
 def test_same_grid_is_untouched_bit_for_bit() -> None:

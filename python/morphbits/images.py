@@ -48,6 +48,7 @@ from morphbits.imagefiles import write_atomically as write_atomically
 
 MULTIPLE = 16  # four levels of stride two, as in every SynthMorph network
 SAME_GRID = 1e-3  # voxels: corners closer than this are one grid (headers hold float32 affines)
+NOTE = "note on the "  # begins a step that says what was decided or looks wrong
 FEWEST = 8  # voxels along each axis of what is registered: less is a stack of slices
 SMALLEST = 60.0  # mm that a brain covers along each axis, at least
 THICK = 3.0  # times the thinnest edge of a voxel: the thickest of slices that are no volume's
@@ -346,7 +347,7 @@ def _described(role: str, image: Image) -> list[str]:
             f"its slices are thick ({by(tuple(sizes.round(3)))} mm): across them the warp is "
             "interpolated, not seen"
         )
-    return [text, *(f"{role}: {note}" for note in (*image.notes, *doubts))]
+    return [text, *(f"{NOTE}{role} image: {note}" for note in (*image.notes, *doubts))]
 
 
 def litres(image: Image) -> float:

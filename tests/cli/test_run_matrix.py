@@ -139,7 +139,9 @@ def test_a_folder_with_sessions_says_what_it_takes_and_what_not(
     assert "not used 2: one of several images of its subject; choose by BIDS_FILTER= (" in said.out
     assert "images to take of 1 subjects, not of 2: give SUBJECTS=1" in said.err
     assert run_matrix(*words, "--subjects=2", "--bids-filter=ses-2") == 0
-    capsys.readouterr()
+    said_then = capsys.readouterr().out
+    for name in (names[1], names[2]):  # of every image, whoever read it
+        assert f"{name}.nii.gz: it covers 16.0 × 16.0 × 16.0 mm, less than a brain" in said_then
     folder = tmp_path / "results/ieee-bids-tiny-fixed-target-ses-2"
     record = json.loads((folder / "experiment.json").read_text())
     left_out = {"sub-1/ses-1/anat/sub-1_ses-1_T1w.nii.gz": "BIDS_FILTER='ses-2' leaves it out"}

@@ -221,6 +221,20 @@ def _subjects(
     return subjects, _network_voxels(fixed.data.shape)
 
 
+def notes(plan: Plan) -> list[str]:
+    """What was decided in reading the images and what looks wrong with them, a line each, from the
+    records of the samples that are there."""
+    lines = []
+    for path in (bids.sample_json(unit.folder) for unit in plan.units if unit.sample == "ieee"):
+        if path.is_file():
+            facts = json.loads(path.read_text(encoding="utf-8"))["provenance"]
+            for step in facts.get("steps", []):
+                if step.startswith(images.NOTE):
+                    role, _, text = step.removeprefix(images.NOTE).partition(" image: ")
+                    lines.append(f"note: {facts['files'][role]}: {text}")
+    return list(dict.fromkeys(lines))
+
+
 def _make_phantoms(settings: ExperimentConfig, data: Path) -> None:
     from morphbits.datasets import phantom
 

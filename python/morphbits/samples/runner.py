@@ -159,7 +159,8 @@ class Worker:
         """How the process ended, for a user."""
         code = self._process.wait()
         self._errors.seek(0)
-        last = self._errors.read()[-2000:].decode(errors="replace").strip().splitlines()
+        lines = self._errors.read()[-2000:].decode(errors="replace").strip().splitlines()
+        last = [line for line in lines if not line.startswith("note: ")]
         if code == -signal.SIGKILL:
             reason = "killed (SIGKILL; often memory ran out: give a smaller JOBS)"
         elif code < 0:
