@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import resource
@@ -360,7 +361,9 @@ def test_a_trial_starts_a_process_for_each_unit_only_where_a_run_does(
     monkeypatch.setattr(estimate, "Worker", Counted)
     monkeypatch.setattr(estimate, "alone", lambda unit: alone)
     plan = experiment.make_plan(toy.settings, toy.execution, print)
-    assert estimate.seconds_each(plan.todo, [], plan.voxels)["ieee"] > 0
+    cost = estimate.costs(plan.todo, [], plan.voxels)["ieee"]
+    # a process that makes one unit starts for each of them, so that its start is in the unit
+    assert cost.each > 0 and (cost.start == 0) == alone
     assert (len(started), sent) == ((2, [16, 32]) if alone else (1, [16, 32, 16, 32]))
     assert not any(alive(worker._process.pid) for worker in started)
 
@@ -371,14 +374,43 @@ def test_more_subjects_than_there_are_is_one_sentence(toy: Toy) -> None:
 
 
 def test_the_estimate_comes_from_finished_samples_where_there_are_some(
-    toy: Toy,
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert toy.but(subjects=1).run().returncode == 0
     plan = experiment.make_plan(toy.settings, toy.execution, print)
     done = [unit for unit in plan.units if read_state(unit).kind == "done"]
     each = estimate._recorded(done)
     assert each is not None
-    assert experiment.seconds_left(plan, print) == pytest.approx(each * 6 / 2)
+    found = estimate.costs(plan.todo, done, plan.voxels)
+    assert found == {"ieee": estimate.Cost(estimate.STARTS["torch"], each)}
+    jobs = min(2, estimate.cores())
+    monkeypatch.setattr(estimate, "_seconds_of_bits", lambda: 2 * estimate.BITS_SECONDS)
+    after = estimate.analysing(2, 2, plan.voxels, 2)
+    expected = (each * 6 + jobs * estimate.STARTS["torch"]) / jobs + after
+    assert experiment.seconds_left(plan, print) == pytest.approx(expected)
+
+
+def test_an_estimate_counts_starts_by_kind_and_divides_by_cores_not_by_jobs(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorFlow's number of threads belongs to the process: the samples with two need others."""
+    monkeypatch.setattr(estimate, "cores", lambda: 4)
+    settings = toy.but(framework="tensorflow").settings
+    plan = experiment.make_plan(settings, toy.but(jobs=4, threads=1).execution, print)
+    found = {"ieee": estimate.Cost(start=10.0, each=2.0)}
+    # 12 units; 4 processes of one thread and 2 of two (as many units have two)
+    assert estimate.sampling(plan.todo, found, 4, local=True) == (12 * 2 + 6 * 10) / 4
+    assert estimate.sampling(plan.todo, found, 99, local=True) == (12 * 2 + 6 * 10) / 4
+    assert estimate.sampling(plan.todo, found, 12, local=False) == (12 * 2 + 12 * 10) / 12
+    wide = [dataclasses.replace(unit, config=dataclasses.replace(unit.config, threads=4))
+            for unit in plan.todo]  # fmt: skip
+    assert estimate.sampling(wide, found, 4, local=True) == 12 * 2 + 10
+    assert estimate.sampling([], found, 4, local=True) == 0
+    monkeypatch.setattr(estimate, "_seconds_of_bits", lambda: 2 * estimate.BITS_SECONDS)
+    assert estimate.analysing(10, 1, 10**6, 4) == 0
+    assert estimate.analysing(8, 10, 10**6, 99) == pytest.approx(
+        2 * (2.5 + 0.8 + 2 * (7.1 + 10 * 0.2))
+    )  # 8 subjects by 4 cores, on a machine half as fast
 
 
 @pytest.mark.parametrize(

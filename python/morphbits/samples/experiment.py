@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,21 +180,28 @@ def make_plan(
 
 
 def seconds_left(plan: Plan, say: Callable[[str], None]) -> float:
-    """How long the plan's samples will take, also said."""
+    """How long the plan's samples, their statistics and the report will take, also said."""
+    local, runs = plan.execution.executor == "local", plan.settings.runs
+    subjects = len({unit.subject for unit in plan.units})
+    after = estimate.analysing(subjects, runs, plan.voxels, plan.jobs)
     if not plan.todo:
-        return 0.0
-    each = _seconds_each(plan)
-    seconds = estimate.seconds_left(plan.todo, each, plan.jobs)
-    say(f"time     about {estimate.in_words(seconds)} for {len(plan.todo)} samples")
-    if plan.execution.executor == "slurm":
-        say(f"slurm    {slurm.request(plan.todo, each, plan.voxels, plan.execution)}")
+        return after
+    found = _costs(plan)
+    seconds = estimate.sampling(plan.todo, found, plan.jobs, local) + after
+    say(f"time     about {estimate.in_words(seconds)} for {len(plan.todo)} samples and the report")
+    if not local:
+        say(f"slurm    {slurm.request(plan.todo, _each(found), plan.voxels, plan.execution)}")
     return seconds
 
 
-def _seconds_each(plan: Plan) -> dict[str, float]:
+def _costs(plan: Plan) -> dict[str, estimate.Cost]:
     left = set(plan.todo)
     done = [unit for unit in plan.units if unit not in left]
-    return estimate.seconds_each(plan.todo, done, plan.voxels)
+    return estimate.costs(plan.todo, done, plan.voxels)
+
+
+def _each(found: Mapping[str, estimate.Cost]) -> dict[str, float]:
+    return {engine: cost.each for engine, cost in found.items()}
 
 
 def _subjects(
@@ -317,7 +324,7 @@ def run(plan: Plan) -> str:
         if by_slurm:
             outcome = slurm.run(
                 plan.folder,
-                lambda todo: slurm.request(todo, _seconds_each(plan), plan.voxels, plan.execution),
+                lambda todo: slurm.request(todo, _each(_costs(plan)), plan.voxels, plan.execution),
                 plan.todo,
                 len(plan.units),
                 plan.execution,
