@@ -185,7 +185,7 @@ def test_a_killed_run_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     def killed(*args: object) -> None:
         calls.append(args)
-        if len(calls) == 8:  # template 2, subject one 3, then in the middle of subject two
+        if len(calls) == 6:  # template 2, subject one 2 (and its warp), then subject two's image
             raise KeyboardInterrupt
         save(*args)  # type: ignore[arg-type]
 
