@@ -43,6 +43,7 @@ FLOATING: dict[str, Callable[[], Any]] = {
     "a number's type": lambda: torch.atan2(single, torch.tensor(0.3, dtype=torch.float64)),
     "xlogy": lambda: torch.xlogy(whole, few),
     "xlog1py": lambda: torch.special.xlog1py(whole, few),
+    "xlogy of a number": lambda: torch.xlogy(whole, 2.5) + torch.special.xlog1py(0.3, few),
     "ldexp": lambda: torch.ldexp(whole, few),
     "a power": lambda: whole**0.3 + 0.3**whole,
     "float_power": lambda: torch.float_power(whole, few * 0.3),

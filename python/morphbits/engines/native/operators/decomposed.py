@@ -21,8 +21,6 @@ _TAKEN = {
     "binary_cross_entropy_with_logits": _SAME,
     "soft_margin_loss": _SAME,
     "logaddexp": _SAME,
-    "xlogy": _SAME,
-    "xlogy_": _SAME,
     "native_dropout_backward": _SAME,
     "upsample_bicubic2d": "torch's decomposition: weights by Horner's rule, sums over rows, then "
     "over columns; products and sums are separate operations",
@@ -31,7 +29,6 @@ _TAKEN = {
     "logit": _SAME,
     "logit_": _SAME,
     "logit_backward": _SAME,
-    "special_xlog1py": _SAME,
     "sinc": _SAME,
     "sinc_": _SAME,
     "deg2rad": _SAME,

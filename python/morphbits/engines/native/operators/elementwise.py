@@ -258,6 +258,24 @@ def _logaddexp2(h: Hand, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.where(a.isinf() & (a == b), a, out)
 
 
+def _times_log(h: Hand, x: Any, y: Any, name: str) -> torch.Tensor:
+    a, b = h.tensors(x, y)
+    zero = torch.where(b.isnan(), b, torch.zeros((), dtype=b.dtype))
+    return torch.where(a == 0, zero, h.mul(a, h.function(name, b)))
+
+
+@rule("xlogy xlogy_", "x·log(y)")
+@functional
+def _xlogy(h: Hand, x: Any, y: Any) -> torch.Tensor:
+    return _times_log(h, x, y, "log")
+
+
+@rule("special_xlog1py", "x·log1p(y)")
+@functional
+def _xlog1py(h: Hand, x: Any, y: Any) -> torch.Tensor:
+    return _times_log(h, x, y, "log1p")
+
+
 @rule("special_entr", "−x·log(x)")
 @functional
 def _entr(h: Hand, a: torch.Tensor) -> torch.Tensor:
