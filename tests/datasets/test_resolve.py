@@ -15,7 +15,7 @@ SUBJECT = Subject("0003002", "1")
 
 def put(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
+    path.write_bytes(b"an image")
 
 
 def raw_corr(data: Path, fetched: bool) -> None:

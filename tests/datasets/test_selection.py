@@ -90,19 +90,24 @@ def test_what_is_not_taken_is_named_with_its_reason(tmp_path: Path) -> None:
     put(tmp_path, "sub-1/sub-1_T1w.nii.gz", "sub-1/func/sub-1_task-rest_bold.nii.gz")
     put(tmp_path, "sub-3/ses-1/func/sub-3_ses-1_task-rest_bold.nii.gz")
     put(tmp_path, "Sub-04/anat/Sub-04_T1w.nii.gz", "sub-05 (copy)/anat/sub-05_T1w.nii.gz")
+    put(tmp_path, "subject8/anat/sub-8_T1w.nii.gz", "sub-7/ses1/anat/sub-7_T1w.nii.gz")
+    put(tmp_path, "sub-1/anat/sub-1_acq-a_acq-b_T1w.nii.gz")
     put(tmp_path, "sub-6_T1w.nii", "sub-6_T1w.nii.gz", "derivatives/x/sub-1/anat/sub-1_T1w.nii")
     images, left_out = selection.choose(tmp_path)
     assert {who: path.name for who, path in images.items()} == {Subject("1"): "sub-1_T1w.nii.gz"}
     no_subject = (
         "no BIDS name for a subject's folder: sub- (small letters), then letters or digits"
     )
-    elsewhere = "its name has another subject or session than its folder"
+    elsewhere = "its name does not have its folder's subject and session"
     no_nifti = "no NIfTI image by its name (.nii or .nii.gz)"
     twice = "two images of one name (sub-6_T1w.nii and sub-6_T1w.nii.gz)"
     assert left_out == {
-        "sub-1/anat/sub-1_T2w.nii.gz": "no T1w image",
+        "sub-1/anat/sub-1_T2w.nii.gz": "its suffix is not T1w",
         "sub-1/anat/sub-1_T1w_defaced.nii.gz": "no BIDS file name",
         "sub-1/anat/sub-1_acq-0.8mm_T1w.nii.gz": "no BIDS file name",
+        "sub-1/anat/sub-1_acq-a_acq-b_T1w.nii.gz": "no BIDS file name",
+        "subject8": no_subject,
+        "sub-7/ses1": "no BIDS name for a session's folder: ses-LABEL",
         "sub-1/anat/sub-2_T1w.nii.gz": elsewhere,
         "sub-1/anat/sub-1_ses-1_T1w.nii.gz": elsewhere,
         "sub-1/anat/sub-1_T1w.mgz": no_nifti,
@@ -123,6 +128,8 @@ def test_what_is_not_taken_is_named_with_its_reason(tmp_path: Path) -> None:
 
 def test_content_that_was_not_fetched_is_named(tmp_path: Path) -> None:
     put(tmp_path, "sub-1_T1w.nii.gz", "sub-2_T1w.nii.gz", "sub-3_T1w.nii.gz", "sub-4_T1w.nii.gz")
+    put(tmp_path, "sub-5_T1w.nii.gz")
+    (tmp_path / "sub-5/anat/sub-5_T1w.nii.gz").write_bytes(b"")
     annex, lfs, gone, here = (tmp_path / f"sub-{k}/anat/sub-{k}_T1w.nii.gz" for k in (1, 2, 3, 4))
     annex.unlink()
     annex.symlink_to("../../.git/annex/objects/ab/cd/MD5E-s1--0.nii.gz/MD5E-s1--0.nii.gz")
@@ -138,7 +145,28 @@ def test_content_that_was_not_fetched_is_named(tmp_path: Path) -> None:
         "sub-1_T1w.nii.gz": "its content was not fetched (git-annex): datalad get",
         "sub-2_T1w.nii.gz": "its content was not fetched (git-lfs): git lfs pull",
         "sub-3_T1w.nii.gz": "a link to a file that is not there",
+        "sub-5_T1w.nii.gz": "an empty file",
     }
+
+
+def test_one_run_spelled_twice_is_no_choice(tmp_path: Path) -> None:
+    put(tmp_path, "sub-1_run-1_T1w.nii.gz", "sub-1_run-01_T1w.nii.gz")
+    names, reasons = chosen(tmp_path, "run-1")
+    assert names == []
+    assert set(reasons.values()) == {
+        "two images of one name (sub-1_run-01_T1w.nii.gz and sub-1_run-1_T1w.nii.gz)"
+    }
+
+
+def test_a_folder_that_cannot_be_read_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(UserError, match=r"cannot be read \(Permission denied\)"):
+        selection.choose(tmp_path)
 
 
 def test_what_is_fetched_does_not_decide_which_run_is_taken(tmp_path: Path) -> None:
@@ -166,6 +194,8 @@ def test_participants_and_folders_that_disagree(tmp_path: Path) -> None:
     table = tmp_path / "participants.tsv"
     table.write_text("participant_id\tage\nsub-1\t30\nsub-2\t31\n")
     assert chosen(tmp_path)[1] == {}
+    table.write_text("subject,age\n1,30\n")
+    assert chosen(tmp_path)[1] == {"participants.tsv": "has no column participant_id"}
     table.write_text("\ufeffparticipant_id\tage\nsub-2\t30\nsub-9\t31\n")
     names, reasons = chosen(tmp_path)
     assert len(names) == 2

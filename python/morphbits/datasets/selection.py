@@ -38,6 +38,11 @@ class _Candidate:
     entities: Mapping[str, str]
 
     @property
+    def identity(self) -> frozenset[tuple[str, str]]:
+        """What BIDS tells images apart by."""
+        return frozenset((key, _label(key, value)) for key, value in self.entities.items())
+
+    @property
     def is_plain(self) -> bool:
         return set(self.entities) <= {"sub", "ses"}
 
@@ -68,6 +73,13 @@ def _label(key: str, value: str) -> str:
 def choose(root: Path, text: str = "") -> tuple[dict[Subject, Path], dict[str, str]]:
     """The image of each subject, and what is not taken: path below the root, or its folder's, to
     the reason."""
+    try:
+        return _choose(root, text)
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
+
+
+def _choose(root: Path, text: str) -> tuple[dict[Subject, Path], dict[str, str]]:
     allowed, left_out = parse_filter(text), dict[str, str]()
     candidates: dict[str, list[_Candidate]] = {}
     for folder, label in _subject_folders(root, left_out):
@@ -108,10 +120,16 @@ def _subject_folders(root: Path, left_out: dict[str, str]) -> Iterator[tuple[Pat
             yield folder, match[1]
         elif folder.is_symlink() and not folder.exists():
             left_out[folder.name] = "a link to a folder that is not there"
-        elif folder.is_dir() and re.match(r"sub[-_ ]", folder.name, re.IGNORECASE):
+        elif folder.is_dir() and (
+            re.match(r"sub[-_ ]", folder.name, re.IGNORECASE) or _has_anat(folder)
+        ):
             left_out[folder.name] = (
                 "no BIDS name for a subject's folder: sub- (small letters), then letters or digits"
             )
+
+
+def _has_anat(folder: Path) -> bool:
+    return (folder / "anat").is_dir() or any(folder.glob("ses*/anat"))
 
 
 def _anatomical_files(
@@ -123,8 +141,8 @@ def _anatomical_files(
         match = re.fullmatch(r"ses-([A-Za-z0-9]+)", inner.name)
         if match and inner.is_dir():
             places.append((inner, match[1]))
-        elif inner.is_dir() and re.match(r"ses[-_ ]", inner.name, re.IGNORECASE):
-            left_out[_below(root, inner)] = "no BIDS name for a session's folder"
+        elif inner.is_dir() and inner.name != "anat" and _has_anat(inner):
+            left_out[_below(root, inner)] = "no BIDS name for a session's folder: ses-LABEL"
     for place, session in places:
         for path in sorted(place.iterdir()):
             if not path.name.startswith(".") and path.is_file() and _T1W.search(path.name):
@@ -145,12 +163,13 @@ def _judge(path: Path, label: str, session: str | None) -> tuple[str, dict[str, 
     except UserError:
         return "no BIDS file name", {}
     suffix, extension = entities.pop("suffix"), entities.pop("extension")
-    if extension or not set(entities) <= set(ENTITIES):
+    repeated = stem.count("_") > len(entities)
+    if extension or repeated or not set(entities) <= set(ENTITIES):
         return "no BIDS file name", {}
     if suffix != "T1w":
-        return "no T1w image", {}
+        return "its suffix is not T1w", {}
     if (entities.get("sub"), entities.get("ses")) != (label, session):
-        return "its name has another subject or session than its folder", {}
+        return "its name does not have its folder's subject and session", {}
     return "", entities
 
 
@@ -158,7 +177,7 @@ def _one_of(found: list[_Candidate]) -> tuple[_Candidate | None, dict[Path, str]
     """The candidate of a subject that is taken, if any, and why the others are not."""
     plain = [one for one in found if one.is_plain]
     sessions = {one.entities.get("ses") for one in found}
-    if len(found) > 1 and len({tuple(sorted(one.entities.items())) for one in found}) == 1:
+    if len(found) > 1 and len({one.identity for one in found}) == 1:
         names = " and ".join(one.path.name for one in found)
         return None, {one.path: f"two images of one name ({names})" for one in found}
     if len(found) == 1:
@@ -194,6 +213,8 @@ def _content_lacking(path: Path) -> str:
         return "a link to a file that is not there"
     with path.open("rb") as file:
         start = file.read(64)
+    if not start:
+        return "an empty file"
     if start.startswith(b"/annex/objects/"):
         return "its content was not fetched (git-annex): datalad get"
     if start.startswith(b"version https://git-lfs"):
@@ -208,6 +229,8 @@ def _disagreements(root: Path, folders: set[Path]) -> dict[str, str]:
         return {}
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         rows = csv.DictReader(file, delimiter="\t")
+        if "participant_id" not in (rows.fieldnames or ()):
+            return {path.name: "has no column participant_id"}
         listed = {(row.get("participant_id") or "").strip() for row in rows} - {""}
     here = {folder.name for folder in folders}
     parts = [

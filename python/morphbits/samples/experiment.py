@@ -218,7 +218,9 @@ def _subjects(
     subjects = dataset.subjects()[: settings.subjects]
     if len(subjects) < settings.subjects:
         if not subjects:
-            reason = next(iter(dataset.left_out.values()), "it has no folder sub-*")
+            inside = next((path.parent for path in dataset.root.glob("*/sub-*/")), None)
+            hint = f", but {inside} has: name that" if inside else ""
+            reason = next(iter(dataset.left_out.values()), f"it has no folder sub-*{hint}")
             raise UserError(f"{dataset.root}: no subject has a T1w image to take: {reason}")
         raise UserError(
             f"{dataset.root}: there are images to take of {len(subjects)} subjects, not of "
