@@ -186,6 +186,10 @@ bench: $(stamp) ## time native against plain torch (FULL=1: full size as well), 
 bench-kernels: $(stamp) ## kernels against a core's limit, operators beside torch's, into notes/benchmarks/
 	$(benchmark).kernels
 
+.PHONY: function-errors
+function-errors: $(stamp) ## vector functions against the C library on all 2^32 arguments (hours, resumable)
+	$(benchmark).function_errors
+
 .PHONY: kernel-orders
 kernel-orders: $(stamp) ## in which order torch and TensorFlow add here, by operator, into notes/benchmarks/
 	$(benchmark).kernel_orders

@@ -14,8 +14,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from morphbits.engines.native import functions, reference
-from morphbits.engines.native.library import MODES, Rounding
+from morphbits.engines.native.library import MODES, Rounding, available_variants
 
+VARIANTS = [*available_variants(), "naive"]
 HALVES = (torch.float16, torch.bfloat16)
 mpmath.mp.prec = 300
 EXACT = {
@@ -155,3 +156,107 @@ def test_flush_takes_subnormals_for_zero() -> None:
     out = functions.function(Rounding("upward", flush=True), "sin", x)
     assert same_bytes(out, torch.tensor([0.0, -0.0]))
     assert same_bytes(functions.function(Rounding("downward"), "sin", x), x)  # nearer than 2^-52
+
+
+# ---- float32 by vectors of float64 -----------------------------------------------------------
+
+
+def stratified(count: int, seed: int = 1) -> torch.Tensor:
+    """float32 numbers of every sign, exponent and kind, and those that networks compute with."""
+    generator = np.random.default_rng(seed)
+    patterns = generator.integers(0, 2**32, count // 2, dtype=np.uint32).view(np.float32)
+    usual = generator.standard_normal(count // 2).astype(np.float32) * 4
+    ends = [0, -0.0, 1, -1, np.inf, -np.inf, np.nan, 2.0**-149, -(2.0**-126), 3.4e38, 2.0**19]
+    return torch.from_numpy(np.concatenate([patterns, usual, np.array(ends, np.float32)]))
+
+
+@pytest.mark.parametrize("name", functions.CORES)
+def test_vectors_give_the_same_bytes_on_every_instruction_set(name: str) -> None:
+    x = stratified(10_000)
+    values = [functions.wide(Rounding("nearest", variant=v), name, x) for v in VARIANTS[:-1]]
+    assert all(same_bytes(values[0], other) for other in values[1:])
+    for mode in MODES:
+        found = [
+            functions.function(Rounding(mode, key=5, variant=v, threads=t), name, x)
+            for v, t in [*((v, 1) for v in VARIANTS[:-1]), (VARIANTS[0], 2)]
+        ]
+        assert all(same_bytes(found[0], other) for other in found[1:])
+
+
+def units_apart(values: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """|values − reference| in 2^-52 of the reference; 0 where both are NaN, zero or infinite."""
+    alike = (values == reference) | (values.isnan() & reference.isnan())
+    # what is less than 2^-29 of the least float32 (which mode nearness cannot tell from nothing),
+    # or far beyond the greatest, is given a limit
+    outside = (values.abs() < 2.0**-178) & (reference.abs() < 2.0**-178)
+    outside |= (values.abs() > 2.0**200) & (reference.abs() > 2.0**200)
+    apart = (values - reference).abs() / reference.abs() * 2.0**52
+    return torch.where(alike | outside, 0.0, apart)
+
+
+# Units of 2^-52 that a vector's value may lie from the exact one: four roundings of half a unit,
+# after those that the series damps. erfc has six: exp's last sum, the series' last product and
+# sum, the argument of the series, a product, a quotient.
+UNITS = {**dict.fromkeys(functions.CORES, 2), "erfc": 3}
+LIBRARY = {**dict.fromkeys(functions.CORES, 1.5), "erfc": 3}  # glibc's, as measured
+
+
+@pytest.mark.parametrize("name", functions.CORES)
+def test_a_vector_is_near_the_exact_value(name: str) -> None:
+    """Where vectors and the C library differ most, each is compared with mpmath."""
+    x = stratified(1 << 16, seed=2)
+    values, libm = (functions.wide(Rounding("nearest", variant=v), name, x) for v in VARIANTS[-2:])
+    apart = units_apart(values, libm)
+    assert apart.max() <= UNITS[name] + LIBRARY[name]
+    worst = apart.nan_to_num().topk(20).indices.tolist()
+    for i in worst:
+        exact = EXACT.get(name, getattr(mpmath, name, None))(mpmath.mpf(x[i].item()))
+        unit = abs(exact) * mpmath.mpf(2) ** -52
+        assert abs(mpmath.mpf(values[i].item()) - exact) <= UNITS[name] * unit
+
+
+def test_what_is_exact_stays_exact() -> None:
+    powers = torch.tensor([2.0**k for k in range(-149, 128)])
+    tens = torch.tensor([10.0**k for k in range(11)])
+    whole = torch.arange(-149.0, 128.0)
+    zero = torch.tensor([0.0, -0.0])
+    for mode in MODES:
+        for variant in VARIANTS:
+            rounding = Rounding(mode, key=2, variant=variant)
+            assert torch.equal(functions.function(rounding, "log2", powers), whole)
+            assert torch.equal(functions.function(rounding, "exp2", whole), powers)
+            assert torch.equal(functions.function(rounding, "log10", tens), torch.arange(11.0))
+            for name in ("exp", "cosh", "cos"):
+                assert torch.equal(functions.function(rounding, name, zero), torch.ones(2))
+            for name in "expm1 log1p sin tan sinh tanh erf".split():
+                assert same_bytes(functions.function(rounding, name, zero), zero)
+
+
+def test_a_float32_that_stays_below_the_normal_ones_is_rounded_too() -> None:
+    """exp(-95) is 5.52e-42, between two multiples of 2^-149; flushed, it is zero."""
+    x = torch.full((64,), -95.0)
+    steps = math.exp(-95) / 2.0**-149
+    for variant in VARIANTS:
+        found = functions.function(Rounding("random", key=1, variant=variant), "exp", x)
+        expected = [math.floor(steps) * 2.0**-149, math.ceil(steps) * 2.0**-149]
+        assert found.unique().tolist() == expected
+        flushed = functions.function(Rounding("random", flush=True, variant=variant), "exp", x)
+        assert same_bytes(flushed, torch.zeros(64))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", functions.CORES)
+def test_vectors_and_the_c_library_differ_in_few_results(name: str) -> None:
+    """On 2^24 arguments in directed modes: a result differs where a float32 lies between the two
+    values, or where one of them is that number. That happens near exact results alone, such as
+    tanh of small numbers: at most one argument in 64."""
+    x = stratified(1 << 24, seed=3)
+    values, libm = (functions.wide(Rounding("nearest", variant=v), name, x) for v in VARIANTS[-2:])
+    assert units_apart(values, libm).max() <= UNITS[name] + LIBRARY[name]
+    for mode in ("nearest", "upward", "downward"):
+        one, other = (
+            functions.function(Rounding(mode, variant=v), name, x).nan_to_num()
+            for v in VARIANTS[-2:]
+        )
+        differ = one != other
+        assert differ.double().mean() < (1 / 64 if mode != "nearest" else 2.0**-20)

@@ -1,10 +1,11 @@
-"""Functions of the C library, and conversions to 16 bits: computed wider, then rounded.
+"""Elementary functions, and conversions to 16 bits: computed wider, then rounded once.
 
-float32 is computed in float64, float64 in long double (64 bits of mantissa on x86-64, 113 on
-AArch64), each within about one last place of the wider type: the result is one of the two
-neighbours of a value that is within 2^-52 (float32) or 2^-63 (float64 on x86-64) of the exact
-one, relative. A result nearer than that to a number of the format is taken to be that number,
-and stays: tanh(20) is 1.
+float32 is computed in float64: the functions in CORES by vectors, with the same bytes on every
+instruction set (csrc/functions.h), the others by the C library. float64 is computed in the C
+library's long double (64 bits of mantissa on x86-64, 113 on AArch64). The wider value is within
+2^-51 (float32; erfc: 3·2^-52) or 2^-62 (float64 on x86-64) of the exact one, relative, and the
+result is one of its two neighbours. A value nearer than that to a number of the format may be
+taken for that number, which then stays: tanh(20) is 1.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ FUNCTIONS = tuple(
     erf erfc lgamma pow atan2 hypot fmod
     """.split()
 )
+# float32 by vectors; their errors are in notes/benchmarks/, made by `make function-errors`
+CORES = tuple("exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh erf erfc".split())
 _NARROW = {torch.float16: len(FUNCTIONS), torch.bfloat16: len(FUNCTIONS) + 1}
 
 
@@ -48,6 +51,24 @@ def function(
 def narrow(rounding: Rounding, a: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """float32 `a` rounded to float16 or bfloat16."""
     return _call(rounding, _NARROW[dtype], a, None).to(dtype)
+
+
+def wide(rounding: Rounding, name: str, a: torch.Tensor) -> torch.Tensor:
+    """The float64 values that `function` rounds for the float32 `a`: what tests measure."""
+    out = torch.empty(a.shape, dtype=torch.float64)
+    call(
+        load().morphbits_wide,
+        rounding,
+        _Function(
+            function=FUNCTIONS.index(name),
+            type=TYPES[a.dtype],
+            count=a.numel(),
+            a=a.contiguous().data_ptr(),
+            out=out.data_ptr(),
+        ),
+        a.device,
+    )
+    return out
 
 
 def _call(

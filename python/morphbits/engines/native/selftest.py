@@ -182,10 +182,14 @@ def _sums(dtype: torch.dtype) -> Iterator[tuple]:
 
 
 def _scalar(dtype: torch.dtype) -> Iterator[tuple]:
-    """A function of the C library: one without an exact result, one of each sign."""
+    """A function of the C library and one with a vector core, without an exact result: one of
+    each sign."""
+    sinh = Fraction("24.080971976612558038834034197338914958257574390389")  # of 3.875
     for sign in (1, -1):
         x, y = (
             torch.full((_LANES,), 3.0 * sign, dtype=dtype),
             torch.full((_LANES,), -1.0, dtype=dtype),
         )
         yield "pow", Fraction(sign, 3), lambda r, a=x, b=y: functions.function(r, "pow", a, b)
+        z = torch.full((_LANES,), 3.875 * sign, dtype=dtype)
+        yield "sinh", sign * sinh, lambda r, a=z: functions.function(r, "sinh", a)

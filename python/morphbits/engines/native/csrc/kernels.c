@@ -30,6 +30,8 @@ typedef uint64_t bits_f64;
 #define MAX_TILE 4
 #endif
 
+#include "functions.h"
+
 #define SLICE 1024 /* terms of a sum over which weights stay in the cache; a multiple of 32, the operations of a random word */
 
 /* float32 */

@@ -126,6 +126,7 @@ typedef struct {
     const void *a, *b; /* contiguous; b is NULL for functions of one argument */
     void *out;
 } function_call;
+typedef function_call wide_call; /* float32 in, and the float64 that a result is rounded from out: for the tests */
 
 /* ---- random bits -------------------------------------------------------------------------------------------- */
 
@@ -208,6 +209,15 @@ int reduction_avx512(const rounding *, const reduction_call *);
 int contraction_portable(const rounding *, const contraction_call *);
 int contraction_avx2(const rounding *, const contraction_call *);
 int contraction_avx512(const rounding *, const contraction_call *);
+int function_portable(const rounding *, const function_call *);
+int function_avx2(const rounding *, const function_call *);
+int function_avx512(const rounding *, const function_call *);
+int function_naive(const rounding *, const function_call *);
+int wide_portable(const rounding *, const wide_call *);
+int wide_avx2(const rounding *, const wide_call *);
+int wide_avx512(const rounding *, const wide_call *);
+int wide_naive(const rounding *, const wide_call *);
+double wide_value(int function, float a, float b);
 
 #endif
 

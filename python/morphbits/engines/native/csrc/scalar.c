@@ -169,15 +169,28 @@ static float narrowed(const rounding *r, word_block block, uint32_t element, flo
     return (float)copysign(value, x);
 }
 
+/* The float64 that a float32 function is rounded from. */
+double wide_value(int function, float a, float b) {
+    double wide = value_(function, a, b);
+    if ((isinf(wide) || wide == 0) && overflows(function, isfinite(a) && isfinite(b), a == 0)) {
+        if (isinf(wide)) wide = copysign(0x1p1023, wide);
+        else if (function != EXPM1 && function != SINH && function != HYPOT) wide = copysign(0x1p-1000, wide);
+    }
+    return wide;
+}
+
+int wide_naive(const rounding *r, const wide_call *c) {
+#pragma omp parallel for schedule(static) num_threads(r->threads)
+    for (int64_t i = 0; i < c->count; ++i)
+        ((double *)c->out)[i] = wide_value(c->function, ((const float *)c->a)[i], c->b ? ((const float *)c->b)[i] : 0);
+    return OK;
+}
+
 static float function_f32(const rounding *r, word_block block, uint32_t element, int function, float a, float b) {
     if (r->flush && fabsf(a) < 0x1p-126f) a = copysignf(0, a);
     if (r->flush && fabsf(b) < 0x1p-126f) b = copysignf(0, b);
-    double wide = value_(function, a, b);
+    const double wide = wide_value(function, a, b);
     if (wide != wide) return NAN;
-    if ((isinf(wide) || wide == 0) && overflows(function, isfinite(a) && isfinite(b), a == 0)) {
-        if (isinf(wide)) wide = copysign(0x1p1023, wide);
-        else if (function != EXPM1 && function != SINH && function != HYPOT) wide = copysign(0x1p-1074, wide);
-    }
     float out = (float)wide;
     if (r->mode == NEARNESS) {
         out = stochastic_f32(wide, random_word(block, element));
@@ -212,7 +225,8 @@ static double function_f64(const rounding *r, word_block block, uint32_t element
     return out;
 }
 
-int morphbits_function(const rounding *r, const function_call *c) {
+/* One element at a time, by the C library: what functions.h computes by vectors, and all that it leaves. */
+int function_naive(const rounding *r, const function_call *c) {
     const word_block block = block_constants(r->key, 0);
 #pragma omp parallel for schedule(static) num_threads(r->threads) if (c->count >= 4096)
     for (int64_t i = 0; i < c->count; ++i) {
