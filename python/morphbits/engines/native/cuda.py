@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from morphbits.engines.native.build import SOURCES
-from morphbits.engines.native.gpu import THREADS
 from morphbits.errors import UserError
 
 # Nothing may be fused that is not written fused, flushed or approximated: the compiler's own
 # defaults but for the first, said aloud.
 FLAGS = ("--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true", "-std=c++17")
+THREADS = 256  # of a block, in every kernel
 _STR, _PTR = ctypes.c_char_p, ctypes.c_void_p
 
 

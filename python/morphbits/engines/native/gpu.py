@@ -10,14 +10,12 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 
-if TYPE_CHECKING:
-    from morphbits.engines.native.library import Rounding
+from morphbits.engines.native.cuda import THREADS, Cuda
 
-THREADS = 256  # of a block, in every kernel
 _SIDE = 16
 _COLUMNS = 4 * _SIDE
 _SAFE_EXPONENT = -70  # as in csrc/kernels.c: no sum of products can underflow above it
@@ -25,6 +23,18 @@ _SAFE_EXPONENT = -70  # as in csrc/kernels.c: no sum of products can underflow a
 
 class NoKernel(Exception):
     """The GPU has no kernel for what is named."""
+
+
+class Rounding(Protocol):
+    """What is asked of a `library.Rounding`."""
+
+    @property
+    def mode(self) -> str: ...
+    @property
+    def flush(self) -> bool: ...
+    @property
+    def chosen_variant(self) -> str: ...
+    def as_c(self) -> Any: ...
 
 
 class Launcher(Protocol):
@@ -149,8 +159,6 @@ def _tiles(c: Any, rows: int, columns: int) -> tuple[int, int, int]:
 
 @cache
 def _cuda(index: int) -> Launcher:
-    from morphbits.engines.native.cuda import Cuda
-
     return Cuda(index)
 
 
