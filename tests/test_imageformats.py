@@ -20,6 +20,7 @@ from odd_images import OBLIQUE, RIGID, SHAPE, mgh, nifti, pair, patched, volume
 from morphbits import images
 from morphbits.errors import UserError
 from morphbits.images import Image
+from morphbits.samples.provenance import file_sha256
 
 DATA = volume()
 FAR = RIGID.copy()
@@ -201,7 +202,15 @@ def test_pairs(tmp_path: Path, named: str, compressed: bool, kind: type) -> None
         if compressed:
             path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
             path.unlink()
-    image = images.load(tmp_path / f"a{named}{suffix}")
+    path = tmp_path / f"a{named}{suffix}"
+    image = images.load(path)
+    digest = file_sha256(path)
+    both = {file_sha256(half) for half in tmp_path.iterdir()}
+    assert both == {digest}  # whichever half is named
+    for half in sorted(tmp_path.iterdir()):
+        half.write_bytes(half.read_bytes() + b"more")
+        assert file_sha256(path) not in both  # and each half counts
+        both.add(file_sha256(path))
     assert np.array_equal(image.data, DATA) and np.abs(image.affine - RIGID).max() < COORDINATES
 
 

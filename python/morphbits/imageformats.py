@@ -243,20 +243,39 @@ def _half(path: Path, raw: bytes) -> tuple[bytes, bytes] | None:
     """Header and voxels of a pair of files, .hdr and .img, of which one is named."""
     if _is_nifti(raw) and (raw[344:346] == b"n+" or raw[4:6] == b"n+"):
         return None
-    name = path.name
-    for compression in _SUFFIXES:
-        name = name.removesuffix(compression)
-    stem, extension = os.path.splitext(name)
-    if extension.lower() not in (".hdr", ".img"):
+    stem, extension = _stem(path)
+    if extension not in (".hdr", ".img"):
         return None
-    wanted = ".img" if extension.lower() == ".hdr" else ".hdr"
+    found = other_half(path)
+    if found is None:
+        what = ("voxels", ".img") if extension == ".hdr" else ("header", ".hdr")
+        raise UserError(
+            f"{path} is one of a pair: its {what[0]}, {stem}{what[1]}, are not beside it"
+        )
+    other = _decompressed(_read(found))
+    return (raw, other) if extension == ".hdr" else (other, raw)
+
+
+def other_half(path: Path) -> Path | None:
+    """Of a pair of files, .hdr and .img, the one that is not named; None where there is none."""
+    stem, extension = _stem(path)
+    wanted = {".hdr": ".img", ".img": ".hdr"}.get(extension)
+    if wanted is None:
+        return None
+    names = [wanted, *(wanted + suffix for suffix in _SUFFIXES)]
     for candidate in sorted(path.parent.iterdir()):
-        rest = candidate.name.removeprefix(stem).lower()
-        if candidate.name.startswith(stem) and rest in (wanted, *(wanted + c for c in _SUFFIXES)):
-            other = _decompressed(_read(candidate))
-            return (raw, other) if wanted == ".img" else (other, raw)
-    half = "voxels" if wanted == ".img" else "header"
-    raise UserError(f"{path} is one of a pair: its {half}, {stem}{wanted}, are not beside it")
+        if candidate.name.startswith(stem) and candidate.name[len(stem) :].lower() in names:
+            return candidate
+    return None
+
+
+def _stem(path: Path) -> tuple[str, str]:
+    """The name without its extension, and that in small letters, compressed or not."""
+    name = path.name
+    for suffix in _SUFFIXES:
+        name = name.removesuffix(suffix)
+    stem, extension = os.path.splitext(name)
+    return stem, extension.lower()
 
 
 def _nifti(path: Path, raw: bytes, voxels: bytes | None) -> Image:

@@ -27,6 +27,7 @@ import morphbits
 from morphbits import engines
 from morphbits.config import Arithmetic, RegisterConfig, hashed
 from morphbits.errors import UserError
+from morphbits.imageformats import other_half
 from morphbits.models.weights import model_orientation
 
 # installed distributions whose version can change a byte of a sample, by framework
@@ -38,10 +39,17 @@ _COMPUTING = {
 
 
 def file_sha256(path: Path) -> str:
-    """``sha256:…`` of a file's bytes; read again only when its size or time changed."""
+    """``sha256:…`` of a file's bytes, of a pair of files (.hdr and .img) of both digests; read
+    again only when size or time changed."""
     try:
-        status = path.stat()
-        return _file_sha256(path, status.st_size, status.st_mtime_ns)
+        other = other_half(path)
+        digests = []
+        for part in sorted([path, other] if other else [path]):
+            status = part.stat()
+            digests.append(_file_sha256(part, status.st_size, status.st_mtime_ns))
+        if len(digests) == 1:
+            return digests[0]
+        return "sha256:" + hashlib.sha256("".join(digests).encode()).hexdigest()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
