@@ -21,6 +21,8 @@ fi
 
 python=$here/.venv/bin/python
 [ -x "$python" ] || python=python3
+# what torch's C++ has to say of a machine that is not there yet, frame by frame; a failure is said in a sentence
+export TORCH_CPP_LOG_LEVEL=${TORCH_CPP_LOG_LEVEL:-FATAL}
 status=0 stopped=''
 MORPHBITS_PARENT=$$ PYTHONPATH=$here/python${PYTHONPATH:+:$PYTHONPATH} "$python" -m morphbits.training.launch "${meeting[@]}" \
   --nproc-per-node "$processes" -- "$@" &

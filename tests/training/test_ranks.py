@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +18,10 @@ import pytest
 import torch
 from toy_training import TOY, ToySource, outputs, train_ranks
 
+from morphbits.errors import UserError
 from morphbits.models.synthmorph_torch import init_model
 from morphbits.synthesis.sources import Ranks
-from morphbits.training import RunConfig, loop, network
+from morphbits.training import RunConfig, loop, meeting, network
 from morphbits.training.weights import Weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -277,6 +280,73 @@ def test_under_verrou_the_script_between_passes_it_on(tmp_path: Path) -> None:
     assert parent.stdout.readline() == "started\n"
     parent.kill()
     assert parent.communicate(timeout=60)[0] == "saved\n"  # and then nobody writes any more
+
+
+@pytest.mark.parametrize("wrong", ["nowhere.invalid:29400", "node1", "127.0.0.1:port"])
+def test_a_meeting_place_that_is_none_is_named(wrong: str) -> None:
+    with pytest.raises(UserError, match=f"RDZV={wrong}: this machine knows no such place"):
+        meeting.options(wrong)
+
+
+def test_on_one_machine_torch_is_told_nothing() -> None:
+    for place in ("127.0.0.1:29400", "localhost:29400", "[::1]:29400"):
+        assert meeting.options(place) == []
+
+
+@pytest.fixture
+def two_networks() -> Iterator[tuple[str, str]]:
+    """Two machines' networks (10.77.0.1 and .2), a cable between them, no names."""
+    if os.geteuid() != 0 or not shutil.which("ip"):
+        pytest.skip("networks of their own need root and iproute2")
+    names = tuple(f"morphbits-{os.getpid()}-{k}" for k in (1, 2))
+    ends = [f"mb{os.getpid()}.{k}" for k in (1, 2)]
+    cable = f"link add {ends[0]} netns {names[0]} type veth peer name {ends[1]} netns {names[1]}"
+    commands = [*(f"netns add {name}" for name in names), cable]
+    for k, (name, end) in enumerate(zip(names, ends, strict=True), 1):
+        commands += [f"-n {name} link set lo up", f"-n {name} addr add 10.77.0.{k}/24 dev {end}"]
+        commands += [f"-n {name} link set {end} up"]
+    try:
+        for command in commands:
+            done = subprocess.run(["ip", *command.split()], capture_output=True, text=True)
+            if done.returncode:
+                pytest.skip(f"no networks of their own here: {done.stderr.strip()}")
+        yield names[0], names[1]
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+def on_machine(network: str, folder: Path, place: str) -> subprocess.Popen[str]:
+    small = ["--enc=2 2", "--dec=2 2", "--threads=1", "--epochs=1", "--steps=2"]
+    kept = {name: value for name, value in os.environ.items() if "_SOCKET_IFNAME" not in name}
+    return subprocess.Popen(
+        ["ip", "netns", "exec", network, str(ROOT / "scripts/train_ddp.sh"), *small,
+         f"--model-dir={folder}"],
+        env=kept | {"NPROC": "1", "NNODES": "2", "RDZV": place, "RUN_ID": "test"},
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_machines_meet_by_an_address(two_networks: tuple[str, str], tmp_path: Path) -> None:
+    jobs = [on_machine(network, tmp_path, "10.77.0.2:29433") for network in two_networks]
+    said = [job.communicate(timeout=300) for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], said
+    assert "in each of 2 processes" in said[0][0] + said[1][0]
+    assert (tmp_path / "model.h5").exists()
+
+
+@pytest.mark.slow
+def test_machines_that_do_not_meet_say_so(two_networks: tuple[str, str], tmp_path: Path) -> None:
+    for place, sentence in (
+        ("10.77.0.2:29433", "the machines did not meet"),  # nobody is there
+        ("10.88.0.1:29433", "there is no way from this machine to 10.88.0.1"),
+    ):
+        job = on_machine(two_networks[0], tmp_path, place)
+        said = job.communicate(timeout=300)[1]
+        assert job.returncode == 2
+        assert len(said.splitlines()) == 1 and said.startswith(f"error: RDZV={place}: ")
+        assert sentence in said
 
 
 def processes_of(folder: Path, *words: bytes) -> list[int]:

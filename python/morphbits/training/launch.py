@@ -19,11 +19,13 @@ from pathlib import Path
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousError
 
 from morphbits.errors import UserError, run_cli
 from morphbits.parent import PARENT, end_with_parent
 from morphbits.synthesis.sources import Ranks
 from morphbits.training import loop
+from morphbits.training import meeting as place
 from morphbits.training.options import parse
 
 ROOT = Path(__file__).parents[3]
@@ -47,6 +49,10 @@ def main() -> int:
         program = ["--no-python", *verrou, sys.executable, *program]
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # each rank sets its own number of threads
     os.environ[PARENT] = str(os.getpid())
+    endpoint = ""
+    if "--rdzv-endpoint" in meeting:
+        endpoint = meeting[meeting.index("--rdzv-endpoint") + 1]
+        meeting += place.options(endpoint)
     logging.disable(logging.CRITICAL)
     try:
         torchrun.main([*meeting, f"--shutdown-timeout={patience}", *program])
@@ -62,6 +68,8 @@ def main() -> int:
             file=sys.stderr,
         )
         return 128 + number
+    except RendezvousError as error:
+        raise place.failure(endpoint, error) from None
     except SignalException as error:
         return 128 + error.sigval
     return 0
