@@ -183,6 +183,8 @@ def test_what_was_not_perturbed_or_had_fewer_bits_says_so(
     analyse(tmp_path, "x", dataset)
     text = " ".join(" ".join(parse(report.build(tmp_path, "x")).text).split())
     assert says in text and not_says not in text
+    assert ("so there is nothing to compare" in text) == (engine == "ieee")
+    assert ("hold 8 bits, so these columns cannot be compared" in text) == ("of 8 bits" in text)
     assert ("3 unperturbed samples each" in text) == (engine == "ieee")
     assert ("nothing was perturbed" in report.summarize(tmp_path, "x")) == (engine == "ieee")
 

@@ -26,7 +26,7 @@ from morphbits.registration import prepare, register
 from morphbits.samples import estimate
 from morphbits.samples.matrix import sample_seed
 from morphbits.stats import analysis
-from morphbits.stats.significance import quantiles, significant_bits
+from morphbits.stats.significance import FLOAT32_BITS, bits_held, quantiles, significant_bits
 
 Row = dict[str, Any]
 Say = Callable[[str], None]
@@ -132,14 +132,17 @@ def make(case: Case, runs: int, **arithmetic: Any) -> Samples:
     )
 
 
-def bits(samples: Samples) -> dict[str, float]:
-    """Mean significant bits of image and warp over all voxels: general method, reference mean."""
+def bits(samples: Samples, most: int = FLOAT32_BITS) -> dict[str, float]:
+    """Mean significant bits of image and warp over all voxels: general method, reference mean;
+    `most` is what identical samples have."""
     parts = {
         "image": [samples.image_SXYZ],
         "warp": list(np.moveaxis(samples.warp_SXYZV, -1, 0)),
     }
     return {
-        name: float(np.mean([quantiles(significant_bits(part, None))["mean"] for part in of]))
+        name: float(
+            np.mean([quantiles(significant_bits(part, None, most=most))["mean"] for part in of])
+        )
         for name, of in parts.items()
     }
 
@@ -264,7 +267,7 @@ def precisions(case: Case, runs: int, say: Say, asked: Sequence[int] = PRECISION
         chosen = {"precision": precision, "perturb": perturb}
         try:
             one = make(case, 1, mode="nearest", **chosen)
-            spread = bits(make(case, runs, **chosen))
+            spread = bits(make(case, runs, **chosen), bits_held(chosen))
         except UserError as error:
             if "not finite" not in str(error):
                 raise
