@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
-from morphbits.config import Arithmetic
+from morphbits.config import Arithmetic, Perturbation
 from morphbits.engines import Counts
 
 _ORDERS = {
@@ -23,15 +24,9 @@ def region(config: Arithmetic, threads: int) -> Iterator[Counts]:
     from morphbits.engines.native import random_rounding
 
     counts = Counts()
-    with random_rounding(
-        mode=config.mode,
-        seed=config.seed,
-        accumulation=config.accumulation,
-        subnormals=config.subnormals,
-        threads=threads,
-        precision=config.precision,
-        perturb=config.perturb,
-    ) as stats:
+    names = (field.name for field in fields(Perturbation) if field.name != "engine")
+    options = {name: getattr(config, name) for name in names}
+    with random_rounding(**options, seed=config.seed, threads=threads) as stats:
         yield counts
     counts.operations = int(stats.operations)
     counts.operators = dict(stats.operators)
