@@ -50,7 +50,7 @@ WORKDIR /opt/morphbits
 COPY python/requirements.lock python/torch.lock python/
 COPY scripts/setup.sh scripts/
 # What compiles the kernels, and nothing else: a change elsewhere installs no package again. A test runs this step on
-# these files alone (tests/container/test_build.py).
+# these files alone (tests/container/test_dockerfile.py).
 COPY python/morphbits/__init__.py python/morphbits/errors.py python/morphbits/
 COPY python/morphbits/engines/native/build.py python/morphbits/engines/native/
 COPY python/morphbits/engines/native/csrc python/morphbits/engines/native/csrc
