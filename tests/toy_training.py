@@ -87,17 +87,20 @@ def train_toy(
     die: tuple[int, int] | None = None,
     differ: tuple[int, int] | None = None,
     silent: tuple[int, int] | None = None,
+    infinite: tuple[int, int] | None = None,
     streams_of_their_own: bool = False,
     updates_of_their_own: bool = False,
 ) -> Path:
     """Train in this process; as a rank, `die` (rank, step) by SIGKILL, `differ` in a bit, be
-    `silent` for a while, or
+    `silent` for a while, have an `infinite` loss, or
     update the weights with roundings of its own: the native engine's, or a bit as Verrou might."""
     sources.open_source, real = toy_source, sources.open_source
     agree = loop._Training._agree
     ranks = ranks or Ranks()
 
-    def agree_or_not(training: loop._Training, *arguments: object) -> tuple[int, bool]:
+    def agree_or_not(
+        training: loop._Training, terms: dict[str, torch.Tensor], *arguments: object
+    ) -> tuple[int, bool]:
         if die == (training.ranks.rank, training.step):
             os.kill(os.getpid(), signal.SIGKILL)
         if silent == (training.ranks.rank, training.step):
@@ -105,7 +108,9 @@ def train_toy(
         if differ == (training.ranks.rank, training.step):
             values = training.weights.values
             values[0] = torch.nextafter(values[0], torch.tensor(2.0))
-        return agree(training, *arguments)  # type: ignore[arg-type]
+        if infinite == (training.ranks.rank, training.step):
+            terms["loss"] = torch.tensor(float("inf"))
+        return agree(training, terms, *arguments)  # type: ignore[arg-type]
 
     loop._Training._agree = agree_or_not  # type: ignore[assignment, method-assign]
     of_all = Rounding.of_all

@@ -416,7 +416,7 @@ def test_what_is_not_finite_ends_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError, match="the loss is not finite"):
-        train_toy(tmp_path, replace(TOY, learning_rate=1e30))
+        train_toy(tmp_path, infinite=(0, 1))
     monkeypatch.setattr(Weights, "update", lambda weights, *rates: weights.values.fill_(np.inf))
     with pytest.raises(UserError, match="the weights are not finite at step 1"):
         train_toy(tmp_path / "last", replace(TOY, epochs=1, steps=1))

@@ -56,6 +56,7 @@ def test_ranks_are_one_process_that_averages_their_gradients_in_order(
     source = ToySource(TOY, Ranks(size=size))
     with network.deterministic(1), network.OneDnnConvolution():
         model = init_model(TOY.architecture(), TOY.seed, loop.FLOW_STD)
+        model.architecture = replace(model.architecture, orientation=source.orientation)
         weights = Weights(model, size)
         for step in range(TOY.total_steps):
             total = gradient(model, weights, source, step, 0)
@@ -118,7 +119,7 @@ def test_replicas_that_differ_in_one_bit_end_the_training(tmp_path: Path) -> Non
 
 
 def test_every_rank_hears_of_a_loss_that_is_not_finite(tmp_path: Path) -> None:
-    said = train_ranks(2, tmp_path, replace(TOY, learning_rate=1e30))
+    said = train_ranks(2, tmp_path, infinite=(1, 2))
     assert all("the loss is not finite" in message for message in said), said
 
 
