@@ -144,6 +144,15 @@ def test_results_come_before_what_was_run_and_the_model(page: Page) -> None:
     assert places == sorted(places)
 
 
+def test_no_option_without_a_value_and_no_raw_key_is_shown(results: Path) -> None:
+    rows = tables.what_was_run(reading.read(results, "whole")).rows
+    assert [row for row in rows if row[1] in ("", "None")] == []
+    card = tables.model_card(
+        {"caution": "x", "a_b": 1, "accuracy": {"2mm": {"dice_gm": {"c_d": 2}}}}
+    )
+    assert card.rows == [["a b", "1"], ["accuracy, 2mm, dice gm, c d", "2"]]
+
+
 def test_with_more_samples_than_the_study_its_number_is_compared(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "data", 2)
     make_experiment(tmp_path, "many", dataset, 12, skip=(("12", "002"),))

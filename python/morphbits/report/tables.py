@@ -389,10 +389,14 @@ def what_was_run(experiment: Experiment) -> Table:
 
 
 def _options(values: dict[str, Any]) -> list[list[str]]:
-    """A row for each option that was chosen, or could have been."""
+    """A row for each option that has a value."""
     words = {"precision": _precision, "crop": lambda value: "yes" if value else "no"}
     rows = labelled(ExperimentConfig, values)
-    return [[label, words.get(name, str)(value)] for name, (label, value) in rows.items()]
+    return [
+        [label, words.get(name, str)(value)]
+        for name, (label, value) in rows.items()
+        if value not in (None, "")
+    ]
 
 
 def _precision(option: str) -> str:
@@ -420,7 +424,7 @@ def model_card(card: dict[str, Any]) -> Table:
             if key == "caution":
                 continue  # which the page says at its top
             if isinstance(value, dict):
-                add(value, f"{prefix}{key}, ")
+                add(value, f"{prefix}{key.replace('_', ' ')}, ")
             else:
                 words = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
                 rows.append([prefix + key.replace("_", " "), words])
