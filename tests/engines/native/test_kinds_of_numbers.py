@@ -4,6 +4,7 @@ torch's types, values and refusals, and nothing rounded in silence."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from morphbits.engines.native import random_rounding
+from morphbits.engines.native.rules import RULES
 from morphbits.errors import UserError
 
 aten = torch.ops.aten
@@ -76,6 +78,74 @@ def test_where_the_result_is_floating_it_is_torchs_and_perturbed(name: str) -> N
             found = FLOATING[name]()
         assert found.dtype == expected.dtype and stats.operations > 0
         torch.testing.assert_close(found, expected, rtol=rtol, atol=2**-22)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_numbers_beside_sixteen_bits_are_taken_in_torchs_type(dtype: torch.dtype) -> None:
+    """Computed in float32 and rounded once: the same bits; functions, and a
+    product that torch fuses with the sum in some elements, to a last place."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.rand(2, 1000, generator=generator) * 4 + 0.3).to(dtype)
+    number, many = torch.tensor(0.3), torch.arange(1000) + 500
+    calls = (
+        lambda: x + 0.3, lambda: x - 0.3, lambda: 0.3 - x, lambda: x * 0.3, lambda: x / 0.3,
+        lambda: x + number, lambda: x * number,
+        lambda: torch.fmod(x, 0.3), lambda: torch.remainder(x, 0.3), lambda: x + many,
+        lambda: torch.lerp(x, y, 0.3), lambda: x.clone().sub_(0.3), lambda: x + 1001,
+        lambda: x**1.3, lambda: 0.3**x, lambda: torch.atan2(x, number),
+        lambda: torch.add(x, y, alpha=0.3),
+    )  # fmt: skip
+    for i, call in enumerate(calls):
+        expected = call()
+        with random_rounding("nearest"):
+            found = call()
+        rtol = torch.finfo(dtype).eps if i >= len(calls) - 4 else 0
+        torch.testing.assert_close(
+            found, expected, rtol=rtol, atol=0, msg=lambda m, i=i: f"{i} {m}"
+        )
+
+
+@pytest.mark.parametrize(
+    "name", sorted(n for n in RULES if n.startswith("_foreach_") and n != "_foreach_mm")
+)
+def test_operators_on_lists_are_torchs_with_every_kind_of_argument(name: str) -> None:
+    """Values as above, or both refuse; bfloat16 is rounded once an operation: 2⁻⁶."""
+
+    def lists(dtype: torch.dtype) -> list[Tensor]:
+        return [torch.tensor([0.5, 0.1, 0.9]).to(dtype), torch.tensor([[0.3], [0.7]]).to(dtype)]
+
+    def call(dtype: torch.dtype, form: str) -> list[Tensor]:
+        first, one, two = lists(dtype), lists(dtype), lists(dtype)
+        arguments: dict[str, tuple[Any, ...]] = {
+            "alone": (first,), "number": (first, 0.3), "numbers": (first, [0.3, 1.7]),
+            "list": (first, one), "tensor": (first, torch.tensor(0.3)), "lists": (first, one, two),
+            "lists and a number": (first, one, two, 0.3),
+            "lists and numbers": (first, one, two, [0.3, 1.7]),
+            "lists and a tensor": (first, one, two, torch.tensor([0.3, 1.7])),
+            "another type": (first, [x.double() for x in one]), "of a number": (0.3, first),
+        }  # fmt: skip
+        result = getattr(aten, name)(*arguments[form])
+        return first if name.endswith("_") else list(result)
+
+    forms = (
+        "alone", "number", "numbers", "list", "tensor", "lists", "lists and a number",
+        "lists and numbers", "lists and a tensor", "another type", "of a number",
+    )  # fmt: skip
+    taken = 0
+    for dtype, form in product((torch.float32, torch.bfloat16, torch.int64), forms):
+        try:
+            expected = call(dtype, form)
+        except (RuntimeError, NotImplementedError):
+            with random_rounding(), pytest.raises((RuntimeError, NotImplementedError, UserError)):
+                call(dtype, form)
+            continue
+        with random_rounding("nearest"):
+            found = call(dtype, form)
+        taken += 1
+        for one, other in zip(found, expected, strict=True):
+            rtol = 2**-6 if other.dtype == torch.bfloat16 else 2**-19
+            torch.testing.assert_close(one, other, rtol=rtol, atol=2**-22, equal_nan=True)
+    assert taken
 
 
 def test_functions_of_whole_numbers_that_are_whole_stay_whole() -> None:

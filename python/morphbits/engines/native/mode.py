@@ -29,7 +29,7 @@ from morphbits.engines.native import precision as formats
 from morphbits.engines.native.arithmetic import HALVES, Hand
 from morphbits.engines.native.gpu import NoKernel
 from morphbits.engines.native.library import Rounding, elementwise, rounded
-from morphbits.engines.native.promotion import in_one_type
+from morphbits.engines.native.promotion import common, in_one_type
 from morphbits.engines.native.rules import (
     ONE_TYPE,
     PASS,
@@ -93,6 +93,14 @@ def _remembering(dispatch: Callable[..., Any]) -> Callable[..., Any]:
 
     return remembering
 
+
+# Operators on 16 bits that take numbers, too, in the type of the result; others compute with them
+# in float32, as torch does.
+OF_ITS_TYPE = frozenset(
+    """
+    add add_ atan2 atan2_ fmod fmod_ pow pow_ remainder remainder_ rsub sub sub_
+    """.split()
+)
 
 # Operators on 16 bits whose second and third results torch's kernels on the CPU keep in the type
 # of the weights or running statistics.
@@ -356,6 +364,8 @@ class RandomRounding(TorchDispatchMode):
         hand = Hand(self, func.overloadpacket.__name__)
         if kwargs.get("dtype") in HALVES:  # what is summed is brought to it first
             args = (hand.to(args[0], kwargs["dtype"]), *args[1:])
+        if hand.name in OF_ITS_TYPE:
+            args, kwargs = _of_one_type(hand, args, kwargs)
         wide = tree_map(_in_float32, (args, kwargs))
         outer, self._widened = self._widened, True
         try:
@@ -401,6 +411,22 @@ def _mix64(x: int) -> int:
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & mask
     x = (x ^ x >> 27) * 0x94D049BB133111EB & mask
     return x ^ x >> 31
+
+
+def _of_one_type(hand: Hand, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Operands and numbers in the 16 bits of the result, if it has 16."""
+    given = tree_leaves((args, kwargs))
+    dtype = common([x for x in given if isinstance(x, torch.Tensor)])
+    if dtype not in HALVES:
+        return args, kwargs
+
+    def typed(x: Any) -> Any:
+        if isinstance(x, torch.Tensor):
+            return x if x.dtype in (dtype, torch.bool) else hand.to(x, dtype)
+        number = isinstance(x, int | float) and not isinstance(x, bool)
+        return torch.tensor(x, dtype=dtype).item() if number else x  # as a constant: to nearest
+
+    return tree_map(typed, (args, kwargs))
 
 
 def _in_float32(x: Any) -> Any:

@@ -31,6 +31,8 @@ def _foreach(base: str) -> Any:
 
     def handler(mode: RandomRounding, func: Any, *args: Any, **kwargs: Any) -> Any:
         in_place = func.overloadpacket.__name__.endswith("_")
+        if base in ("addcmul", "addcdiv") and isinstance(args[-1], torch.Tensor):
+            args = (*args[:-1], args[-1].tolist())  # a value for each, in one tensor
         lists = next(a for a in args if isinstance(a, (list, tuple)))
         results = []
         for i in range(len(lists)):
