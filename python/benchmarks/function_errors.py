@@ -11,7 +11,6 @@ notes/benchmarks/.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.harness import Report, note, processor
+from morphbits import config
 from morphbits.engines.native import functions, kernel_version
 from morphbits.engines.native.library import Rounding, available_variants
 from morphbits.errors import run_cli
@@ -52,11 +52,11 @@ def compare(name: str, start: int, threads: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = config.parser(__doc__)
+    parser.add_argument("--threads", type=config.whole(1, 1024), default=torch.get_num_threads())
+    parser.add_argument(
+        "--every", type=config.whole(1), default=1, help="compare one part of so many"
     )
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--every", type=int, default=1, help="compare one part of so many")
     arguments = parser.parse_args()
     kept = Path(".cache", f"function-errors-{kernel_version()}.json")
     kept.parent.mkdir(exist_ok=True)
