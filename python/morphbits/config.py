@@ -214,6 +214,7 @@ class Arithmetic(Perturbation, Reading):
         parse=choices.model_orientation,
         hashed="never",  # what it comes to is, as `provenance.inputs` says it
         named="axes-{}",
+        label="the model's axes",
     )
     crop: bool = option(
         False,
