@@ -139,6 +139,14 @@ def test_every_file_that_a_stage_copies_is_there(stage: str, tmp_path: Path) -> 
             copy(arguments.replace(" /", " "), tmp_path, dockerignore)
 
 
+def test_the_image_runs_the_tests_that_make_test_selects() -> None:
+    selected = [
+        re.findall(r"'(not slow and not network[^']*)'", (ROOT / name).read_text(encoding="utf-8"))
+        for name in ("Makefile", "Dockerfile")
+    ]
+    assert selected[0] and selected[0] == selected[1]
+
+
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
