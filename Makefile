@@ -168,9 +168,10 @@ sanitize: $(stamp) ## the kernels' tests, the kernels watched by AddressSanitize
 		../tests/engines/native/test_{sanitizers,elementwise,functions,sums,precision,convolution}.py
 
 .PHONY: lint
-lint: $(stamp) ## ruff, mypy, shellcheck and hadolint
+lint: $(stamp) ## ruff, mypy, import-linter, shellcheck and hadolint
 	cd python && ../$(venv) -m ruff check --no-cache . ../tests
 	cd python && ../$(venv) -m mypy
+	cd python && PYTHONPATH=. ../.venv/bin/lint-imports --no-cache --no-logo >/dev/null || PYTHONPATH=. ../.venv/bin/lint-imports --no-cache --no-logo
 	.venv/bin/shellcheck $(shell_files)
 	.venv/bin/hadolint Dockerfile
 
