@@ -13,7 +13,7 @@ from __future__ import annotations
 from morphbits.assessment import describe
 from morphbits.errors import run_cli
 from morphbits.report.training import plot_loss
-from morphbits.synthesis.sources import Ranks
+from morphbits.synthesis.settings import Ranks
 from morphbits.training import estimate, loop
 from morphbits.training.options import parse
 

@@ -31,7 +31,7 @@ from morphbits.config import add_arguments, from_arguments
 from morphbits.errors import UserError, run_cli
 from morphbits.synthesis import sources
 from morphbits.synthesis.pair import Pair
-from morphbits.synthesis.sources import Ranks, SourceConfig
+from morphbits.synthesis.settings import Ranks, SourceConfig
 from morphbits.training import RunConfig, TrainConfig, group, loop
 from morphbits.training.group import processes
 from morphbits.training.rounding import Rounding

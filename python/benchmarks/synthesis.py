@@ -25,7 +25,8 @@ from typing import Any
 from benchmarks.harness import Report, measured, note, processor
 from morphbits import config
 from morphbits.errors import run_cli
-from morphbits.synthesis.sources import Ranks, SourceConfig, open_source
+from morphbits.synthesis.settings import Ranks, SourceConfig
+from morphbits.synthesis.sources import open_source
 
 MAPS = 3  # where nothing depends on their number
 # name, widths, voxels, processes, steps: all of the first epoch

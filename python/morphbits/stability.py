@@ -47,7 +47,7 @@ from morphbits.parent import PARENT
 from morphbits.samples.provenance import file_sha256
 from morphbits.stats.significance import quantiles, significant_bits
 from morphbits.stats.variability import standard_deviation
-from morphbits.synthesis.sources import Ranks
+from morphbits.synthesis.settings import Ranks
 from morphbits.training import RunConfig, TrainConfig, estimate, loop
 from morphbits.training.checkpoint import NAME as CHECKPOINT
 from morphbits.training.checkpoint import differing, made_with

@@ -9,7 +9,8 @@ import torch
 
 from morphbits.errors import UserError
 from morphbits.synthesis.pair import Pair
-from morphbits.synthesis.sources import Ranks, SourceConfig, open_source
+from morphbits.synthesis.settings import Ranks, SourceConfig
+from morphbits.synthesis.sources import open_source
 
 CONFIG = SourceConfig(size="4mm", steps=3)
 

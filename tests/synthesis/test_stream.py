@@ -23,7 +23,8 @@ from morphbits.errors import UserError
 from morphbits.synthesis import server, stream, wire
 from morphbits.synthesis.labels import LabelMaps
 from morphbits.synthesis.pair import Pair
-from morphbits.synthesis.sources import Ranks, SourceConfig, open_source
+from morphbits.synthesis.settings import Ranks, SourceConfig
+from morphbits.synthesis.sources import open_source
 from morphbits.synthesis.stream import Stream, _channels
 
 STEPS = 2
@@ -31,7 +32,8 @@ STEPS = 2
 TRAINER = """
 import sys
 from pathlib import Path
-from morphbits.synthesis.sources import Ranks, SourceConfig, open_source
+from morphbits.synthesis.settings import Ranks, SourceConfig
+from morphbits.synthesis.sources import open_source
 from synthesis.test_stream import STEPS, digest
 
 folder, rank = sys.argv[1], int(sys.argv[2])
@@ -180,7 +182,7 @@ def test_the_process_dies_with_its_trainer() -> None:
     code = """
 import time
 from morphbits.synthesis import stream
-from morphbits.synthesis.sources import SourceConfig
+from morphbits.synthesis.settings import SourceConfig
 process = stream._Process("morphbits-test-orphan", 1, SourceConfig(source="synthmorph"))
 print(process._process.pid, flush=True)
 time.sleep(600)

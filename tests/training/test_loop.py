@@ -26,7 +26,7 @@ from morphbits.errors import UserError
 from morphbits.models.synthmorph_torch import SynthMorph, init_model
 from morphbits.models.weights import read_architecture
 from morphbits.synthesis.prefetch import prefetch
-from morphbits.synthesis.sources import Ranks
+from morphbits.synthesis.settings import Ranks
 from morphbits.training import RunConfig, TrainConfig, checkpoint, estimate, loop, network
 from morphbits.training.group import Group
 from morphbits.training.log import COLUMNS

@@ -20,7 +20,7 @@ from toy_training import TOY, ToySource, outputs, train_ranks
 
 from morphbits.errors import UserError
 from morphbits.models.synthmorph_torch import init_model
-from morphbits.synthesis.sources import Ranks
+from morphbits.synthesis.settings import Ranks
 from morphbits.training import RunConfig, loop, meeting, network
 from morphbits.training.weights import Weights
 

@@ -23,7 +23,7 @@ from morphbits.engines import verrou
 from morphbits.errors import UserError
 from morphbits.models.synthmorph_torch import SynthMorph
 from morphbits.report.training import read_log
-from morphbits.synthesis.sources import Ranks
+from morphbits.synthesis.settings import Ranks
 from morphbits.training import RunConfig, TrainConfig, loop
 from morphbits.training.rounding import Rounding
 

@@ -73,7 +73,7 @@ def _prepare(text: str, threads: int, cores: int) -> _Made:
     from morphbits.config import from_json
     from morphbits.synthesis.generator import choose
     from morphbits.synthesis.labels import drawing_seconds, open_labels
-    from morphbits.synthesis.sources import SourceConfig
+    from morphbits.synthesis.settings import SourceConfig
 
     config = from_json(SourceConfig, text, "the trainer's configuration")
     labels = config.labels or "shapes"

@@ -38,7 +38,7 @@ from morphbits.errors import UserError
 from morphbits.synthesis import wire
 from morphbits.synthesis.labels import drawing_seconds
 from morphbits.synthesis.pair import Pair
-from morphbits.synthesis.sources import Ranks, SourceConfig
+from morphbits.synthesis.settings import Ranks, SourceConfig
 
 SLOTS = 3  # of each trainer: the pair it waits for, or has, and two ahead
 START = 60  # seconds within which the first trainer's process must listen

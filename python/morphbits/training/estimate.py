@@ -14,7 +14,7 @@ from morphbits import machine
 from morphbits.errors import UserError
 from morphbits.machine import memory_free
 from morphbits.models.weights import Architecture
-from morphbits.synthesis.sources import Ranks
+from morphbits.synthesis.settings import Ranks
 from morphbits.training.log import duration
 from morphbits.training.recipe import TrainConfig
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from morphbits.errors import SaidElsewhere, UserError, disk_full, in_words
 from morphbits.parent import end_with_parent
-from morphbits.synthesis.sources import Ranks
+from morphbits.synthesis.settings import Ranks
 
 PATIENCE = datetime.timedelta(minutes=10)  # for a rank that is there but does not answer
 T = TypeVar("T")

@@ -23,7 +23,7 @@ from torch.distributed.elastic.rendezvous import RendezvousError
 
 from morphbits.errors import UserError, run_cli
 from morphbits.parent import PARENT, end_with_parent
-from morphbits.synthesis.sources import Ranks
+from morphbits.synthesis.settings import Ranks
 from morphbits.training import loop
 from morphbits.training import meeting as place
 from morphbits.training.options import parse

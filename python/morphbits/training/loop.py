@@ -23,7 +23,7 @@ from morphbits.models.synthmorph_torch import init_model
 from morphbits.synthesis import sources
 from morphbits.synthesis.pair import Pair
 from morphbits.synthesis.prefetch import Key, Prefetch, prefetch
-from morphbits.synthesis.sources import Ranks
+from morphbits.synthesis.settings import Ranks
 from morphbits.training import checkpoint, estimate
 from morphbits.training.group import Group
 from morphbits.training.log import Log

@@ -14,7 +14,7 @@ from morphbits import choices
 from morphbits.config import Perturbation, check_combination, option, to_mapping
 from morphbits.errors import UserError
 from morphbits.models.weights import Architecture
-from morphbits.synthesis.sources import SourceConfig
+from morphbits.synthesis.settings import SourceConfig
 
 WIDTHS = choices.numbers(int, 1, 65_536)
 

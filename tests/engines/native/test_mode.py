@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from exact_replay import same_bytes
 
 from morphbits.engines.native import (
+    context,
     engine_version,
     kernel_version,
     library,
-    mode,
     random_rounding,
     selftest,
 )
@@ -102,8 +102,8 @@ def test_convolutions_of_every_dimension_and_setting() -> None:
         for options in ({}, {"padding": 1, "stride": 2}, {"dilation": 2}):
             exact = function(x.double(), w.double(), b.double(), **options)
             bound = function(x.double().abs(), w.double().abs(), b.double().abs(), **options)
-            for context in (torch.no_grad, torch.inference_mode, torch.enable_grad):
-                with context(), random_rounding("random") as stats:
+            for setting in (torch.no_grad, torch.inference_mode, torch.enable_grad):
+                with setting(), random_rounding("random") as stats:
                     out = function(x, w, b, **options)
                 n = 4 * 3**dims
                 assert ((out.double() - exact).abs() <= (n + 2) * 2.0**-23 * bound).all()
@@ -364,7 +364,7 @@ def test_the_kernel_version_is_a_hash() -> None:
 
 def test_the_engines_version_is_of_its_python_too(tmp_path: Path) -> None:
     package = shutil.copytree(
-        Path(mode.__file__).parent, tmp_path / "native", ignore=shutil.ignore_patterns("_build")
+        Path(context.__file__).parent, tmp_path / "native", ignore=shutil.ignore_patterns("_build")
     )
 
     def versions() -> tuple[str, str]:
@@ -383,7 +383,7 @@ def test_the_engines_version_is_of_its_python_too(tmp_path: Path) -> None:
 
 
 def test_a_key_per_operator_spreads() -> None:
-    keys = {mode._mix64(mode._mix64(seed) + i) for seed in range(100) for i in range(100)}
+    keys = {context._mix64(context._mix64(seed) + i) for seed in range(100) for i in range(100)}
     assert len(keys) == 10_000 and abs(np.mean([k >> 63 for k in keys]) - 0.5) < 0.025
 
 

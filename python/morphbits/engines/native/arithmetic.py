@@ -13,17 +13,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from morphbits.engines.native import functions, probe_sums, sums
+from morphbits.engines.native.context import Context
 from morphbits.engines.native.library import Rounding, elementwise
 from morphbits.engines.native.probe_sums import FoundSum
 from morphbits.errors import UserError
-
-if TYPE_CHECKING:
-    from morphbits.engines.native.mode import RandomRounding
 
 CHAIN = 256  # terms of a chain of a sum: see `Hand.sum`
 HALVES = (torch.float16, torch.bfloat16)
@@ -33,8 +31,8 @@ Operand = torch.Tensor | float | int
 class Hand:
     """Perturbed arithmetic under the name of one operator."""
 
-    def __init__(self, mode: RandomRounding, name: str) -> None:
-        self.mode, self.name = mode, name
+    def __init__(self, context: Context, name: str) -> None:
+        self.mode, self.name = context, name
 
     def rounding(self, operations: int) -> Rounding:
         """The random bits of the next kernel, of so many elementary operations."""

@@ -5,16 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from morphbits.engines.native.arithmetic import Hand
+from morphbits.engines.native.context import Context
 from morphbits.engines.native.rules import NO_VALUES, ONE_TYPE, named, refused
-
-if TYPE_CHECKING:
-    from morphbits.engines.native.mode import RandomRounding
 
 # The result has the type of the first operand, and the others are brought to it; of the latter,
 # torch takes tensors of this one type only.
@@ -32,7 +30,7 @@ _STRICT = frozenset(
 )
 
 
-def in_one_type(mode: RandomRounding, func: Any, args: Any, kwargs: Any) -> Any:
+def in_one_type(context: Context, func: Any, args: Any, kwargs: Any) -> Any:
     """What the operator gives for its values in torch's one type; NotImplemented if it is not one
     of those, or its values need no conversion to floating-point numbers."""
     name = func.overloadpacket.__name__
@@ -53,8 +51,8 @@ def in_one_type(mode: RandomRounding, func: Any, args: Any, kwargs: Any) -> Any:
     if name in _STRICT:
         refused(func, *args, **kwargs)
     if name.endswith("_") and args[0].dtype != dtype:
-        return _in_place(mode, func, args, kwargs)
-    hand = Hand(mode, name)
+        return _in_place(context, func, args, kwargs)
+    hand = Hand(context, name)
 
     def convert(x: Any) -> Any:  # a truth value is 0 or 1 in every type
         exact = not isinstance(x, torch.Tensor) or x.dtype in (dtype, torch.bool)
@@ -63,13 +61,13 @@ def in_one_type(mode: RandomRounding, func: Any, args: Any, kwargs: Any) -> Any:
     return func(**given | {n: tree_map(convert, v) for n, v in values.items()})
 
 
-def _in_place(mode: RandomRounding, func: Any, args: Any, kwargs: Any) -> Any:
+def _in_place(context: Context, func: Any, args: Any, kwargs: Any) -> Any:
     """An operator that computes in another type than that of what it writes."""
     name, to = func.overloadpacket.__name__, args[0]
-    result = mode.apply(getattr(torch.ops.aten, name.removesuffix("_")), *args, **kwargs)
+    result = context.apply(getattr(torch.ops.aten, name.removesuffix("_")), *args, **kwargs)
     if result.shape != to.shape or not torch.can_cast(result.dtype, to.dtype):
         refused(func, *args, **kwargs)
-    return to.copy_(Hand(mode, name).to(result, to.dtype))
+    return to.copy_(Hand(context, name).to(result, to.dtype))
 
 
 def common(tensors: list[torch.Tensor], numbers: Sequence[float] = ()) -> torch.dtype:

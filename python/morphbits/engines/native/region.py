@@ -24,7 +24,8 @@ from morphbits.choices import MODES, SUBNORMALS, one_of, parsed
 from morphbits.engines.native import accumulation as orders
 from morphbits.engines.native import plain, replay, selftest
 from morphbits.engines.native import precision as formats
-from morphbits.engines.native.mode import RandomRounding, Statistics
+from morphbits.engines.native.context import Statistics
+from morphbits.engines.native.dispatch import RandomRounding
 from morphbits.engines.native.rules import RULES
 from morphbits.engines.native.scope import Scope
 from morphbits.errors import UserError

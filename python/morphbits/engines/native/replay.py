@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from morphbits.engines.native.mode import RandomRounding
+from morphbits.engines.native.context import Context
 
-Current = Callable[[], RandomRounding | None]
+Current = Callable[[], Context | None]
 _changed: list[Any] = []
 
 

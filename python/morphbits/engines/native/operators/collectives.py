@@ -10,18 +10,16 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from morphbits.engines.native.arithmetic import HALVES, Hand
+from morphbits.engines.native.context import Context
 from morphbits.engines.native.rules import rule
 from morphbits.errors import UserError
-
-if TYPE_CHECKING:
-    from morphbits.engines.native.mode import RandomRounding
 
 ADDS = {"SUM": "add", "AVG": "add", "PRODUCT": "mul"}  # others compare, or join bits
 ORDER = (
@@ -33,8 +31,8 @@ ORDER = (
 class _Ranks:
     """One operator on a group: its sums, under the name of the operator."""
 
-    def __init__(self, mode: RandomRounding, func: Any, group: Any, how: Any) -> None:
-        self.mode, self.func = mode, func
+    def __init__(self, context: Context, func: Any, group: Any, how: Any) -> None:
+        self.mode, self.func = context, func
         word = how if isinstance(how, str) else dist.ReduceOp.RedOpType(how.op()).name
         self.how = word.upper()
         if isinstance(group, str):
@@ -146,9 +144,9 @@ if dist.is_available():
 
     @rule("c10d::allreduce_ c10d::allreduce_coalesced_", ORDER, halves=True)
     def _allreduce(
-        mode: RandomRounding, func: Any, tensors: list[Tensor], group: Any, how: Any, *rest: Any
+        context: Context, func: Any, tensors: list[Tensor], group: Any, how: Any, *rest: Any
     ) -> Any:
-        ranks = _Ranks(mode, func, group, how)
+        ranks = _Ranks(context, func, group, how)
         if not ranks.rounds(tensors):
             return func(tensors, group, how, *rest)
         ranks.reduce(tensors)
@@ -156,10 +154,10 @@ if dist.is_available():
 
     @rule("c10d::reduce_", ORDER, halves=True)
     def _reduce(
-        mode: RandomRounding, func: Any, tensors: list[Tensor], group: Any, how: Any, root: int,
+        context: Context, func: Any, tensors: list[Tensor], group: Any, how: Any, root: int,
         *rest: Any,
     ) -> Any:  # fmt: skip
-        ranks = _Ranks(mode, func, group, how)
+        ranks = _Ranks(context, func, group, how)
         if not ranks.rounds(tensors):
             return func(tensors, group, how, root, *rest)
         ranks.reduce(tensors, root)
@@ -172,10 +170,10 @@ if dist.is_available():
         halves=True,
     )
     def _reduce_scatter(
-        mode: RandomRounding, func: Any, outputs: Any, inputs: Any, group: Any, how: Any,
+        context: Context, func: Any, outputs: Any, inputs: Any, group: Any, how: Any,
         *rest: Any,
     ) -> Any:  # fmt: skip
-        ranks = _Ranks(mode, func, group, how)
+        ranks = _Ranks(context, func, group, how)
         listed = [outputs] if isinstance(outputs, Tensor) else outputs
         given = [inputs] if isinstance(inputs, Tensor) else inputs
         if not ranks.rounds(listed):
@@ -193,8 +191,8 @@ if dist.is_available():
         ORDER,
         halves=True,
     )
-    def _all_reduce(mode: RandomRounding, func: Any, given: Any, how: str, group: Any) -> Any:
-        ranks = _Ranks(mode, func, group, how)
+    def _all_reduce(context: Context, func: Any, given: Any, how: str, group: Any) -> Any:
+        ranks = _Ranks(context, func, group, how)
         tensors = [given] if isinstance(given, Tensor) else given
         if not ranks.rounds(tensors):
             return func(given, how, group)
@@ -210,9 +208,9 @@ if dist.is_available():
         halves=True,
     )
     def _scatter_tensor(
-        mode: RandomRounding, func: Any, given: Any, how: str, size: int, group: Any
+        context: Context, func: Any, given: Any, how: str, size: int, group: Any
     ) -> Any:
-        ranks = _Ranks(mode, func, group, how)
+        ranks = _Ranks(context, func, group, how)
         tensors = [given] if isinstance(given, Tensor) else given
         if not ranks.rounds(tensors):
             return func(given, how, size, group)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import gcd, prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +22,11 @@ import torch.nn.functional as F
 from morphbits.engines.native import accumulation as orders
 from morphbits.engines.native import probe, sums
 from morphbits.engines.native.arithmetic import Hand
+from morphbits.engines.native.context import Context
 from morphbits.engines.native.library import convolution, convolution_size, rounded
 from morphbits.engines.native.probe import widened
 from morphbits.engines.native.rules import check, refused, rule
 from morphbits.errors import UserError
-
-if TYPE_CHECKING:
-    from morphbits.engines.native.mode import RandomRounding
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ class _Own:
 
     def order(
         self,
-        mode: RandomRounding,
+        context: Context,
         name: str,
         tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
         steps: probe.Steps,
@@ -118,14 +116,14 @@ class _Own:
         among = f", in {self.groups} groups" if self.groups > 1 else ""
         layer = f"{name} {' by '.join(shapes)}{among}{part}"
         kernel = (layer, self.image.stride(), self.weight.stride(), self.image.shape)
-        outside = functools.partial(mode.outside, convolve or self)
-        found = probe.order(outside, *tensors, steps, mode.threads, kernel)
-        mode.probed(layer, found.words)
+        outside = functools.partial(context.outside, convolve or self)
+        found = probe.order(outside, *tensors, steps, context.threads, kernel)
+        context.probed(layer, found.words)
         return found.terms
 
 
 def _forward(
-    mode: RandomRounding,
+    context: Context,
     name: str,
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -140,23 +138,23 @@ def _forward(
         one = replace(g, groups=1)
         biases = [None] * g.groups if bias is None else bias.chunk(g.groups)
         parts = zip(x.chunk(g.groups, 1), weight.chunk(g.groups), biases, strict=True)
-        return torch.cat([_forward(mode, name, *part, one, own) for part in parts], 1)
+        return torch.cat([_forward(context, name, *part, one, own) for part in parts], 1)
     if own:
         steps = probe.Steps(g.stride, g.padding, g.dilation)
-        terms = own.order(mode, name, (x, weight, bias), steps)
+        terms = own.order(context, name, (x, weight, bias), steps)
     else:
-        terms = mode.order(name, prod(weight.shape[2:]), weight.shape[1])
+        terms = context.order(name, prod(weight.shape[2:]), weight.shape[1])
     count = operations(x.shape, weight.shape, g, terms, bias is not None)
-    rounding = mode.next_rounding(name, count, accumulates=True)
+    rounding = context.next_rounding(name, count, accumulates=True)
     if bias is not None:
-        bias = rounded(bias, mode.precision.stored)
-    sides = mode.factor(x), mode.factor(weight)
+        bias = rounded(bias, context.precision.stored)
+    sides = context.factor(x), context.factor(weight)
     out = convolution(rounding, *sides, bias, g.stride, g.padding, g.dilation, terms)
-    return mode.store(name, out)
+    return context.store(name, out)
 
 
 def _input_gradient(
-    mode: RandomRounding,
+    context: Context,
     name: str,
     gradient: torch.Tensor,
     weight: torch.Tensor,
@@ -177,10 +175,12 @@ def _input_gradient(
         one = replace(g, groups=1)
         biases = [None] * g.groups if bias is None else bias.chunk(g.groups)
         parts = zip(gradient.chunk(g.groups, 1), weight.chunk(g.groups), biases, strict=True)
-        return torch.cat([_input_gradient(mode, name, *part, size, one, own) for part in parts], 1)
+        return torch.cat(
+            [_input_gradient(context, name, *part, size, one, own) for part in parts], 1
+        )
     out = torch.zeros((gradient.shape[0], weight.shape[1], *size), dtype=gradient.dtype)
     if bias is not None:
-        bias = rounded(bias, mode.precision.stored)
+        bias = rounded(bias, context.precision.stored)
         out += bias.view(-1, 1, 1, 1)  # what no tap reaches
     swapped = weight.transpose(0, 1)
     for remainder in product(*(range(s) for s in g.stride)):
@@ -205,16 +205,16 @@ def _input_gradient(
         if own:
             convolve = functools.partial(_placed, own, gradient.shape, weight.shape, found, place)
             at = f", remainder {remainder[3 - own.image.dim() + 2 :]}" if max(g.stride) > 1 else ""
-            terms = own.order(mode, name, (part, kernel, bias), steps, convolve, at)
+            terms = own.order(context, name, (part, kernel, bias), steps, convolve, at)
         else:
-            terms = mode.order(name, prod(kernel.shape[2:]), kernel.shape[1])
+            terms = context.order(name, prod(kernel.shape[2:]), kernel.shape[1])
         count = prod(counts) * out.shape[0] * out.shape[1]
         additions = len(terms.segment_end) - 1 + (bias is not None and not terms.bias_starts)
-        rounding = mode.next_rounding(name, products + additions * count, accumulates=True)
-        sides = mode.factor(probe.lengthened(part, kernel, steps)), mode.factor(kernel)
+        rounding = context.next_rounding(name, products + additions * count, accumulates=True)
+        sides = context.factor(probe.lengthened(part, kernel, steps)), context.factor(kernel)
         result = convolution(rounding, *sides, bias, *steps.widened(), terms)
         x, y, z = map(slice, counts)
-        out[place] = mode.store(name, result)[..., x, y, z]
+        out[place] = context.store(name, result)[..., x, y, z]
     return out
 
 
@@ -278,7 +278,7 @@ class _Axis:
 
 
 def _weight_gradient(
-    mode: RandomRounding,
+    context: Context,
     name: str,
     gradient: torch.Tensor,
     x: torch.Tensor,
@@ -317,9 +317,9 @@ def _weight_gradient(
     ends = sums.segments(len(voxels), out[2])
     count = products + (len(ends) - 1) * columns * g.groups * channels * prod(kernel)
     right = gradient.movedim(1, -1).reshape(-1, g.groups, columns).transpose(0, 1)
-    mode.not_probed(name, "a chain for each row of the output")
+    context.not_probed(name, "a chain for each row of the output")
     return sums.contract(
-        mode.next_rounding(name, count),
+        context.next_rounding(name, count),
         padded,
         right,
         shape=(g.groups, len(taps), columns),
@@ -375,7 +375,7 @@ def _check(
     "own, read off it; transposed: as the gradient of the input",
 )
 def _convolution(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -397,11 +397,11 @@ def _convolution(
     name = func.overloadpacket.__name__
     x3, w3 = widened(x), widened(weight)
     whole = None
-    if mode.probes(x) and x.numel():
+    if context.probes(x) and x.numel():
         call = own or (lambda *tensors: func(*tensors, *given[3:]))
         whole = _Own(call, x, weight, groups)
     if not transposed:
-        out = _forward(mode, name, x3, w3, bias, g, whole)
+        out = _forward(context, name, x3, w3, bias, g, whole)
     else:
         more = _three(dims, stride, output_padding, dilation, 1).padding
         size = [
@@ -414,13 +414,13 @@ def _convolution(
         ]
         if min(size) <= 0 or any(m >= max(s, d) for m, s, d in zip(more, g.stride, g.dilation)):  # noqa: B905
             refused(func, *given)
-        out = _input_gradient(mode, name, x3, w3, bias, size, g, whole)
+        out = _input_gradient(context, name, x3, w3, bias, size, g, whole)
     return out.reshape(*out.shape[:2], *out.shape[5 - dims :])
 
 
 @rule("mkldnn_convolution", "as convolution")
 def _mkldnn_convolution(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -433,7 +433,7 @@ def _mkldnn_convolution(
     plain = torch.ops.aten.convolution.default
     given = (stride, padding, dilation, False, (0,), groups)
     own = functools.partial(_call_mkldnn, func, padding, stride, dilation, groups)
-    return _convolution(mode, plain, x, weight, bias, *given, own)
+    return _convolution(context, plain, x, weight, bias, *given, own)
 
 
 def _call_mkldnn(func: Any, *given: Any) -> torch.Tensor:
@@ -447,7 +447,7 @@ def _call_mkldnn(func: Any, *given: Any) -> torch.Tensor:
     "chain for each row of the output, added in order; bias: as sum",
 )
 def _convolution_backward(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     gradient: torch.Tensor,
     x: torch.Tensor,
@@ -478,7 +478,7 @@ def _convolution_backward(
     to_bias: torch.Tensor | None = None
     if output_mask[0]:
         name, own = "convolution_backward (input)", None
-        if mode.probes(x) and gradient.numel():
+        if context.probes(x) and gradient.numel():
 
             def only_input(
                 gradient: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
@@ -487,17 +487,17 @@ def _convolution_backward(
 
             own = _Own(only_input, gradient, weight, groups)
         if transposed:
-            to_x = _forward(mode, name, g3, w3, None, g, own)
+            to_x = _forward(context, name, g3, w3, None, g, own)
             to_x = to_x[..., : x3.shape[2], : x3.shape[3], : x3.shape[4]]
         else:
-            to_x = _input_gradient(mode, name, g3, w3, None, x3.shape[2:], g, own)
+            to_x = _input_gradient(context, name, g3, w3, None, x3.shape[2:], g, own)
         to_x = to_x.reshape(x.shape)
     if output_mask[1]:
         name = "convolution_backward (weight)"
         image, out = (g3, x3) if transposed else (x3, g3)
-        to_weight = _weight_gradient(mode, name, out, image, w3.shape[2:], g)
+        to_weight = _weight_gradient(context, name, out, image, w3.shape[2:], g)
         to_weight = to_weight.reshape(weight.shape)
     if output_mask[2]:
         axes = [0, *range(2, gradient.dim())]
-        to_bias = Hand(mode, "convolution_backward (bias)").sum(gradient, axes)
+        to_bias = Hand(context, "convolution_backward (bias)").sum(gradient, axes)
     return to_x, to_weight, to_bias

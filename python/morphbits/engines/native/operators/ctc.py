@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from morphbits.engines.native.arithmetic import Hand
+from morphbits.engines.native.context import Context
 from morphbits.engines.native.rules import check, rule
-
-if TYPE_CHECKING:
-    from morphbits.engines.native.mode import RandomRounding
 
 T = torch.Tensor
 
@@ -83,7 +81,7 @@ def _forward(h: Hand, chances_TNS: T, states: _States, first_NS: T) -> T:
     "then the log-probability; at the end two states in the same way",
 )
 def _ctc(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     x: T,
     targets: T,
@@ -94,7 +92,7 @@ def _ctc(
 ) -> tuple[T, T]:
     check(func, x)
     plain = func(x, targets, inputs, labels, blank, zero_infinity)  # says what does not fit
-    h, images = Hand(mode, "_ctc_loss"), x.shape[1]
+    h, images = Hand(context, "_ctc_loss"), x.shape[1]
     states = _States(targets, inputs, labels, blank, images)
     chances = states.chances(x)
     first = torch.full_like(chances[0], -inf)
@@ -140,7 +138,7 @@ def _backward(h: Hand, chances_TNS: T, states: _States) -> T:
     "its states, state by state; (exp(x) − exp(sum + loss − x))·gradient",
 )
 def _ctc_backward(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     g: T,
     x: T,
@@ -153,7 +151,7 @@ def _ctc_backward(
     zero_infinity: bool = False,
 ) -> T:
     check(func, g, x)
-    h, (times, images, _) = Hand(mode, "_ctc_loss_backward"), x.shape
+    h, (times, images, _) = Hand(context, "_ctc_loss_backward"), x.shape
     states = _States(targets, inputs, labels, blank, images)
     beta = _backward(h, states.chances(x), states)
     during = torch.arange(times)[:, None] < states.times

@@ -6,15 +6,13 @@ operations are the kernel's, or whose difference is said here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from morphbits.engines.native.context import Context
 from morphbits.engines.native.operators.elementwise import write
 from morphbits.engines.native.rules import rule
-
-if TYPE_CHECKING:
-    from morphbits.engines.native.mode import RandomRounding
 
 _SAME = "torch's decomposition: the kernel's own operations"
 _TAKEN = {
@@ -50,15 +48,15 @@ _TAKEN = {
 }
 
 
-def _taken(mode: RandomRounding, func: Any, *args: Any, **kwargs: Any) -> Any:
+def _taken(context: Context, func: Any, *args: Any, **kwargs: Any) -> Any:
     from torch._decomp import get_decompositions  # half a second of a process that needs none
 
     table = get_decompositions([func])
     if func in table:
-        return mode.apply(table[func], *args, **kwargs)
+        return context.apply(table[func], *args, **kwargs)
     name = func.overloadpacket.__name__
-    out = mode.apply(getattr(torch.ops.aten, name.removesuffix("_")), *args, **kwargs)
-    return write(mode, name, args[0], out)
+    out = context.apply(getattr(torch.ops.aten, name.removesuffix("_")), *args, **kwargs)
+    return write(context, name, args[0], out)
 
 
 for _name, _order in _TAKEN.items():

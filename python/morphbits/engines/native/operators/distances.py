@@ -7,15 +7,13 @@ the second, features.
 from __future__ import annotations
 
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from morphbits.engines.native.arithmetic import Hand
+from morphbits.engines.native.context import Context
 from morphbits.engines.native.rules import check, rule
-
-if TYPE_CHECKING:
-    from morphbits.engines.native.mode import RandomRounding
 
 T = torch.Tensor
 _ORDER = "a − b; a chain over the features of its square, magnitude or power; the root"
@@ -70,24 +68,24 @@ def _differences(h: Hand, a_BPM: T, b_BRM: T) -> T:
 
 @rule("_cdist_forward", _ORDER)
 def _cdist(
-    mode: RandomRounding, func: Any, a: T, b: T, p: float, compute_mode: int | None = None
+    context: Context, func: Any, a: T, b: T, p: float, compute_mode: int | None = None
 ) -> T:
     check(func, a, b)
     big = a.shape[-2] > 25 or b.shape[-2] > 25
     if p == 2 and (compute_mode == 1 or (not compute_mode and big)):
         batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
         a, b = (x.expand(*batch, *x.shape[-2:]) for x in (a, b))
-        return mode.apply(torch.ops.aten._euclidean_dist, a, b)
-    h = Hand(mode, "_cdist_forward")
+        return context.apply(torch.ops.aten._euclidean_dist, a, b)
+    h = Hand(context, "_cdist_forward")
     return _distance(h, _differences(h, a, b), p)
 
 
 @rule("_cdist_backward", _BACK)
 def _cdist_backward(
-    mode: RandomRounding, func: Any, gradient: T, a: T, b: T, p: float, distance: T
+    context: Context, func: Any, gradient: T, a: T, b: T, p: float, distance: T
 ) -> T:
     check(func, gradient, a, b)
-    h = Hand(mode, "_cdist_backward")
+    h = Hand(context, "_cdist_backward")
     share = _share(h, _differences(h, a, b), gradient, p, distance)
     batch = share.shape[:-3]
     if share.numel() == 0:
@@ -96,9 +94,9 @@ def _cdist_backward(
 
 
 @rule("_pdist_forward", _ORDER)
-def _pdist(mode: RandomRounding, func: Any, a: T, p: float = 2) -> T:
+def _pdist(context: Context, func: Any, a: T, p: float = 2) -> T:
     check(func, a)
-    h = Hand(mode, "_pdist_forward")
+    h = Hand(context, "_pdist_forward")
     first, second = torch.triu_indices(len(a), len(a), 1)
     return _distance(h, h.sub(a[first], a[second]), p)
 
@@ -106,11 +104,9 @@ def _pdist(mode: RandomRounding, func: Any, a: T, p: float = 2) -> T:
 @rule(
     "_pdist_backward", "each pair's share as `_cdist_backward`; one addition to each of its rows"
 )
-def _pdist_backward(
-    mode: RandomRounding, func: Any, gradient: T, a: T, p: float, distance: T
-) -> T:
+def _pdist_backward(context: Context, func: Any, gradient: T, a: T, p: float, distance: T) -> T:
     check(func, gradient, a)
-    h = Hand(mode, "_pdist_backward")
+    h = Hand(context, "_pdist_backward")
     first, second = torch.triu_indices(len(a), len(a), 1)
     if not len(first):
         return torch.zeros_like(a)

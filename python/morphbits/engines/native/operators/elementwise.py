@@ -5,33 +5,31 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from morphbits.engines.native import functions
 from morphbits.engines.native.arithmetic import HALVES, Hand
+from morphbits.engines.native.context import Context
 from morphbits.engines.native.functions import FUNCTIONS
 from morphbits.engines.native.library import Rounding, elementwise
 from morphbits.engines.native.promotion import common
 from morphbits.engines.native.rules import check, refuse_as_torch, refused, rule
 from morphbits.errors import UserError
 
-if TYPE_CHECKING:
-    from morphbits.engines.native.mode import RandomRounding
-
 _ONE = "one operation an element"
 
 
-def write(mode: RandomRounding, name: str, to: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+def write(context: Context, name: str, to: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
     """`result` in the place of `to`, brought to its type by the mode."""
-    return to.copy_(Hand(mode, name).to(result, to.dtype))
+    return to.copy_(Hand(context, name).to(result, to.dtype))
 
 
 def _binary(operation: str) -> Callable[..., Any]:
     def handler(
-        mode: RandomRounding, func: Any, a: Any, b: Any, alpha: float = 1, **options: Any
+        context: Context, func: Any, a: Any, b: Any, alpha: float = 1, **options: Any
     ) -> Any:
         name = func.overloadpacket.__name__
         dtype = torch.result_type(a, b)
@@ -45,21 +43,21 @@ def _binary(operation: str) -> Callable[..., Any]:
             refused(func, a, b)
         if in_place and not (shape == a.shape and torch.can_cast(dtype, a.dtype)):
             refused(func, a, b)
-        hand = Hand(mode, name)
+        hand = Hand(context, name)
         x, y = (hand.to(v, dtype) for v in (a, b))
         if name == "rsub":
             x, y = y, x
         check(func, x, y)
         if rounding_mode is not None:
             whole = _whole_quotient(hand, x, y, rounding_mode)
-            return write(mode, name, a, whole) if in_place else whole
+            return write(context, name, a, whole) if in_place else whole
         if alpha != 1:
             scale = torch.tensor(alpha, dtype=dtype)
-            y = elementwise(mode.next_rounding(name, y.numel()), "mul", y, scale)
-        rounding = mode.next_rounding(name, prod(shape))
+            y = elementwise(context.next_rounding(name, y.numel()), "mul", y, scale)
+        rounding = context.next_rounding(name, prod(shape))
         if in_place and a.dtype != dtype:
             wide = elementwise(rounding, operation, x, y)
-            return write(mode, "to", a, wide)
+            return write(context, "to", a, wide)
         return elementwise(rounding, operation, x, y, in_place)
 
     return handler
@@ -88,24 +86,24 @@ rule("div div_", f"{_ONE}; a whole quotient as torch finds it")(_binary("div"))
 
 
 @rule("floor_divide floor_divide_", "as `div` to a whole quotient")
-def _floor_divide(mode: RandomRounding, func: Any, a: Any, b: Any) -> Any:
-    return _binary("div")(mode, func, a, b, rounding_mode="floor")
+def _floor_divide(context: Context, func: Any, a: Any, b: Any) -> Any:
+    return _binary("div")(context, func, a, b, rounding_mode="floor")
 
 
 @rule("leaky_relu leaky_relu_", "one multiplication an element, used where it is negative")
 def _leaky_relu(
-    mode: RandomRounding, func: Any, a: torch.Tensor, negative_slope: float = 0.01
+    context: Context, func: Any, a: torch.Tensor, negative_slope: float = 0.01
 ) -> torch.Tensor:
     check(func, a)
     name = func.overloadpacket.__name__
     slope = torch.tensor(negative_slope, dtype=a.dtype)
-    rounding = mode.next_rounding(name, a.numel())
+    rounding = context.next_rounding(name, a.numel())
     return elementwise(rounding, "leaky_relu", a, slope, in_place=name.endswith("_"))
 
 
 @rule("leaky_relu_backward", "one multiplication an element, used where it is negative")
 def _leaky_relu_backward(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     gradient: torch.Tensor,
     x: torch.Tensor,
@@ -113,12 +111,12 @@ def _leaky_relu_backward(
     self_is_result: bool,
 ) -> torch.Tensor:
     check(func, gradient, x)
-    scaled = Hand(mode, "leaky_relu_backward").mul(gradient, float(negative_slope))
+    scaled = Hand(context, "leaky_relu_backward").mul(gradient, float(negative_slope))
     return torch.where(x > 0, gradient, scaled)
 
 
 @rule("_to_copy", "one rounding an element that loses bits", halves=True)
-def _to_copy(mode: RandomRounding, func: Any, a: torch.Tensor, **options: Any) -> torch.Tensor:
+def _to_copy(context: Context, func: Any, a: torch.Tensor, **options: Any) -> torch.Tensor:
     dtype = options.get("dtype") or a.dtype
     if dtype == a.dtype or not dtype.is_floating_point:
         return func(a, **options)
@@ -126,21 +124,21 @@ def _to_copy(mode: RandomRounding, func: Any, a: torch.Tensor, **options: Any) -
         raise UserError(
             f"the native engine has no rule for a conversion from {a.dtype} to {dtype}"
         )
-    return func(Hand(mode, "to").to(a, dtype), **options)
+    return func(Hand(context, "to").to(a, dtype), **options)
 
 
 @rule("copy", "one rounding an element that loses bits", halves=True)
 def _copied(
-    mode: RandomRounding, func: Any, to: torch.Tensor, a: torch.Tensor, non_blocking: bool = False
+    context: Context, func: Any, to: torch.Tensor, a: torch.Tensor, non_blocking: bool = False
 ) -> torch.Tensor:
-    return _copy(mode, torch.ops.aten.copy_.default, to.clone(), a, non_blocking)
+    return _copy(context, torch.ops.aten.copy_.default, to.clone(), a, non_blocking)
 
 
 @rule("copy_", "one rounding an element that loses bits", halves=True)
 def _copy(
-    mode: RandomRounding, func: Any, to: torch.Tensor, a: torch.Tensor, non_blocking: bool = False
+    context: Context, func: Any, to: torch.Tensor, a: torch.Tensor, non_blocking: bool = False
 ) -> torch.Tensor:
-    converted = _to_copy(mode, torch.ops.aten._to_copy.default, a, dtype=to.dtype)
+    converted = _to_copy(context, torch.ops.aten._to_copy.default, a, dtype=to.dtype)
     return func(to, converted, non_blocking)
 
 
@@ -148,9 +146,9 @@ def functional(formula: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
     """A handler of an operator and its in-place form from a formula of (hand, arguments), whose
     tensors have one floating-point type: others are brought to that of torch first."""
 
-    def handler(mode: RandomRounding, func: Any, *args: Any, **kwargs: Any) -> Any:
+    def handler(context: Context, func: Any, *args: Any, **kwargs: Any) -> Any:
         name = func.overloadpacket.__name__
-        hand, to = Hand(mode, name), args[0]
+        hand, to = Hand(context, name), args[0]
         tensors = [x for x in args if isinstance(x, torch.Tensor)]
         dtype = tensors[0].dtype
         if not dtype.is_floating_point or any(x.dtype != dtype for x in tensors):
@@ -160,7 +158,7 @@ def functional(formula: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
             args = tuple(hand.wide(x, dtype) if isinstance(x, torch.Tensor) else x for x in args)
         check(func, *(x for x in args if isinstance(x, torch.Tensor)))
         result = formula(hand, *args, **kwargs)
-        return write(mode, name, to, result) if name.endswith("_") else hand.to(result, dtype)
+        return write(context, name, to, result) if name.endswith("_") else hand.to(result, dtype)
 
     return handler
 
@@ -296,18 +294,18 @@ def _ldexp(h: Hand, a: Any, exponent: Any) -> torch.Tensor:
     "to decimals: times 10 to their power, whole, divided by it; else exact",
     halves=True,
 )
-def _round(mode: RandomRounding, func: Any, a: torch.Tensor, **options: int) -> torch.Tensor:
+def _round(context: Context, func: Any, a: torch.Tensor, **options: int) -> torch.Tensor:
     name, decimals = func.overloadpacket.__name__, options.get("decimals", 0)
     if not decimals:
         return func(a, **options)
-    h, x = Hand(mode, name), a.to(torch.promote_types(a.dtype, torch.float32))
+    h, x = Hand(context, name), a.to(torch.promote_types(a.dtype, torch.float32))
     check(func, x)
     power = float(10 ** abs(decimals))
     if decimals > 0:
         out = h.div(h.mul(x, power).round(), power)
     else:
         out = h.mul(h.div(x, power).round(), power)
-    return write(mode, name, a, out) if name.endswith("_") else h.to(out, a.dtype)
+    return write(context, name, a, out) if name.endswith("_") else h.to(out, a.dtype)
 
 
 _PSI = (1 / 12, -1 / 120, 1 / 252, -1 / 240, 1 / 132, -691 / 32760, 1 / 12)
@@ -442,6 +440,6 @@ for _name in ("atan2", "hypot", "fmod"):
 
 @rule("threshold_backward", "selects, rounds nothing", halves=True)
 def _threshold_backward(
-    mode: RandomRounding, func: Any, gradient: torch.Tensor, x: torch.Tensor, threshold: float
+    context: Context, func: Any, gradient: torch.Tensor, x: torch.Tensor, threshold: float
 ) -> torch.Tensor:
     return torch.where(x <= threshold, torch.zeros((), dtype=gradient.dtype), gradient)

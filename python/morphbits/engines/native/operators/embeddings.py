@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from morphbits.engines.native.arithmetic import Hand
+from morphbits.engines.native.context import Context
 from morphbits.engines.native.rules import check, rule
 from morphbits.errors import UserError
-
-if TYPE_CHECKING:
-    from morphbits.engines.native.mode import RandomRounding
 
 T = torch.Tensor
 _SUM, _MEAN, _MAX = 0, 1, 2
@@ -29,7 +27,7 @@ def _bags(offsets: T, count: int, include_last_offset: bool) -> tuple[T, int]:
     "a row times its weight, one addition a row, in the order of the indices; mean: one division",
 )
 def _embedding_bag(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     weight: T,
     indices: T,
@@ -42,7 +40,7 @@ def _embedding_bag(
     padding_idx: int = -1,
 ) -> tuple[T, T, T, T]:
     check(func, weight)
-    h = Hand(mode, func.overloadpacket.__name__)
+    h = Hand(context, func.overloadpacket.__name__)
     # which row is in which bag, and the greatest: these round nothing
     out, bag_of, sizes, greatest = func(
         weight,
@@ -76,7 +74,7 @@ def _embedding_bag(
     "row, in the order of the indices",
 )
 def _embedding_bag_backward(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     gradient: T,
     indices: T,
@@ -95,7 +93,7 @@ def _embedding_bag_backward(
     if sparse or scale_grad_by_freq:  # torch's kernel takes the counts of other rows
         name = "sparse" if sparse else "scale_grad_by_freq"
         raise UserError(f"the native engine has no rule for {func} with {name}=True")
-    h, width = Hand(mode, "_embedding_bag_backward"), gradient.shape[1]
+    h, width = Hand(context, "_embedding_bag_backward"), gradient.shape[1]
     if kind == _MAX:
         filled = sizes > 0
         zeros = torch.zeros(width, num_weights, dtype=gradient.dtype)
@@ -115,7 +113,7 @@ def _embedding_bag_backward(
 
 @rule("_embedding_bag_per_sample_weights_backward", "the products of two rows, a chain")
 def _per_sample_weights_backward(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     gradient: T,
     weight: T,
@@ -126,7 +124,7 @@ def _per_sample_weights_backward(
     padding_idx: int = -1,
 ) -> T:
     check(func, gradient, weight)
-    h = Hand(mode, "_embedding_bag_per_sample_weights_backward")
+    h = Hand(context, "_embedding_bag_per_sample_weights_backward")
     bag = bag_of if len(bag_of) else _bags(offsets, len(indices), False)[0]
     products = h.mul(gradient[bag.long()], weight[indices.long()])
     dots = h.chain("add", products.t().contiguous())
@@ -138,12 +136,12 @@ def _per_sample_weights_backward(
     "the norm as `linalg_vector_norm`; where it is too great, the row times limit / (norm + 10⁻⁷)",
 )
 def _embedding_renorm(
-    mode: RandomRounding, func: Any, weight: T, indices: T, max_norm: float, norm_type: float
+    context: Context, func: Any, weight: T, indices: T, max_norm: float, norm_type: float
 ) -> T:
     check(func, weight)
-    h = Hand(mode, "embedding_renorm_")
+    h = Hand(context, "embedding_renorm_")
     at = indices.reshape(-1).unique().long()
     rows = weight[at]
-    norms = mode.apply(torch.ops.aten.linalg_vector_norm, rows, norm_type, [1], True)
+    norms = context.apply(torch.ops.aten.linalg_vector_norm, rows, norm_type, [1], True)
     limited = h.mul(rows, h.div(max_norm, h.add(norms, 1e-7)))
     return weight.index_copy_(0, at, torch.where(norms > max_norm, limited, rows))

@@ -11,16 +11,14 @@ from collections.abc import Sequence
 from functools import reduce
 from itertools import product
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from morphbits.engines.native.arithmetic import Hand
+from morphbits.engines.native.context import Context
 from morphbits.engines.native.operators.resampling import cubic_weights
 from morphbits.engines.native.rules import check, refused, rule
-
-if TYPE_CHECKING:
-    from morphbits.engines.native.mode import RandomRounding
 
 T = torch.Tensor
 aten = torch.ops.aten
@@ -320,7 +318,7 @@ _BACKWARD = (_linear_backward, _nearest_backward, _cubic_backward)
     "over the rows",
 )
 def _grid_sampler(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     x: T,
     grid: T,
@@ -329,7 +327,7 @@ def _grid_sampler(
     align: bool,
 ) -> T:
     check(func, x, grid)
-    h, dims = Hand(mode, func.overloadpacket.__name__), grid.shape[-1]
+    h, dims = Hand(context, func.overloadpacket.__name__), grid.shape[-1]
     if x.dim() != dims + 2 or (interpolation, dims) == (2, 3) or 0 in x.shape[1:]:
         refused(func, x, grid, interpolation, padding, align)
     if not len(x):
@@ -352,7 +350,7 @@ def _grid_sampler(
     "slope of the coordinate; nearest: zero",
 )
 def _grid_sampler_backward(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     gradient: T,
     x: T,
@@ -363,7 +361,7 @@ def _grid_sampler_backward(
     output_mask: Sequence[bool],
 ) -> Gradients:
     check(func, gradient, x, grid)
-    h, dims = Hand(mode, func.overloadpacket.__name__), grid.shape[-1]
+    h, dims = Hand(context, func.overloadpacket.__name__), grid.shape[-1]
     if not len(x):
         return x.clone() if output_mask[0] else None, grid.clone() if output_mask[1] else None
     to_x, to_grid = [], []
@@ -394,18 +392,18 @@ def _grid_sampler_backward(
     "coordinates as `linspace`, times (n − 1) / n where corners are not aligned; their product "
     "with the matrix as `bmm`",
 )
-def _affine_grid(mode: RandomRounding, func: Any, theta: T, size: Sequence[int], align: bool) -> T:
+def _affine_grid(context: Context, func: Any, theta: T, size: Sequence[int], align: bool) -> T:
     check(func, theta)
-    h, images, sizes = Hand(mode, "affine_grid_generator"), size[0], list(size[2:])
+    h, images, sizes = Hand(context, "affine_grid_generator"), size[0], list(size[2:])
     axes = []
     for d, n in enumerate(sizes):
         if n > 1:
-            x = mode.apply(aten.linspace, -1, 1, n, dtype=theta.dtype)
+            x = context.apply(aten.linspace, -1, 1, n, dtype=theta.dtype)
             x = x if align else h.div(h.mul(x, n - 1), n)
         else:
             x = torch.zeros(n, dtype=theta.dtype)
         axes.append(x.view([-1 if e == d else 1 for e in range(len(sizes))]).expand(sizes))
     base = torch.stack([*axes[::-1], torch.ones(sizes, dtype=theta.dtype)], -1)
     flat = base.view(1, prod(sizes), -1).expand(images, -1, -1)
-    points = mode.apply(aten.bmm, flat, theta.transpose(1, 2))
+    points = context.apply(aten.bmm, flat, theta.transpose(1, 2))
     return points.view(images, *sizes, len(sizes))

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from morphbits.engines.native import accumulation as orders
 from morphbits.engines.native import probe_sums, sums
 from morphbits.engines.native.arithmetic import Hand
+from morphbits.engines.native.context import Context
 from morphbits.engines.native.operators.elementwise import write
 from morphbits.engines.native.rules import check, refused, rule
-
-if TYPE_CHECKING:
-    from morphbits.engines.native.mode import RandomRounding
 
 _ORDER = (
     "a chain of fused multiply-adds over the inner axis; blocked:K cuts it, the sums are added; "
@@ -24,7 +22,7 @@ _ORDER = (
 
 
 def product(
-    mode: RandomRounding,
+    context: Context,
     name: str,
     a: torch.Tensor,
     b: torch.Tensor,
@@ -39,22 +37,24 @@ def product(
     where `probe` found it elsewhere.
     """
     if own is None:
-        mode.not_probed(name, "one chain")
-    elif mode.probes(a) and a.shape[2] > 1 and a.shape[0] * a.shape[1] * b.shape[2]:
-        kernel = partial(mode.outside, own)
-        found = probe_sums.product_order(kernel, a, b, addend, mode.threads)
-        mode.probed(f"{name} {found.layer}", found.words)
+        context.not_probed(name, "one chain")
+    elif context.probes(a) and a.shape[2] > 1 and a.shape[0] * a.shape[1] * b.shape[2]:
+        kernel = partial(context.outside, own)
+        found = probe_sums.product_order(kernel, a, b, addend, context.threads)
+        context.probed(f"{name} {found.layer}", found.words)
         if found.parts:
-            draw = partial(mode.next_rounding, name, accumulates=True)
-            sides = mode.factor(a), mode.factor(b)
-            return mode.store(name, found.compute(draw, *sides, addend))
-    kind, length = orders.parse(mode.accumulation)
+            draw = partial(context.next_rounding, name, accumulates=True)
+            sides = context.factor(a), context.factor(b)
+            return context.store(name, found.compute(draw, *sides, addend))
+    kind, length = orders.parse(context.accumulation)
     depth = a.shape[2]
     ends = sums.segments(depth, length if kind == "blocked" else None)
     count = a.shape[0] * a.shape[1] * b.shape[2] * (depth + len(ends) - 1 if depth else 0)
-    rounding = mode.next_rounding(name, count, accumulates=True)
-    out = mode.store(name, sums.matrix_product(rounding, mode.factor(a), mode.factor(b), ends))
-    return out if addend is None else Hand(mode, name).add(out, addend)
+    rounding = context.next_rounding(name, count, accumulates=True)
+    out = context.store(
+        name, sums.matrix_product(rounding, context.factor(a), context.factor(b), ends)
+    )
+    return out if addend is None else Hand(context, name).add(out, addend)
 
 
 def _fits(func: Any, given: tuple[Any, ...], a: torch.Tensor, b: torch.Tensor, dims: int) -> None:
@@ -65,18 +65,18 @@ def _fits(func: Any, given: tuple[Any, ...], a: torch.Tensor, b: torch.Tensor, d
 
 
 @rule("mm bmm", _ORDER)
-def _product(mode: RandomRounding, func: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def _product(context: Context, func: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     name = func.overloadpacket.__name__
     if not a.is_floating_point():
         return func(a, b)
     _fits(func, (a, b), a, b, 3 if name == "bmm" else 2)
     if name == "bmm":
-        return product(mode, name, a, b, lambda a, b, _: func(a, b))
-    return product(mode, name, a[None], b[None], lambda a, b, _: func(a[0], b[0])[None])[0]
+        return product(context, name, a, b, lambda a, b, _: func(a, b))
+    return product(context, name, a[None], b[None], lambda a, b, _: func(a[0], b[0])[None])[0]
 
 
 @rule("mv dot vdot", _ORDER)
-def _vectors(mode: RandomRounding, func: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def _vectors(context: Context, func: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     name = func.overloadpacket.__name__
     if not a.is_floating_point():
         return func(a, b)
@@ -88,7 +88,7 @@ def _vectors(mode: RandomRounding, func: Any, a: torch.Tensor, b: torch.Tensor) 
     def own(a: torch.Tensor, b: torch.Tensor, _: torch.Tensor | None) -> torch.Tensor:
         return func(a[0] if name == "mv" else a[0, 0], b[0, :, 0]).reshape(1, -1, 1)
 
-    out = product(mode, name, rows[None], b[None, :, None], own)[0, :, 0]
+    out = product(context, name, rows[None], b[None, :, None], own)[0, :, 0]
     return out if name == "mv" else out[0]
 
 
@@ -97,7 +97,7 @@ def _vectors(mode: RandomRounding, func: Any, a: torch.Tensor, b: torch.Tensor) 
     f"{_ORDER}; then alpha·product and beta·addend (where not 1) and the addition",
 )
 def _add_product(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     to: torch.Tensor,
     a: torch.Tensor,
@@ -119,17 +119,17 @@ def _add_product(
     else:
         x, y, dims = a, b, 2 if kind == "addmm" else 3
     _fits(func, given, x, y, dims)
-    h = Hand(mode, name)
+    h = Hand(context, name)
     three = (x, y) if dims == 3 else (x[None], y[None])
     shape = (*x.shape[:-1], y.shape[-1])[: 1 if kind == "addmv" else None]
     shape = shape[1:] if kind == "addbmm" else shape
     if to.dtype != x.dtype or torch.broadcast_shapes(to.shape, shape) != shape:
         refused(func, *given)
     if kind in ("addmm", "baddbmm") and alpha == beta == 1:
-        whole = product(mode, name, *three, partial(_own_addition, kind), to)
+        whole = product(context, name, *three, partial(_own_addition, kind), to)
         out = whole if dims == 3 else whole[0]
     else:
-        out = product(mode, name, *three)
+        out = product(context, name, *three)
         out = out if dims == 3 else out[0]
         out = out[:, 0] if kind == "addmv" else h.chain("add", out) if kind == "addbmm" else out
         out = h.mul(alpha, out)
@@ -138,7 +138,7 @@ def _add_product(
         return out
     if to.shape != out.shape and kind != "addbmm":
         refused(func, *given)
-    return write(mode, name, to.resize_(out.shape), out)
+    return write(context, name, to.resize_(out.shape), out)
 
 
 def _own_addition(
@@ -153,7 +153,7 @@ def _own_addition(
 
 @rule("_trilinear", "(a·b)·c, then as sum (torch: products of matrices)")
 def _trilinear(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     a: torch.Tensor,
     b: torch.Tensor,
@@ -165,7 +165,7 @@ def _trilinear(
     unroll: int = 1,
 ) -> torch.Tensor:
     check(func, a, b, c)
-    h = Hand(mode, "_trilinear")
+    h = Hand(context, "_trilinear")
     factors = []
     for x, places in ((a, expand_a), (b, expand_b), (c, expand_c)):
         for d in places:

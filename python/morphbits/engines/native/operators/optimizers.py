@@ -9,16 +9,14 @@ divided out first.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from morphbits.engines.native.arithmetic import Hand
+from morphbits.engines.native.context import Context
 from morphbits.engines.native.operators.elementwise import lerp
 from morphbits.engines.native.rules import check, refused, rule
-
-if TYPE_CHECKING:
-    from morphbits.engines.native.mode import RandomRounding
 
 aten = torch.ops.aten
 
@@ -29,7 +27,7 @@ _OF_NUMBERS = {"maximum": "clamp_min", "minimum": "clamp_max"}
 def _foreach(base: str) -> Any:
     """A handler that applies the operator `base` to each tensor of a list."""
 
-    def handler(mode: RandomRounding, func: Any, *args: Any, **kwargs: Any) -> Any:
+    def handler(context: Context, func: Any, *args: Any, **kwargs: Any) -> Any:
         in_place = func.overloadpacket.__name__.endswith("_")
         if base in ("addcmul", "addcdiv") and isinstance(args[-1], torch.Tensor):
             args = (*args[:-1], args[-1].tolist())  # a value for each, in one tensor
@@ -43,11 +41,11 @@ def _foreach(base: str) -> Any:
             if base in ("addcmul", "addcdiv") and len(mine) == 4:
                 options["value"] = mine.pop()
             kind = base if isinstance(mine[-1], torch.Tensor) else _OF_NUMBERS.get(base, base)
-            results.append(mode.apply(getattr(aten, kind), *mine, **options))
+            results.append(context.apply(getattr(aten, kind), *mine, **options))
             if in_place:
                 if not torch.can_cast(results[-1].dtype, lists[i].dtype):
                     refused(func, *args, **kwargs)
-                mode.apply(aten.copy_, lists[i], results[-1])
+                context.apply(aten.copy_, lists[i], results[-1])
         return None if in_place else results
 
     return handler
@@ -71,24 +69,24 @@ rule("_foreach_copy", "`copy` of each tensor", halves=True)(_foreach("copy"))
 
 @rule("_foreach_copy_", "`copy_` of each tensor", halves=True)
 def _foreach_copy(
-    mode: RandomRounding, func: Any, to: Any, source: Any, non_blocking: bool = False
+    context: Context, func: Any, to: Any, source: Any, non_blocking: bool = False
 ) -> None:
     for a, b in zip(to, source, strict=True):
-        mode.apply(aten.copy_, a, b)
+        context.apply(aten.copy_, a, b)
 
 
 @rule("_foreach_zero_", "rounds nothing", halves=True)
-def _foreach_zero(mode: RandomRounding, func: Any, tensors: Any) -> None:
+def _foreach_zero(context: Context, func: Any, tensors: Any) -> None:
     for a in tensors:
         a.zero_()
 
 
 def _norms(base: str) -> Any:
     def handler(
-        mode: RandomRounding, func: Any, tensors: Any, ord: float = 2, dtype: Any = None
+        context: Context, func: Any, tensors: Any, ord: float = 2, dtype: Any = None
     ) -> list[torch.Tensor]:
         norm = getattr(aten, base)
-        return [mode.apply(norm, a, ord, None, False, dtype=dtype) for a in tensors]
+        return [context.apply(norm, a, ord, None, False, dtype=dtype) for a in tensors]
 
     return handler
 
@@ -123,7 +121,7 @@ def _gradient(
     "bias in Python's float64",
 )
 def _fused_adam(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     params: Sequence[torch.Tensor],
     gradients: Sequence[torch.Tensor],
@@ -148,7 +146,7 @@ def _fused_adam(
     rate, decoupled = float(lr), name == "_fused_adamw_"
     for i, (p, gradient) in enumerate(zip(params, gradients, strict=True)):
         check(func, p, gradient)
-        h, step = Hand(mode, name), float(steps[i])
+        h, step = Hand(context, name), float(steps[i])
         decay = 0 if decoupled else weight_decay
         g = _gradient(h, p, gradient, grad_scale, maximize, decay)
         if weight_decay and decoupled:
@@ -168,7 +166,7 @@ def _fused_adam(
 
 @rule("_fused_sgd_", "as SGD without fusion: decay, momentum, step; a factor and an addition each")
 def _fused_sgd(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     params: Sequence[torch.Tensor],
     gradients: Sequence[torch.Tensor],
@@ -188,7 +186,7 @@ def _fused_sgd(
         return
     for i, (p, gradient) in enumerate(zip(params, gradients, strict=True)):
         check(func, p, gradient)
-        h = Hand(mode, "_fused_sgd_")
+        h = Hand(context, "_fused_sgd_")
         g = _gradient(h, p, gradient, grad_scale, maximize, weight_decay)
         if momentum:
             if is_first_step:
@@ -201,7 +199,7 @@ def _fused_sgd(
 
 @rule("_fused_adagrad_", "as Adagrad without fusion: addcmul, sqrt, add, addcdiv")
 def _fused_adagrad(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     params: Sequence[torch.Tensor],
     gradients: Sequence[torch.Tensor],
@@ -220,7 +218,7 @@ def _fused_adagrad(
         return
     for i, (p, gradient) in enumerate(zip(params, gradients, strict=True)):
         check(func, p, gradient)
-        h = Hand(mode, "_fused_adagrad_")
+        h = Hand(context, "_fused_adagrad_")
         g = _gradient(h, p, gradient, grad_scale, maximize, weight_decay)
         rate = float(lr) / (1 + (float(steps[i]) - 1) * lr_decay)
         totals[i].copy_(h.add(totals[i], h.mul(g, g)))
@@ -230,13 +228,13 @@ def _fused_adagrad(
 
 @rule("_amp_foreach_non_finite_check_and_unscale_", "one operation an element", halves=True)
 def _unscale(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     gradients: Sequence[torch.Tensor],
     found_inf: torch.Tensor,
     inverse: torch.Tensor,
 ) -> None:
-    h = Hand(mode, "_amp_foreach_non_finite_check_and_unscale_")
+    h = Hand(context, "_amp_foreach_non_finite_check_and_unscale_")
     factor = inverse.reshape(())
     for g in gradients:
         if not bool(g.isfinite().all()):
@@ -247,7 +245,7 @@ def _unscale(
 
 @rule("_amp_update_scale_", "one product, where the scale changes")
 def _update_scale(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     scale: torch.Tensor,
     tracker: torch.Tensor,
@@ -256,7 +254,7 @@ def _update_scale(
     backoff: float,
     interval: int,
 ) -> torch.Tensor:
-    h = Hand(mode, "_amp_update_scale_")
+    h = Hand(context, "_amp_update_scale_")
     if bool(found_inf != 0):
         tracker.zero_()
         return scale.copy_(h.mul(scale, backoff))

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from morphbits.engines.native.arithmetic import Hand
+from morphbits.engines.native.context import Context
 from morphbits.engines.native.rules import check, refused, rule
-
-if TYPE_CHECKING:
-    from morphbits.engines.native.mode import RandomRounding
 
 
 def _planes(x: torch.Tensor, dims: int) -> torch.Tensor:
@@ -23,7 +21,7 @@ def _planes(x: torch.Tensor, dims: int) -> torch.Tensor:
 
 
 def _scattered(
-    mode: RandomRounding,
+    context: Context,
     name: str,
     index: torch.Tensor,
     planes: torch.Tensor,
@@ -33,7 +31,7 @@ def _scattered(
     index: one for all planes, or one each."""
     size = prod(shape) // max(planes.shape[0], 1)
     zeros = torch.zeros(planes.shape[0], size, dtype=planes.dtype)
-    return Hand(mode, name).scatter_add(zeros, index, planes).view(list(shape))
+    return Hand(context, name).scatter_add(zeros, index, planes).view(list(shape))
 
 
 _ADDED = "one addition an element of the output, in row-major order"
@@ -45,7 +43,7 @@ _ADDED = "one addition an element of the output, in row-major order"
     _ADDED,
 )
 def _max_pool_backward(
-    mode: RandomRounding, func: Any, gradient: torch.Tensor, x: torch.Tensor, *settings: Any
+    context: Context, func: Any, gradient: torch.Tensor, x: torch.Tensor, *settings: Any
 ) -> torch.Tensor:
     name = func.overloadpacket.__name__
     check(func, gradient, x)
@@ -53,7 +51,7 @@ def _max_pool_backward(
     indices = settings[-1]
     if indices.shape != gradient.shape:
         refused(func, gradient, x, *settings)
-    return _scattered(mode, name, _planes(indices, dims), _planes(gradient, dims), x.shape)
+    return _scattered(context, name, _planes(indices, dims), _planes(gradient, dims), x.shape)
 
 
 def _all(values: Sequence[int] | int | None, dims: int, default: Sequence[int]) -> list[int]:
@@ -114,13 +112,13 @@ class _Windows:
         return hand.chain("add", values.movedim(1, 0), operations=inside)
 
     def spread(
-        self, mode: RandomRounding, name: str, share: torch.Tensor, shape: Sequence[int]
+        self, context: Context, name: str, share: torch.Tensor, shape: Sequence[int]
     ) -> torch.Tensor:
         """What `sums` gathered from gets the share (planes, out voxels) of each window."""
         index, valid = self.places()
         where = valid.t().reshape(-1)  # voxel by voxel, its taps in order
         source = share[:, :, None].expand(-1, -1, index.shape[0]).flatten(1)
-        return _scattered(mode, name, index.t().reshape(-1)[where], source[:, where], shape)
+        return _scattered(context, name, index.t().reshape(-1)[where], source[:, where], shape)
 
 
 def _windows(
@@ -151,14 +149,14 @@ _AVERAGE = "a chain over the window in row-major order, then one division"
 
 @rule("avg_pool1d avg_pool2d avg_pool3d", _AVERAGE)
 def _avg_pool(
-    mode: RandomRounding, func: Any, x: torch.Tensor, *settings: Any, **options: Any
+    context: Context, func: Any, x: torch.Tensor, *settings: Any, **options: Any
 ) -> torch.Tensor:
     name = func.overloadpacket.__name__
     check(func, x)
     dims = int(name[8])
     out_shape = func(x.to("meta"), *settings, **options).shape
     windows = _windows(x, out_shape[-dims:], dims, *settings, **options)
-    hand = Hand(mode, name)
+    hand = Hand(context, name)
     total = windows.sums(hand, x)
     return hand.div(total, windows.divisor.reshape(-1)).view(out_shape)
 
@@ -169,7 +167,7 @@ def _avg_pool(
     "row-major order",
 )
 def _avg_pool_backward(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     gradient: torch.Tensor,
     x: torch.Tensor,
@@ -180,8 +178,8 @@ def _avg_pool_backward(
     check(func, gradient, x)
     dims = int(name[8])
     windows = _windows(x, gradient.shape[-dims:], dims, *settings, **options)
-    share = Hand(mode, name).div(_planes(gradient, dims), windows.divisor.reshape(-1))
-    return windows.spread(mode, name, share, x.shape)
+    share = Hand(context, name).div(_planes(gradient, dims), windows.divisor.reshape(-1))
+    return windows.spread(context, name, share, x.shape)
 
 
 @rule(
@@ -191,7 +189,7 @@ def _avg_pool_backward(
     _ADDED,
 )
 def _upsample_nearest_backward(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     gradient: torch.Tensor,
     output_size: Sequence[int],
@@ -206,7 +204,7 @@ def _upsample_nearest_backward(
     numbers = torch.arange(prod(sizes), dtype=torch.float64).view(1, 1, *sizes)
     forward = getattr(torch.ops.aten, name.removesuffix("_backward"))
     index = forward(numbers, list(output_size), *scales).long().view(-1)
-    return _scattered(mode, name, index, _planes(gradient, dims), input_size)
+    return _scattered(context, name, index, _planes(gradient, dims), input_size)
 
 
 class _Adaptive(_Windows):
@@ -231,13 +229,13 @@ class _Adaptive(_Windows):
 
 @rule("_adaptive_avg_pool2d _adaptive_avg_pool3d", "a chain over the window; a division an axis")
 def _adaptive_avg_pool(
-    mode: RandomRounding, func: Any, x: torch.Tensor, output_size: Sequence[int]
+    context: Context, func: Any, x: torch.Tensor, output_size: Sequence[int]
 ) -> torch.Tensor:
     name = func.overloadpacket.__name__
     check(func, x)
     dims = len(output_size)
     windows = _Adaptive(x.shape[x.dim() - dims :], output_size)
-    hand = Hand(mode, name)
+    hand = Hand(context, name)
     total = windows.sums(hand, x)
     return windows.share(hand, total).view(*x.shape[: x.dim() - dims], *output_size)
 
@@ -247,14 +245,14 @@ def _adaptive_avg_pool(
     "a division an axis, then one addition for each element of the window, in row-major order",
 )
 def _adaptive_avg_pool_backward(
-    mode: RandomRounding, func: Any, gradient: torch.Tensor, x: torch.Tensor
+    context: Context, func: Any, gradient: torch.Tensor, x: torch.Tensor
 ) -> torch.Tensor:
     name = func.overloadpacket.__name__
     check(func, gradient, x)
     dims = 2 if "2d" in name else 3
     windows = _Adaptive(x.shape[x.dim() - dims :], gradient.shape[x.dim() - dims :])
-    share = windows.share(Hand(mode, name), _planes(gradient, dims))
-    return windows.spread(mode, name, share, x.shape)
+    share = windows.share(Hand(context, name), _planes(gradient, dims))
+    return windows.spread(context, name, share, x.shape)
 
 
 @rule(
@@ -262,13 +260,13 @@ def _adaptive_avg_pool_backward(
     _ADDED,
 )
 def _adaptive_max_pool_backward(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     gradient: torch.Tensor,
     x: torch.Tensor,
     indices: torch.Tensor,
 ) -> torch.Tensor:
-    return _max_pool_backward(mode, func, gradient, x, indices)
+    return _max_pool_backward(context, func, gradient, x, indices)
 
 
 @rule(
@@ -277,7 +275,7 @@ def _adaptive_max_pool_backward(
     _ADDED,
 )
 def _pad_backward(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     gradient: torch.Tensor,
     x: torch.Tensor,
@@ -289,12 +287,12 @@ def _pad_backward(
     sizes = x.shape[x.dim() - dims :]
     numbers = torch.arange(prod(sizes), dtype=torch.float64).view(1, 1, *sizes)
     index = getattr(torch.ops.aten, name.removesuffix("_backward"))(numbers, list(padding))
-    return _scattered(mode, name, index.long().view(-1), _planes(gradient, dims), x.shape)
+    return _scattered(context, name, index.long().view(-1), _planes(gradient, dims), x.shape)
 
 
 @rule("col2im", "one addition an element of the columns, in row-major order")
 def _col2im(
-    mode: RandomRounding, func: Any, columns: torch.Tensor, size: Sequence[int], *window: Any
+    context: Context, func: Any, columns: torch.Tensor, size: Sequence[int], *window: Any
 ) -> torch.Tensor:
     check(func, columns)
     batched = columns if columns.dim() == 3 else columns[None]
@@ -303,5 +301,7 @@ def _col2im(
     inside = index >= 0
     planes = batched.reshape(-1, index.shape[0])[:, inside]
     channels = batched.shape[1] * batched.shape[2] // index.shape[0]
-    added = _scattered(mode, "col2im", index[inside], planes, [batched.shape[0], channels, *size])
+    added = _scattered(
+        context, "col2im", index[inside], planes, [batched.shape[0], channels, *size]
+    )
     return added if columns.dim() == 3 else added[0]

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from morphbits.engines.native.arithmetic import Hand
+from morphbits.engines.native.context import Context
 from morphbits.engines.native.rules import check, refused, rule
-
-if TYPE_CHECKING:
-    from morphbits.engines.native.mode import RandomRounding
 
 CASCADE = "chains of up to 256 terms, dealt out in turn; their sums again"
 
@@ -23,7 +21,7 @@ def as_dims(dim: int | Sequence[int] | None) -> list[int] | None:
 
 @rule("sum", CASCADE)
 def _sum(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     x: torch.Tensor,
     dim: Any = None,
@@ -33,7 +31,7 @@ def _sum(
     if not (dtype or x.dtype).is_floating_point:
         whole = dim is None and func._overloadname != "dim_IntList"
         return func(x, dtype=dtype) if whole else func(x, dim, keepdim, dtype=dtype)
-    hand = Hand(mode, "sum")
+    hand = Hand(context, "sum")
     x = hand.to(x, dtype or x.dtype)
     check(func, x)
     return hand.sum(x, as_dims(dim), keepdim, torchs=True)
@@ -41,14 +39,14 @@ def _sum(
 
 @rule("mean", f"{CASCADE}; one division")
 def _mean(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     x: torch.Tensor,
     dim: Any = None,
     keepdim: bool = False,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    hand = Hand(mode, "mean")
+    hand = Hand(context, "mean")
     x = hand.to(x, dtype or x.dtype)
     check(func, x)
     return hand.mean(x, as_dims(dim), keepdim, torchs=True)
@@ -56,7 +54,7 @@ def _mean(
 
 @rule("nansum", f"as sum, NaN as 0: {CASCADE}")
 def _nansum(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     x: torch.Tensor,
     dim: Any = None,
@@ -64,7 +62,7 @@ def _nansum(
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     present = torch.where(x.isnan(), torch.zeros((), dtype=x.dtype), x)
-    return mode.apply(torch.ops.aten.sum, present, as_dims(dim), keepdim, dtype=dtype)
+    return context.apply(torch.ops.aten.sum, present, as_dims(dim), keepdim, dtype=dtype)
 
 
 def _centered(
@@ -86,7 +84,7 @@ def _centered(
     "in float64; the root",
 )
 def _variance(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     x: torch.Tensor,
     dim: Any = None,
@@ -101,8 +99,8 @@ def _variance(
     if unbiased:
         correction = int(unbiased[0])
         keepdim = bool(unbiased[1]) if len(unbiased) > 1 else keepdim
-    hand = Hand(mode, name)
-    wide = x if mode.halves else x.double()
+    hand = Hand(context, name)
+    wide = x if context.halves else x.double()
     variance, mean = _centered(hand, wide, dim, correction, keepdim)
     spread = hand.sqrt(variance) if name.startswith("std") else variance
     if name.endswith("_mean"):
@@ -113,7 +111,7 @@ def _variance(
 @rule("linalg__powsum", f"as linalg_vector_norm, without the root: {CASCADE}")
 @rule("linalg_vector_norm norm", f"2: root of the sum of squares; 1: sum; other powers; {CASCADE}")
 def _norm(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     x: torch.Tensor,
     ord: Any = 2,
@@ -121,7 +119,7 @@ def _norm(
     keepdim: bool = False,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    hand = Hand(mode, func.overloadpacket.__name__)
+    hand = Hand(context, func.overloadpacket.__name__)
     x = hand.to(x, dtype or x.dtype)
     check(func, x)
     dims, order = as_dims(dim), 2.0 if ord is None else float(ord)
@@ -141,15 +139,15 @@ def _norm(
 
 @rule("dist", "a − b, then as linalg_vector_norm")
 def _dist(
-    mode: RandomRounding, func: Any, x: torch.Tensor, y: torch.Tensor, p: float = 2
+    context: Context, func: Any, x: torch.Tensor, y: torch.Tensor, p: float = 2
 ) -> torch.Tensor:
     check(func, x, y)
-    return _norm(mode, func, Hand(mode, "dist").sub(x, y), p)
+    return _norm(context, func, Hand(context, "dist").sub(x, y), p)
 
 
 def _scan(operation: str) -> Any:
     def handler(
-        mode: RandomRounding,
+        context: Context,
         func: Any,
         x: torch.Tensor,
         dim: int,
@@ -158,7 +156,7 @@ def _scan(operation: str) -> Any:
         name = func.overloadpacket.__name__
         if not (dtype or x.dtype).is_floating_point:
             return func(x, dim, dtype=dtype)
-        hand = Hand(mode, name)
+        hand = Hand(context, name)
         source = hand.to(x, dtype or x.dtype)
         check(func, source)
         if x.dim() == 0 or x.numel() == 0:
@@ -175,17 +173,17 @@ rule("cumprod cumprod_", "one chain; every partial product")(_scan("mul"))
 
 
 @rule("trace", "one chain, of float32 in float64")
-def _trace(mode: RandomRounding, func: Any, x: torch.Tensor) -> torch.Tensor:
+def _trace(context: Context, func: Any, x: torch.Tensor) -> torch.Tensor:
     check(func, x)
     if x.dim() != 2:
         refused(func, x)
-    hand = Hand(mode, "trace")
+    hand = Hand(context, "trace")
     return hand.to(hand.chain("add", x.diagonal().double()), x.dtype)
 
 
 @rule("prod", "one chain of multiplications in row-major order")
 def _prod(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     x: torch.Tensor,
     dim: int | None = None,
@@ -194,7 +192,7 @@ def _prod(
 ) -> torch.Tensor:
     if not (dtype or x.dtype).is_floating_point:
         return func(x, dim, keepdim, dtype=dtype) if dim is not None else func(x, dtype=dtype)
-    hand = Hand(mode, "prod")
+    hand = Hand(context, "prod")
     x = hand.to(x, dtype or x.dtype)
     check(func, x)
     if dim is None:
@@ -205,12 +203,12 @@ def _prod(
 
 @rule("logsumexp", "max + log(sum(exp(x − max)))")
 def _logsumexp(
-    mode: RandomRounding, func: Any, x: torch.Tensor, dim: Any, keepdim: bool = False
+    context: Context, func: Any, x: torch.Tensor, dim: Any, keepdim: bool = False
 ) -> torch.Tensor:
-    hand, dims = Hand(mode, "logsumexp"), as_dims(dim) or list(range(x.dim()))
+    hand, dims = Hand(context, "logsumexp"), as_dims(dim) or list(range(x.dim()))
     if not x.is_floating_point():
         dtype = torch.get_default_dtype()
-        whole = _logsumexp(mode, func, hand.wide(x, dtype), dim, keepdim)
+        whole = _logsumexp(context, func, hand.wide(x, dtype), dim, keepdim)
         return hand.to(whole, dtype)
     check(func, x)
     if x.numel() == 0:
@@ -222,11 +220,11 @@ def _logsumexp(
 
 
 @rule("logcumsumexp", "one chain; max + log1p(exp(min − max)) of every partial sum and the next")
-def _logcumsumexp(mode: RandomRounding, func: Any, x: torch.Tensor, dim: int) -> torch.Tensor:
+def _logcumsumexp(context: Context, func: Any, x: torch.Tensor, dim: int) -> torch.Tensor:
     check(func, x)
     if x.dim() == 0 or x.numel() == 0:
         return x.clone()
-    hand, rows = Hand(mode, "logcumsumexp"), x.movedim(dim, 0)
+    hand, rows = Hand(context, "logcumsumexp"), x.movedim(dim, 0)
     partial = [rows[0].clone()]
     for row in rows[1:]:
         low, high = torch.minimum(partial[-1], row), torch.maximum(partial[-1], row)

@@ -10,15 +10,13 @@ import math
 from collections.abc import Sequence
 from itertools import product
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from morphbits.engines.native.arithmetic import Hand
+from morphbits.engines.native.context import Context
 from morphbits.engines.native.rules import check, rule
-
-if TYPE_CHECKING:
-    from morphbits.engines.native.mode import RandomRounding
 
 T = torch.Tensor
 Axis = tuple[list[T], list[T]]  # the taps of each output position: their indices, their weights
@@ -90,7 +88,7 @@ def _settings(
     "axis by axis, the last first: lower·weight + upper·weight; the weights' arithmetic, too",
 )
 def _linear(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     x: torch.Tensor,
     output_size: Sequence[int] | None,
@@ -99,7 +97,7 @@ def _linear(
 ) -> torch.Tensor:
     name = func.overloadpacket.__name__
     check(func, x)
-    hand, dims = Hand(mode, name), x.dim() - 2
+    hand, dims = Hand(context, name), x.dim() - 2
     if func._overloadname == "vec":  # sizes or factors of a list
         align, factors = args
         if output_size is None:
@@ -131,7 +129,7 @@ def _linear(
     "in row-major order",
 )
 def _linear_backward(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     gradient: torch.Tensor,
     output_size: Sequence[int],
@@ -141,7 +139,7 @@ def _linear_backward(
 ) -> torch.Tensor:
     name = func.overloadpacket.__name__
     check(func, gradient)
-    hand, dims = Hand(mode, name), gradient.dim() - 2
+    hand, dims = Hand(context, name), gradient.dim() - 2
     align, scales = _settings(dims, args, kwargs)
     axes = [
         _linear_axis(
@@ -185,7 +183,7 @@ def _cubic_axis(
     "gradient·(weight_y·weight_x), added to sixteen places, outputs in row-major order",
 )
 def _bicubic_backward(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     gradient: torch.Tensor,
     output_size: Sequence[int],
@@ -194,7 +192,7 @@ def _bicubic_backward(
     *scales: float | None,
 ) -> torch.Tensor:
     check(func, gradient)
-    h = Hand(mode, "upsample_bicubic2d_backward")
+    h = Hand(context, "upsample_bicubic2d_backward")
     factors = [*scales, None, None][:2]
     axes = [
         _cubic_axis(h, input_size[2 + d], output_size[d], align, factors[d], gradient.dtype)
@@ -266,7 +264,7 @@ _WIDE = (
     f"{_WIDE}axis by axis, the last first: a chain over the filter's width of value·weight",
 )
 def _wide(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     x: T,
     output_size: Sequence[int],
@@ -275,7 +273,7 @@ def _wide(
 ) -> T:
     check(func, x)
     name = func.overloadpacket.__name__
-    h, kind, factors = Hand(mode, name), name.split("_")[2][:-2], [*scales, None, None][:2]
+    h, kind, factors = Hand(context, name), name.split("_")[2][:-2], [*scales, None, None][:2]
     for d in (1, 0):
         size, out = x.shape[2 + d], output_size[d]
         if size == out:
@@ -297,7 +295,7 @@ def _wide(
     f"{_WIDE}weight·weight·gradient, added to the filter's places, outputs in row-major order",
 )
 def _wide_backward(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     gradient: T,
     output_size: Sequence[int],
@@ -307,7 +305,7 @@ def _wide_backward(
 ) -> T:
     check(func, gradient)
     name = func.overloadpacket.__name__
-    h, kind, factors = Hand(mode, name), name.split("_")[2][:-2], [*scales, None, None][:2]
+    h, kind, factors = Hand(context, name), name.split("_")[2][:-2], [*scales, None, None][:2]
     axes: list[Axis] = []
     for d in range(2):
         size, out = input_size[2 + d], output_size[d]

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from morphbits.engines.native.arithmetic import Hand
+from morphbits.engines.native.context import Context
 from morphbits.engines.native.operators.elementwise import write
 from morphbits.engines.native.rules import check, refused, rule
-
-if TYPE_CHECKING:
-    from morphbits.engines.native.mode import RandomRounding
 
 _ORDER = "one addition a source element, in the order of the sources"
 
@@ -25,7 +23,7 @@ def _moved(x: torch.Tensor, dim: int) -> torch.Tensor:
 
 @rule("index_add index_add_", f"{_ORDER}; a factor alpha is one operation more")
 def _index_add(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     to: torch.Tensor,
     dim: int,
@@ -38,12 +36,12 @@ def _index_add(
         return func(to, dim, index, source, alpha=alpha)
     if to.dim() == 0 and source.dim() <= 1 and source.numel() == index.numel() == 1:
         one, at, added = to.reshape(1), index.reshape(1), source.reshape(1)
-        result = _index_add(mode, func, one, 0, at, added, alpha)
+        result = _index_add(context, func, one, 0, at, added, alpha)
         return to if name.endswith("_") else result.reshape(())
     if to.dim() == 0 or source.dim() != to.dim() or index.dim() != 1 or source.dtype != to.dtype:
         refused(func, to, dim, index, source)
     check(func, to, source)
-    hand = Hand(mode, name)
+    hand = Hand(context, name)
     others = [n for d, n in enumerate(to.shape) if d != dim % to.dim()]
     if index.shape[0] != source.shape[dim] or others != [
         n for d, n in enumerate(source.shape) if d != dim % to.dim()
@@ -54,12 +52,12 @@ def _index_add(
     )
     moved_shape = [to.shape[dim], *others]
     result = result.t().reshape(moved_shape).movedim(0, dim)
-    return write(mode, name, to, result) if name.endswith("_") else result.contiguous()
+    return write(context, name, to, result) if name.endswith("_") else result.contiguous()
 
 
 @rule("scatter_add scatter_add_", _ORDER)
 def _scatter_add(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     to: torch.Tensor,
     dim: int,
@@ -80,10 +78,10 @@ def _scatter_add(
         refused(func, to, dim, index, source)
     source = source[tuple(slice(n) for n in index.shape)]
     flat = _flat_index(to1.shape, dim, index)
-    hand = Hand(mode, name)
+    hand = Hand(context, name)
     result = hand.scatter_add(to1.reshape(1, -1), flat.reshape(-1), source.reshape(1, -1))
     result = result.view(to.shape)
-    return write(mode, name, to, result) if name.endswith("_") else result
+    return write(context, name, to, result) if name.endswith("_") else result
 
 
 def _flat_index(shape: torch.Size, dim: int, index: torch.Tensor) -> torch.Tensor:
@@ -106,7 +104,7 @@ def _flat_index(shape: torch.Size, dim: int, index: torch.Tensor) -> torch.Tenso
 
 @rule("index_put index_put_ _index_put_impl_ _unsafe_index_put", _ORDER, halves=False)
 def _index_put(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     to: torch.Tensor,
     indices: Any,
@@ -119,7 +117,7 @@ def _index_put(
         mask = all(i is None or i.dtype in (torch.bool, torch.uint8) for i in indices)
         if values.numel() != 1 or accumulate or not (mask and to.is_floating_point()):
             refused(func, to, indices, values, accumulate)
-        values = Hand(mode, name).to(values, to.dtype)
+        values = Hand(context, name).to(values, to.dtype)
     if not accumulate or not to.is_floating_point():
         if name in ("_index_put_impl_",):
             return func(to, indices, values, accumulate, unsafe)
@@ -128,15 +126,15 @@ def _index_put(
     places = torch.arange(to.numel()).view(to.shape)
     index = torch.ops.aten.index.Tensor(places, indices)
     values = values.expand(index.shape)
-    hand = Hand(mode, name)
+    hand = Hand(context, name)
     result = hand.scatter_add(to.reshape(1, -1), index.reshape(-1), values.reshape(1, -1))
     result = result.view(to.shape)
-    return write(mode, name, to, result) if name.endswith("_") else result
+    return write(context, name, to, result) if name.endswith("_") else result
 
 
 @rule("embedding_dense_backward", _ORDER)
 def _embedding_dense_backward(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     gradient: torch.Tensor,
     indices: torch.Tensor,
@@ -145,7 +143,7 @@ def _embedding_dense_backward(
     scale_grad_by_freq: bool,
 ) -> torch.Tensor:
     check(func, gradient)
-    hand = Hand(mode, "embedding_dense_backward")
+    hand = Hand(context, "embedding_dense_backward")
     width = gradient.shape[-1]
     index, rows = indices.reshape(-1).long(), gradient.reshape(-1, width)
     keep = index != padding_idx
@@ -198,7 +196,7 @@ _REDUCED = (
 
 @rule("scatter_reduce scatter_reduce_ index_reduce index_reduce_", _REDUCED)
 def _reduce_into(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     to: torch.Tensor,
     dim: int,
@@ -225,14 +223,14 @@ def _reduce_into(
     index = index.reshape(index.shape or (1,))
     source = source.reshape(source.shape or (1,))[tuple(slice(n) for n in index.shape)]
     flat = _flat_index(shape, dim, index).reshape(-1)
-    h = Hand(mode, name)
+    h = Hand(context, name)
     out = _joined(h, kind, to.reshape(-1), flat, source.reshape(-1), include_self)
-    return write(mode, name, to, out.view(to.shape)) if name[-1] == "_" else out.view(to.shape)
+    return write(context, name, to, out.view(to.shape)) if name[-1] == "_" else out.view(to.shape)
 
 
 @rule("put put_", f"with accumulate: {_ORDER}; else exact")
 def _put(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     to: torch.Tensor,
     index: torch.Tensor,
@@ -244,13 +242,13 @@ def _put(
         return func(to, index, source, accumulate)
     check(func, to, source)
     at = torch.where(index < 0, index + to.numel(), index).reshape(-1)
-    out = Hand(mode, name).scatter_add(to.reshape(1, -1), at, source.reshape(1, -1))
-    return write(mode, name, to, out.view(to.shape)) if name[-1] == "_" else out.view(to.shape)
+    out = Hand(context, name).scatter_add(to.reshape(1, -1), at, source.reshape(1, -1))
+    return write(context, name, to, out.view(to.shape)) if name[-1] == "_" else out.view(to.shape)
 
 
 @rule("bincount", f"weights: {_ORDER}; a count rounds nothing", halves=True)
 def _bincount(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     x: torch.Tensor,
     weights: torch.Tensor | None = None,
@@ -259,7 +257,7 @@ def _bincount(
     if weights is None:
         return func(x, None, minlength)
     zeros = torch.zeros_like(func(x, None, minlength)[None], dtype=torch.float32)
-    h = Hand(mode, "bincount")
+    h = Hand(context, "bincount")
     if weights.dtype != torch.float32:  # as in torch
         zeros, weights = zeros.double(), h.to(weights, torch.float64)
     check(func, weights)

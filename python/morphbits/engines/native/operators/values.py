@@ -4,16 +4,14 @@ input, not its arithmetic."""
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from morphbits.engines.native.arithmetic import HALVES, Hand
+from morphbits.engines.native.context import Context
 from morphbits.engines.native.rules import refused, rule
 from morphbits.errors import UserError
-
-if TYPE_CHECKING:
-    from morphbits.engines.native.mode import RandomRounding
 
 
 def _wide(func: Any, dtype: torch.dtype) -> torch.dtype:
@@ -37,7 +35,7 @@ def _ends(start: Any, end: Any, dtype: torch.dtype) -> tuple[Any, Any]:
     halves=True,
 )
 def _linspace(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     start: Any,
     end: Any,
@@ -47,10 +45,10 @@ def _linspace(
     **options: Any,
 ) -> torch.Tensor:
     dtype = dtype or torch.get_default_dtype()
-    h, wide = Hand(mode, "linspace"), _wide(func, dtype)
+    h, wide = Hand(context, "linspace"), _wide(func, dtype)
     if wide != dtype:
         ends = _ends(start, end, dtype)
-        return h.to(_linspace(mode, func, *ends, steps, dtype=wide), dtype)
+        return h.to(_linspace(context, func, *ends, steps, dtype=wide), dtype)
     first, last = h.to(start, dtype), h.to(end, dtype)
     if steps < 2:
         return first.expand(steps).clone()
@@ -62,7 +60,7 @@ def _linspace(
 
 
 @rule("arange", "whole steps: exact; else start + i·step", halves=True)
-def _arange(mode: RandomRounding, func: Any, *limits: Any, **options: Any) -> torch.Tensor:
+def _arange(context: Context, func: Any, *limits: Any, **options: Any) -> torch.Tensor:
     dtype = options.get("dtype")
     if dtype is None:
         whole = all(isinstance(x, int) for x in limits)
@@ -71,14 +69,14 @@ def _arange(mode: RandomRounding, func: Any, *limits: Any, **options: Any) -> to
         return func(*limits, **options)
     start, step = (0, 1) if len(limits) == 1 else (limits[0], *limits[2:], 1)[:2]
     count = len(func(*limits, **{**options, "dtype": torch.float64}))
-    h, wide = Hand(mode, "arange"), _wide(func, dtype)
+    h, wide = Hand(context, "arange"), _wide(func, dtype)
     steps = h.mul(torch.arange(count, dtype=wide), torch.tensor(step, dtype=wide))
     return h.to(h.add(steps, torch.tensor(start, dtype=wide)), dtype)
 
 
 @rule("logspace", "as linspace, then base to its power", halves=True)
 def _logspace(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     start: Any,
     end: Any,
@@ -90,14 +88,14 @@ def _logspace(
 ) -> torch.Tensor:
     dtype = dtype or torch.get_default_dtype()
     wide = _wide(func, dtype)
-    exponents = _linspace(mode, func, *_ends(start, end, dtype), steps, dtype=wide)
-    h = Hand(mode, "logspace")
-    return h.to(mode.apply(torch.ops.aten.pow.Scalar, base, exponents), dtype)
+    exponents = _linspace(context, func, *_ends(start, end, dtype), steps, dtype=wide)
+    h = Hand(context, "logspace")
+    return h.to(context.apply(torch.ops.aten.pow.Scalar, base, exponents), dtype)
 
 
 @rule("histc", "edges as `linspace`; elements are compared with them and counted")
 def _histc(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     x: torch.Tensor,
     bins: int = 100,
@@ -109,7 +107,7 @@ def _histc(
         low, high = float(x.min()), float(x.max())
     if low == high:
         low, high = low - 1, high + 1
-    edges = mode.apply(torch.ops.aten.linspace, low, high, bins + 1, dtype=x.dtype)
+    edges = context.apply(torch.ops.aten.linspace, low, high, bins + 1, dtype=x.dtype)
     inside = x[(x >= low) & (x <= high)].reshape(-1)
     place = torch.searchsorted(edges, inside, right=True).clamp(max=bins) - 1
     return torch.bincount(place, minlength=bins).to(plain.dtype)
@@ -124,7 +122,7 @@ _WINDOWS = {"hann_window": (0.5, 0.5, 0), "blackman_window": (0.42, 0.5, 0.08)}
     halves=True,
 )
 def _window(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     n: int,
     periodic: bool = True,
@@ -135,7 +133,7 @@ def _window(
     **options: Any,
 ) -> torch.Tensor:
     name, dtype = func.overloadpacket.__name__, dtype or torch.get_default_dtype()
-    h, wide = Hand(mode, name), _wide(func, dtype)
+    h, wide = Hand(context, name), _wide(func, dtype)
     if n <= 1:
         return torch.ones(n, dtype=dtype)
     position = torch.arange(n, dtype=wide)
@@ -150,14 +148,14 @@ def _window(
 
 @rule("normal", "a normal number times a tensor of deviations, plus the mean", halves=True)
 def _normal(
-    mode: RandomRounding, func: Any, mean: Any, std: Any = 1.0, *size: Any, **options: Any
+    context: Context, func: Any, mean: Any, std: Any = 1.0, *size: Any, **options: Any
 ) -> torch.Tensor:
     if size or not any(isinstance(x, torch.Tensor) for x in (mean, std)):
         return func(mean, std, *size, **options)  # numbers of the program: as `normal_`
     tensors = [x for x in (mean, std) if isinstance(x, torch.Tensor)]
     shape = torch.broadcast_shapes(*(x.shape for x in tensors))
     out = torch.empty(shape, dtype=tensors[0].dtype)
-    h, dtype, scaled = Hand(mode, "normal"), out.dtype, isinstance(std, torch.Tensor)
+    h, dtype, scaled = Hand(context, "normal"), out.dtype, isinstance(std, torch.Tensor)
     out.normal_(0, 1 if scaled else std, generator=options.get("generator"))
     mean = mean if isinstance(mean, torch.Tensor) else torch.full((), mean, dtype=dtype)
     wide = [x.to(torch.promote_types(x.dtype, torch.float32)) for x in (out, mean)]
@@ -173,7 +171,7 @@ def _normal(
     "partial sums as one chain, one division each, and the place of a uniform number among them",
 )
 def _multinomial(
-    mode: RandomRounding,
+    context: Context,
     func: Any,
     x: torch.Tensor,
     count: int,
@@ -181,7 +179,7 @@ def _multinomial(
     *,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    h, rows = Hand(mode, "multinomial"), torch.atleast_2d(x)
+    h, rows = Hand(context, "multinomial"), torch.atleast_2d(x)
     unfit = (rows < 0).any() or not rows.isfinite().all() or (rows == 0).all(1).any()
     if rows.dim() != 2 or bool(unfit) or (count > rows.shape[1] and not replacement):
         refused(func, x, count, replacement)
@@ -199,10 +197,10 @@ def _multinomial(
 
 
 @rule("_efficientzerotensor", "zeros, which the kernels can read", halves=True)
-def _zeros(mode: RandomRounding, func: Any, size: Any, **options: Any) -> torch.Tensor:
+def _zeros(context: Context, func: Any, size: Any, **options: Any) -> torch.Tensor:
     return torch.zeros(size, **options)
 
 
 @rule("allclose", "as isclose: one product and two additions an element", halves=True)
-def _allclose(mode: RandomRounding, func: Any, *args: Any, **kwargs: Any) -> bool:
-    return bool(mode.apply(torch.isclose, *args, **kwargs).all())
+def _allclose(context: Context, func: Any, *args: Any, **kwargs: Any) -> bool:
+    return bool(context.apply(torch.isclose, *args, **kwargs).all())
