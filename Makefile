@@ -137,8 +137,8 @@ models: $(stamp) ## download the two published SynthMorph models and the study's
 
 ##@ Develop
 .PHONY: operators
-operators: $(stamp) ## write the table of perturbed operators into notes/native-engine.md
-	PYTHONPATH=python $(venv) -m morphbits.engines.native.table notes/native-engine.md
+operators: $(stamp) ## write the page of perturbed operators, notes/operators.md
+	PYTHONPATH=python $(venv) -m morphbits.engines.native.table notes/operators.md
 
 .PHONY: setup
 setup: ## install .venv from the lock files, compile the kernels (every verb does it when needed)

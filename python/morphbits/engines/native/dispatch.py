@@ -164,7 +164,7 @@ class RandomRounding(Context, TorchDispatchMode):
         numbers = "complex numbers" if any(map(is_complex, given)) else "floating-point data"
         raise UserError(
             f"the native engine has no rule for the operator {func} on {numbers} of these types; "
-            "write the model with operators it knows (notes/native-engine.md lists them) and "
+            "write the model with operators it knows (notes/operators.md lists them) and "
             f"operands of one type, let it pass unperturbed by allow=['{name}'], or run the model "
             "under Verrou"
         )

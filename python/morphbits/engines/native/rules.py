@@ -1,7 +1,7 @@
 """The table of operators: which have a rule, and what each rule does.
 
-A rule is a function of (mode, the operator, its arguments). The table in notes/native-engine.md
-is printed from here.
+A rule is a function of (context, the operator, its arguments). From this table, notes/operators.md
+is written.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Write the table of perturbed operators into notes/native-engine.md, from the rules themselves.
+"""Write the page of perturbed operators, notes/operators.md, from the rules themselves.
 
-python -m morphbits.engines.native.table ../notes/native-engine.md
+python -m morphbits.engines.native.table ../notes/operators.md
 """
 
 from __future__ import annotations
@@ -13,7 +13,24 @@ from pathlib import Path
 from morphbits.engines.native import operators  # noqa: F401  (fills the table)
 from morphbits.engines.native.rules import PASS, RULES
 
-BEGIN, END = "<!-- table: make operators -->", "<!-- end of table -->"
+_PAGE = """\
+# Operators of the native engine
+
+Written by `make operators` from the rules; do not edit. [native-engine.md](native-engine.md) says
+how the engine is used and where it computes differently from torch.
+
+{perturbed} operators are perturbed. Each row gives the elementary operations of its operators and
+the order in which they are done. Every elementary operation is rounded by the mode.
+
+{table}
+
+{passed} operators pass, because they round nothing (some only where all their operands have one
+type):
+
+```
+{names}
+```
+"""
 _KERNELS = {
     "activations": "elementwise, functions, chains",
     "collectives": "elementwise",
@@ -37,7 +54,7 @@ _KERNELS = {
 
 
 def markdown() -> str:
-    """The table: the operators of one rule in a row, module by module."""
+    """The page: the operators of one rule in a row, module by module."""
     rows = sorted((rule.room, rule.order, name) for name, rule in RULES.items())
     lines = ["| operators | operations and their order |", "|---|---|"]
     for room, of_room in groupby(rows, key=lambda row: row[0]):
@@ -45,20 +62,13 @@ def markdown() -> str:
         for order, same in groupby(of_room, key=lambda row: row[1]):
             names = " ".join(f"`{name}`" for *_, name in same)
             lines.append(f"| {names} | {order.replace('|', chr(92) + '|')} |")
-    passing = textwrap.fill(" ".join(sorted(PASS)), 118, break_on_hyphens=False)
-    return (
-        f"{len(RULES)} operators are perturbed:\n\n" + "\n".join(lines) + "\n\n"
-        f"{len(PASS)} pass, because they round nothing (some only where all their operands have "
-        f"one type):\n\n```\n{passing}\n```"
+    return _PAGE.format(
+        perturbed=len(RULES),
+        table="\n".join(lines),
+        passed=len(PASS),
+        names=textwrap.fill(" ".join(sorted(PASS)), 118, break_on_hyphens=False),
     )
 
 
-def insert(text: str) -> str:
-    """A note with its table made anew."""
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{markdown()}\n\n{END}{rest.split(END)[1]}"
-
-
 if __name__ == "__main__":
-    note = Path(sys.argv[1])
-    note.write_text(insert(note.read_text()))
+    Path(sys.argv[1]).write_text(markdown())
