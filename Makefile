@@ -53,7 +53,7 @@ verrou-sanity: $(stamp) ## prove in seconds that Verrou perturbs what it should 
 	PYTHONPATH=python $(venv) python/verrou_sanity.py
 
 .PHONY: compare
-compare: $(stamp) ## native against Verrou on a small case: bits, spread, map, time (FRAMEWORK, ONEDNN, JOBS)
+compare: $(stamp) ## compare native and Verrou on a small case: bits, spread, map, time (FRAMEWORK, ONEDNN)
 	$(venv) python/compare.py $(call options,FRAMEWORK ONEDNN ACCUMULATION JOBS DATA RESULTS)
 
 .PHONY: localize
@@ -66,11 +66,11 @@ recipe = $(call options,EXPERIMENT EPOCHS STEPS BATCH SEED THREADS ENGINE MODE A
 training = $(recipe) $(call options,MODEL_DIR SYNTH_PROCS) $(call flag,RESUME)
 
 .PHONY: train-single
-train-single: $(stamp) ## train a model in one process (EXPERIMENT=train-demo: minutes; RESUME=1 goes on)
+train-single: $(stamp) ## train a model in one process (EXPERIMENT=train-demo: minutes; RESUME=1 continues)
 	$(venv) python/train_single.py $(training)
 
 .PHONY: train-ddp
-train-ddp: $(stamp) ## train in NPROC processes; on several machines with NNODES and RDZV
+train-ddp: $(stamp) ## train in NPROC processes; on several machines with NNODES, RDZV and RUN_ID
 	NPROC='$(NPROC)' NNODES='$(NNODES)' RDZV='$(RDZV)' RUN_ID='$(RUN_ID)' scripts/train_ddp.sh $(training)
 
 .PHONY: train-slurm
@@ -78,7 +78,7 @@ train-slurm: $(stamp) ## train in NPROC processes on each of NNODES machines of 
 	NPROC='$(NPROC)' NNODES='$(NNODES)' SLURM_OPTIONS='$(SLURM_OPTIONS)' scripts/train_slurm.sh $(training)
 
 .PHONY: training-stability
-training-stability: $(stamp) ## train RUNS times each with nothing, seeds, data or roundings varied; a report
+training-stability: $(stamp) ## repeat a training RUNS times, varying nothing, first weights, data or roundings
 	$(venv) python/training_stability.py $(recipe) $(call options,RUNS JOBS)
 
 .PHONY: layers
@@ -86,11 +86,11 @@ layers: $(stamp) ## which stage of the network costs how many bits, in one SUBJE
 	$(layers) stages $(layer_options)
 
 .PHONY: precision
-precision: $(stamp) ## at how many bits of each result the registration breaks; float16, bfloat16, tf32
+precision: $(stamp) ## with how few bits per operation the registration still works; float16, bfloat16, tf32
 	$(layers) precision $(layer_options)
 
 .PHONY: orders
-orders: $(stamp) ## what the order of the sums in convolutions moves, against perturbation
+orders: $(stamp) ## how much the order of the sums in convolutions changes, compared with perturbation
 	$(layers) orders $(layer_options)
 
 layers = PYTHONPATH=python $(venv) python/layers.py
@@ -128,7 +128,7 @@ corr: $(stamp) ## get the study's CoRR images by DataLad, verified (SUBJECTS, SO
 	./install-corr.sh $(call options,SUBJECTS SOURCE TABLE JOBS DATA) $(call flag,DRY_RUN)
 
 .PHONY: preprocess
-preprocess: $(stamp) ## CoRR's heads to brains on the template (ROUTE, SUBJECTS, SIZE, JOBS, DATA)
+preprocess: $(stamp) ## CoRR's raw heads into brains on the template's grid (ROUTE, SUBJECTS, SIZE, JOBS, DATA)
 	$(venv) python/preprocess.py $(call options,SUBJECTS TABLE ROUTE SIZE ORIENTATION NAN JOBS DATA)
 
 .PHONY: models
@@ -153,16 +153,16 @@ test: $(stamp) ## the tests: CPU only, no network, at most ten minutes
 	$(pytest) -m 'not slow and not network and tensorflow'
 
 .PHONY: test-all
-test-all: $(stamp) ## the tests and those that take longer
+test-all: $(stamp) ## the tests, also those that take longer
 	$(pytest) -m 'not tensorflow'
 	$(pytest) -m tensorflow
 
 .PHONY: golden
-golden: $(stamp) ## record anew what must not move: hashes, names and bytes in tests/golden; see git diff
+golden: $(stamp) ## record again the hashes, names and bytes in tests/golden that must not change
 	PYTHONPATH=python $(venv) tests/golden/record.py
 
 .PHONY: sanitize
-sanitize: $(stamp) ## the kernels' tests, the kernels watched by AddressSanitizer and UBSan
+sanitize: $(stamp) ## run the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	MORPHBITS_SANITIZE=1 CC=gcc PYTHONPATH=python $(venv) -m morphbits.engines.native.build
 	cd python && ../scripts/with_sanitizers.sh ../$(venv) -m pytest -q --capture=sys -m 'not slow and not gpu' -k 'not emulated' \
 		../tests/engines/native/test_{sanitizers,elementwise,functions,sums,precision,convolution}.py
@@ -184,15 +184,15 @@ bench: $(stamp) ## time native against plain torch (FULL=1: full size as well), 
 	$(benchmark).$(if $(filter cuda,$(DEVICE)),gpu,native $(call options,THREADS)) $(call flag,FULL)
 
 .PHONY: bench-kernels
-bench-kernels: $(stamp) ## kernels against a core's limit, operators beside torch's, into notes/benchmarks/
+bench-kernels: $(stamp) ## time kernels (with a core's limit) and operators (with torch's), into notes/benchmarks/
 	$(benchmark).kernels
 
 .PHONY: function-errors
-function-errors: $(stamp) ## vector functions against the C library on all 2^32 arguments (hours, resumable)
+function-errors: $(stamp) ## compare vector functions with the C library on all 2^32 arguments (hours, resumable)
 	$(benchmark).function_errors
 
 .PHONY: kernel-orders
-kernel-orders: $(stamp) ## in which order torch and TensorFlow add here, by operator, into notes/benchmarks/
+kernel-orders: $(stamp) ## measure in which order torch and TensorFlow add, by operator, into notes/benchmarks/
 	$(benchmark).kernel_orders
 
 .PHONY: bench-synthesis
@@ -200,11 +200,11 @@ bench-synthesis: $(stamp) ## time and memory of SynthMorph's image synthesis, in
 	$(benchmark).synthesis
 
 .PHONY: bench-train
-bench-train: $(stamp) ## time training steps of torch against TensorFlow's, into notes/benchmarks/
+bench-train: $(stamp) ## time training steps in torch and in TensorFlow, into notes/benchmarks/
 	$(benchmark).training
 
 .PHONY: tf-parallelism
-tf-parallelism: $(stamp) ## what TensorFlow's parallel strategies do on CPUs, into notes/tf_parallelism.md
+tf-parallelism: $(stamp) ## try TensorFlow's parallel strategies on CPUs, into notes/tf_parallelism.md
 	$(benchmark).tf_parallelism
 
 .PHONY: model-summary
@@ -238,41 +238,41 @@ help: ## this list
 	  match($$0, /^[a-z-]+:.*## /) || match($$0, /^[A-Z_]+ [?]=.*## /) { \
 	    split($$0, word, /[ :]/); printf "  %-19s%s\n", word[1], substr($$0, RLENGTH + 1) }' Makefile
 
-##@ Variables of inference, phantom, significance and report
+##@ Variables of inference and of most other targets
 SUBJECTS ?=      ## how many subjects
-RUNS ?=          ## perturbed samples of each subject
-ENGINE ?=        ## auto, native, verrou or ieee
-MODE ?=          ## random, nearness, upward, downward, toward_zero or nearest
+RUNS ?=          ## perturbed samples of each subject; training-stability: trainings of each kind
+ENGINE ?=        ## who rounds: auto, native, verrou or ieee (nothing is perturbed)
+MODE ?=          ## rounding: random, nearness, upward, downward, toward_zero or nearest
 DATASET ?=       ## auto, phantom, corr or the folder of a BIDS dataset
 FIXED ?=         ## fixed image for a BIDS dataset (default: the one in its derivatives/*/tpl-*/)
 BIDS_FILTER ?=   ## which images of a BIDS dataset: 'ses-1 acq-mprage'; 'no-run run-1' is no run, or run 1
-SIZE ?=          ## voxels of the phantoms, also those of a training: 4mm, 2mm or 1mm
-MODEL ?=         ## an .h5 file in voxelmorph's format
-EXPERIMENT ?=    ## name of the folder below results/
-SEED ?=          ## first seed
-JOBS ?=          ## samples at a time
-THREADS ?=       ## threads of each sample
+SIZE ?=          ## voxel size of phantoms (also in trainings) and of preprocess: 4mm, 2mm or 1mm
+MODEL ?=         ## an .h5 file in voxelmorph's format (default: the demo model)
+EXPERIMENT ?=    ## name of the folder in results/, and of a file of options in python/experiments/, if any
+SEED ?=          ## the number from which all random seeds are derived
+JOBS ?=          ## how many samples, images or trainings at a time
+THREADS ?=       ## threads of each process
 ACCUMULATION ?=  ## order of sums in a convolution: sequential, direct, blocked:K or probe
-PRECISION ?=     ## bits of each result, 2 to 24, or float16, bfloat16, tf32
-PERTURB ?=       ## all, only:STAGE or except:STAGE of the network (encoder-1, flow, integration, …)
-SUBNORMALS ?=    ## keep or flush
+PRECISION ?=     ## significant bits of each operation's result, 2 to 24, or float16, bfloat16, tf32
+PERTURB ?=       ## what is perturbed: all, only:STAGE or except:STAGE (encoder-1, flow, integration, …)
+SUBNORMALS ?=    ## subnormal numbers: keep, or flush to zero
 REGION ?=        ## what Verrou perturbs: registration, or process
-LIBM ?=          ## Verrou: perturbed, or excluded
+LIBM ?=          ## Verrou: functions of the C library are perturbed, or excluded
 ONEDNN ?=        ## TensorFlow's kernels: on (oneDNN's) or off
-ALIGN ?=         ## how images meet: header, centre or auto
+ALIGN ?=         ## how moving and fixed image are aligned first: header, centre or auto
 MODEL_ORIENTATION ?= ## axes the model was trained in, e.g. RAS or LIA; fixed: those of the fixed file
-ORIENTATION ?=   ## axes of images whose files do not say them, as LAS (left, anterior, superior)
-NAN ?=           ## number that stands for voxels that are NaN or infinite
+ORIENTATION ?=   ## axes of images whose files do not give them, e.g. LAS (left, anterior, superior)
+NAN ?=           ## number that replaces voxels that are NaN or infinite
 CROP ?=          ## 1 leaves out the borders where both images are empty
-FRAMEWORK ?=     ## torch or tensorflow
+FRAMEWORK ?=     ## what computes the network: torch or tensorflow
 DATA ?=          ## folder of the datasets
 RESULTS ?=       ## folder of the experiments
-EXECUTOR ?=      ## local, or slurm: an array over the samples that are not done
+EXECUTOR ?=      ## who runs the samples: local, or slurm (an array over those that are not done)
 SLURM_OPTIONS ?= ## more options for sbatch, such as --partition=long
 SLURM_CONTAINER ?= ## run Slurm's tasks in the image, by apptainer, podman or docker (IMAGE=)
 TASK_SAMPLES ?=  ## Slurm: samples of one task (default: ten minutes' worth)
-WAIT ?=          ## Slurm: 0 returns when they are submitted; the same command again collects
-DRY_RUN ?=       ## 1 lists what would run
+WAIT ?=          ## Slurm: 0 returns once the samples are submitted; the same command later collects them
+DRY_RUN ?=       ## 1 lists what would run, with an estimate, and stops
 YES ?=           ## 1 starts even what takes more than two hours
 SUBJECT ?=       ## layers, precision, orders: number of the subject (default: 1)
 NOTES ?=         ## layers, precision, orders: 1 writes the tables to notes/benchmarks/ as well
@@ -285,21 +285,21 @@ ROUTE ?=         ## how CoRR is preprocessed: open, or freesurfer (needs its lic
 EPOCHS ?=        ## training epochs
 STEPS ?=         ## training steps of an epoch
 BATCH ?=         ## pairs per step and process
-LOSS ?=          ## dice, or tissues
-SMOOTHNESS ?=    ## weight of the warp's roughness
-LEARNING_RATE ?= ## of Adam at its highest
+LOSS ?=          ## dice (1 - overlap of labels), or tissues (squared difference of tissue maps)
+SMOOTHNESS ?=    ## weight of the warp's roughness in the loss
+LEARNING_RATE ?= ## highest learning rate of the optimizer, Adam
 LABELS ?=        ## train on SynthMorph's images from label maps: shapes, phantom, corr or a folder
 TARGETS ?=       ## labels whose overlap to optimize: fs, all, numbers (default: fs for corr, else all)
 SYNTH_PROCS ?=   ## processes that make these images, on each machine (default: 1)
 MODEL_DIR ?=     ## folder of the training (default: results/EXPERIMENT)
-RESUME ?=        ## 1 goes on from the last checkpoint
+RESUME ?=        ## 1 continues from the last checkpoint
 NPROC ?=         ## processes on a machine (default: 2)
 NNODES ?=        ## machines (default: 1)
-RDZV ?=          ## HOST:PORT where the machines meet
-RUN_ID ?=        ## name of a run of several machines
+RDZV ?=          ## HOST:PORT at which the machines of one training find each other
+RUN_ID ?=        ## name of a training on several machines, the same on each
 ##@ Variables of setup, bench, localize
 PYTHON ?=        ## a Python 3.11, 3.12 or 3.13 (default: the first one found)
 TORCH ?=         ## cpu or cuda: which build of torch (default: cpu)
 DEVICE ?=        ## bench: cpu, or cuda (default: cpu)
-FULL ?=          ## 1 benches full size as well (20 GB of memory)
+FULL ?=          ## bench: 1 times the full size as well (20 GB of memory)
 BY ?=            ## localize: task (layers and steps) or symbol (compiled functions)

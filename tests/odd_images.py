@@ -1,4 +1,4 @@
-"""Small images of odd kinds, as bytes: what a header says otherwise than most do."""
+"""Small images of odd kinds, as bytes: headers that differ from the usual ones."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ class Perturbation:
         "sequential",
         "native: order in which a convolution adds its products: sequential (TensorFlow's), "
         "direct (torch's on AVX-512), blocked:K (a gemm cut into K terms) or probe (torch's own "
-        "here, read off each layer's kernel)",
+        "on this machine, measured from each layer's kernel)",
         parse=choices.accumulation,
         engines=("native",),
         named=lambda value: value.replace(":", ""),
@@ -198,7 +198,7 @@ class Arithmetic(Perturbation, Reading):
     )
     seed: int = option(
         1,
-        "of the random roundings",
+        "seed of the random roundings",
         minimum=0,
         maximum=2**63,
         engines=PERTURBING,

@@ -95,7 +95,7 @@ def test_orders_are_compared_by_one_measure(case: Case, tmp_path: Path) -> None:
     for name, rows in (("orders", pairs), ("schemes", schemes), ("found", found)):
         write_table(tmp_path / f"{name}.csv", rows)
     page = Path(layers.write(tmp_path, case)).read_text()
-    assert "What the order of sums moves" in page and "read off torch" in page
+    assert "What the order of sums moves" in page and "measured from torch" in page
     note = layers.markdown(
         case, {n: layers.read_table(tmp_path / f"{n}.csv") for n in layers.TABLES}, "cpu"
     )

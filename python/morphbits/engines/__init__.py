@@ -26,7 +26,7 @@ class Counts:
 
     operations: int = 0
     operators: dict[str, int] = field(default_factory=dict)
-    orders: dict[str, str] = field(default_factory=dict)  # of sums, where they were read off
+    orders: dict[str, str] = field(default_factory=dict)  # of sums, where they were measured
 
 
 class Engine(Protocol):

@@ -13,7 +13,7 @@ from morphbits.engines import Counts
 _ORDERS = {
     "sequential": "TensorFlow's with oneDNN (one chain over taps and input channels)",
     "direct": "torch's own on AVX-512 (blocks of 16 input channels)",
-    "probe": "torch's own here, read off its kernel for each layer",
+    "probe": "torch's own on this machine, measured from its kernel for each layer",
     "blocked:192": "TensorFlow's without oneDNN, as under Valgrind (a gemm cut into 192 terms)",
 }
 

@@ -3,7 +3,7 @@
 A SynthMorph network is voxelmorph's `VxmDense` (TensorFlow, version 0.2) with the velocity field
 predicted and integrated at half resolution. Its `.h5` file is Keras' own format: the constructor's
 arguments as JSON in the attribute `model_config`, one group per layer below `model_weights`. The
-widths are read off the kernels' shapes, because older files name them differently (`enc_nf`,
+widths are inferred from the kernels' shapes, because older files name them differently (`enc_nf`,
 `nb_unet_features`, or not at all).
 
 Methods: SynthMorph, Hoffmann et al., IEEE TMI 2022, doi:10.1109/TMI.2021.3116879; file format:

@@ -138,8 +138,8 @@ class FreeSurfer:
 
 
 def _failure(ended: subprocess.CompletedProcess[str], log: Path) -> UserError:
-    """Why recon-all failed: its last lines say so of every failure alike, the reason stands above
-    them, in its log or, before there is one, in what it printed."""
+    """Why recon-all failed. Its last lines are the same for every failure; the reason is printed
+    before them, in its log or, where there is no log yet, in its output."""
     logged = log.read_text(errors="replace") if log.is_file() else ""
     lines = (logged or f"{ended.stdout}\n{ended.stderr}").splitlines()
     lines = [line.strip() for line in lines if not _ALWAYS.search(line)]

@@ -473,9 +473,9 @@ def schemes_table(rows: dict[str, list[Row]]) -> Table:
 
 
 def found_table(rows: dict[str, list[Row]]) -> Table:
-    """Orders read off torch, layer by layer."""
+    """Orders measured from torch, layer by layer."""
     return Table(
-        caption="Orders of sums read off torch’s kernels here (image by weight)",
+        caption="Orders of sums measured from torch’s kernels on this machine (image by weight)",
         header=["layer", "order, and whether it gives torch’s bytes"],
         rows=[[str(row["layer"]), str(row["found"])] for row in rows["found"]],
         text_columns=2,
@@ -498,7 +498,7 @@ def orders_words(rows: dict[str, list[Row]]) -> str:
         "convolutions add their products differs. Warps of two orders lie "
         f"{small(min(between))} to {small(max(between))} mm apart (RMS over the brain); random "
         f"rounding within one order moves them by {small(min(moved))} to {small(max(moved))} mm. "
-        "In the order read off torch’s own kernels the result "
+        "In the order measured from torch’s own kernels the result "
         + ("has torch’s bytes, every one" if same else "is near torch’s, but not its bytes")
         + ". The order also decides what perturbation finds: the same random rounding leaves "
         + ", ".join(f"{number(value)} bits of the warp in {name}" for name, value in bits.items())

@@ -117,8 +117,9 @@ def findings(study: Study) -> list[str]:
         f"With every rounding random, the trained weights share {shared['rounding']} of "
         f"{FLOAT32_BITS} bits (mean over layers); with other first weights "
         f"{shared['initialization']}, with other data {shared['data']}.",
-        f"A displacement in a held-out brain varies by {small(rounding)} mm over trainings that "
-        f"differ in nothing but roundings, by {small(seeds)} mm over other first weights: "
+        f"A displacement in a held-out brain varies by {small(rounding)} mm between trainings "
+        f"that differ only in their roundings, and by {small(seeds)} mm between trainings from "
+        f"other initial weights: "
         f"a ratio of {rounding / seeds:.2g}.",
     ]
 

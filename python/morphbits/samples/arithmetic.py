@@ -110,7 +110,7 @@ class Samples:
     warp_SXYZV: np.ndarray  # float32, voxels of the fixed grid
     operations: int
     seconds: float
-    orders: Mapping[str, str]  # of sums, by layer, where they were read off
+    orders: Mapping[str, str]  # of sums, by layer, where they were measured
 
 
 def make(case: Case, runs: int, **arithmetic: Any) -> Samples:
@@ -330,7 +330,7 @@ def orders(case: Case, runs: int, say: Say) -> tuple[list[Row], list[Row], list[
     rounding to nearest, in one order and in another, beside torch itself (``plain``).
 
     Three tables. Pairs of nearest results; each order, with what random rounding moves in it, by
-    the same measure; and the orders that were read off torch, by layer.
+    the same measure; and the orders that were measured from torch, by layer.
     """
     plain = make(case, 1, engine="ieee")
     nearest = {name: make(case, 1, mode="nearest", accumulation=name) for name in ORDERS}

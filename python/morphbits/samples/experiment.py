@@ -81,8 +81,8 @@ def recorded_dataset(results: Path, name: str) -> Dataset:
 
 
 def default_name(settings: ExperimentConfig, dataset: Dataset) -> str:
-    """``native-random-phantom-2mm-demo``: engine, mode, dataset, model, and what else was chosen
-    otherwise than by default, so that different experiments have different names."""
+    """``native-random-phantom-2mm-demo``: engine, mode, dataset, model, and every other
+    option that is not at its default, so that different experiments have different names."""
     words = [
         settings.engine,
         *([] if settings.engine == "ieee" else [settings.mode]),

@@ -4,9 +4,9 @@
 
 Listens at the socket NAME (see `wire`) at once, then loads TensorFlow and the label maps. Maps
 that are drawn are drawn meanwhile, all of them, by CORES threads; then the trainers are let in.
-One pair is made at a time, by THREADS; what a trainer waits for goes before what it will need
-next. Ends when all TRAINERS have come and left, or at once when the process that started it dies:
-standard input is a pipe that nobody writes to, and its end is the signal.
+One pair is made at a time, by THREADS; what a trainer waits for is made before what it will
+need next. Ends when all TRAINERS have come and left, or at once when the process that started it
+dies: standard input is a pipe that nobody writes to, and its end is the signal.
 """
 
 from __future__ import annotations

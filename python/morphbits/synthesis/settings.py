@@ -17,11 +17,11 @@ class SourceConfig(GeneratorConfig):
 
     source: str = option(
         "phantom-pairs",
-        "of the training pairs: phantom-pairs (a new T1-like phantom at every step, and the "
-        "template) or synthmorph (images of random contrast from label maps, by TensorFlow)",
+        "source of the training pairs: phantom-pairs (a new T1-like phantom at every step, and "
+        "the template) or synthmorph (images of random contrast from label maps, by TensorFlow)",
         choices=SOURCES,
     )
-    seed: int = option(1, "of everything random in the training", minimum=0, maximum=2**63)
+    seed: int = option(1, "seed of everything random in the training", minimum=0, maximum=2**63)
     batch: int = option(1, "pairs per step and process", minimum=1, maximum=1_000_000)
     steps: int = option(100, "training steps per epoch", minimum=1, maximum=1_000_000)
     size: str = option("2mm", "voxels of phantoms and shapes", choices=tuple(SIZES))

@@ -54,7 +54,7 @@ class RunConfig:
     )
     save_minutes: int = option(
         10,
-        "a checkpoint is written after every epoch, and when the last is so old",
+        "minutes after which a checkpoint is written, besides the one after every epoch",
         minimum=0,
         maximum=1_000_000,
     )

@@ -1,4 +1,4 @@
-"""What the training scripts are told: a recipe by its name, and options that go before it."""
+"""The options of the training scripts: the name of a recipe, and options that override it."""
 
 from __future__ import annotations
 

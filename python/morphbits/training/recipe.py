@@ -29,17 +29,17 @@ class TrainConfig(Perturbation, SourceConfig):
     epochs: int = option(1500, "training epochs", minimum=1, maximum=1_000_000)
     loss: str = option(
         "dice",
-        "what should vanish beside the warp's roughness: dice (1 - overlap, SynthMorph's), or "
-        "tissues (squared difference over four scales)",
+        "minimized together with the warp's roughness: dice (1 - overlap, as SynthMorph does), "
+        "or tissues (squared difference of tissue maps over four scales)",
         choices=("dice", "tissues"),
     )
     smoothness: float = option(
         1.0, "weight of the warp's roughness in the loss", minimum=0, maximum=1e6
     )
-    learning_rate: float = option(1e-4, "of Adam at its highest", minimum=1e-12, maximum=1)
+    learning_rate: float = option(1e-4, "highest learning rate of Adam", minimum=1e-12, maximum=1)
     schedule: str = option(
         "constant",
-        "of the learning rate: constant, or cosine (falls along half a cosine to nothing)",
+        "of the learning rate: constant, or cosine (falls to zero along half a cosine)",
         choices=("constant", "cosine"),
     )
     warm_up: int = option(0, "steps over which the learning rate rises", minimum=0, maximum=10**9)
@@ -53,10 +53,10 @@ class TrainConfig(Perturbation, SourceConfig):
         maximum=1024,
     )
     init_seed: int | None = option(
-        None, "of the first weights; left out: seed", minimum=0, maximum=2**63
+        None, "seed of the initial weights; left out: seed", minimum=0, maximum=2**63
     )
     rounding_seed: int | None = option(
-        None, "of the random roundings; left out: seed", minimum=0, maximum=2**63
+        None, "seed of the random roundings; left out: seed", minimum=0, maximum=2**63
     )
 
     def __post_init__(self) -> None:

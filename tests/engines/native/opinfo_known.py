@@ -1,4 +1,4 @@
-"""What of torch's database of operators the engine refuses, or does otherwise than torch, and why.
+"""What of torch's database of operators the engine refuses or computes differently, and why.
 
 test_opinfo.py fails where an entry is missing here, and where one is not needed.
 """

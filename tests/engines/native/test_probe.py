@@ -1,4 +1,4 @@
-"""Orders of sums read off a kernel: known ones are recovered, torch's own are proven by bytes."""
+"""Orders of sums measured from a kernel: known ones are recovered, torch's proven by bytes."""
 
 from __future__ import annotations
 

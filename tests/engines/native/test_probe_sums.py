@@ -1,5 +1,5 @@
-"""Orders of sums and of products of matrices read off a kernel: known ones are recovered, torch's
-own are proven by bytes, and what is added in an order obeys the modes."""
+"""Orders of sums and of products of matrices measured from a kernel: known ones are recovered,
+torch's own are proven by bytes, and what is added in an order obeys the modes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The promise the engine rests on: in mode nearest, sequential order, subnormals flushed, a whole
-registration has TensorFlow's bytes, so that a perturbed sample differs from TensorFlow's result in
-nothing but roundings.
+registration has TensorFlow's bytes, so that a perturbed sample differs from TensorFlow's result
+only in its roundings.
 
 Both sides are run as a user would run them, by register.py, each in a process of its own. Shown on
 AVX-512; where the processor has none, TensorFlow may add in another order and the test says by how

@@ -7,7 +7,7 @@
 - `blocked:K`: the sequence of `sequential` cut into chains of K products whose sums are added up;
   the bias last. A matrix multiplication blocked by K, as TensorFlow without oneDNN does (K = 192
   under Valgrind).
-- `probe`: that of the framework's own kernel for each layer, read off it at run time (`probe`,
+- `probe`: that of the framework's own kernel for each layer, measured at run time (`probe`,
   and `probe_sums` for products of matrices and sums); what cannot be read is one chain.
 """
 

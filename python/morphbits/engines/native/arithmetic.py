@@ -170,7 +170,7 @@ class Hand:
         return flat.clone().view(shape) if flat.data_ptr() == x.data_ptr() else flat.view(shape)
 
     def _order(self, x: torch.Tensor, axes: Sequence[int], torchs: bool) -> FoundSum | None:
-        """The order of a sum, where it is read off the framework."""
+        """The order of a sum, where it is measured from the framework's kernel."""
         mode = self.mode
         if mode.accumulation != "probe" or not (torchs and mode.probes(x)):
             mode.not_probed(f"{self.name} (sums)", "chains of up to 256")

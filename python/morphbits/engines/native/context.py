@@ -26,7 +26,7 @@ from morphbits.errors import UserError
 @dataclass
 class Statistics:
     """What was done so far: elementary operations in all and by operator; calls of operators that
-    `allow` let pass, by operator; orders of sums that were read off the framework."""
+    `allow` let pass, by operator; orders of sums that were measured from the framework."""
 
     operators: dict[str, int] = field(default_factory=Counter)
     unperturbed: dict[str, int] = field(default_factory=Counter)
@@ -115,7 +115,7 @@ class Context(ABC):
             )
 
     def probes(self, x: torch.Tensor) -> bool:
-        """Whether the framework's own order is to be read off for this tensor."""
+        """Whether the framework's own order is to be measured for this tensor."""
         if self.accumulation == "probe" and x.is_cuda:
             raise UserError(
                 "accumulation=probe reads the orders of torch's kernels on the CPU; on a GPU use "
@@ -132,7 +132,7 @@ class Context(ABC):
         self.statistics.orders[layer] = words
 
     def not_probed(self, name: str, instead: str) -> None:
-        """Say in the statistics that the additions of an operator were not read off."""
+        """Note in the statistics that the order of an operator's additions was not measured."""
         if self.accumulation == "probe":
             self.statistics.orders[name] = f"not probed: {instead}"
 

@@ -1,4 +1,4 @@
-"""The order in which the framework's own convolution adds, read off it by numerical testing.
+"""The order in which the framework's own convolution adds, measured by numerical testing.
 
 Method: `trees`. One call of a convolution answers for many pairs of terms: each in a place of its
 own in the image, or an output channel of its own.

@@ -1,4 +1,4 @@
-"""The orders in which the framework's own sums and products of matrices add, read off them.
+"""The orders in which the framework's own sums and products of matrices add, measured.
 
 Method: `trees`. A sum is followed whatever its tree. Of a product the tree is taken apart into
 chains of fused multiply-adds, whose sums are added up in the tree that is left; which products

@@ -1,5 +1,5 @@
-"""Rounding in exact rational arithmetic: what every kernel is held against, at load and in the
-tests."""
+"""Rounding in exact rational arithmetic: what every kernel is compared with, at load and in
+the tests."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A compiler that fuses, contracts or moves an operation across a change of the rounding direction
 breaks random rounding without a message. So every operation of every compiled variant is done in
-every mode on values that tell up, down and nearest apart, and held against exact arithmetic.
+every mode on values that tell up, down and nearest apart, and compared with exact arithmetic.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def once(device: torch.device | None = None) -> None:
 
 def self_test(device: torch.device | None = None, only: str | None = None) -> None:
     """Raise UserError if any kernel of any variant that runs here (of one, if `only` names it), or
-    of the GPU `device`, rounds otherwise than it should."""
+    of the GPU `device`, does not round as it should."""
     if device is not None:
         with device:
             _test_variant(None, f"on {device}; its compiler or driver is not to be trusted")

@@ -1,4 +1,4 @@
-"""Trees of additions: read off a kernel by numerical testing, and added up in the same order.
+"""Trees of additions: measured from a kernel by numerical testing, then added in the same order.
 
 Method: FPRev (arXiv 2411.00442). All terms are 1, but one is 2^100 and another −2^100: every 1
 that is added between the two is swallowed, so the number of terms less the result is the size of

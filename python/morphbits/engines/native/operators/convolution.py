@@ -77,7 +77,7 @@ def operations(
 
 @dataclass(frozen=True)
 class _Own:
-    """The framework's kernel, whose order is to be read off it.
+    """The framework's kernel, whose order is to be measured.
 
     call: of image, weight and bias as the framework is given them; image, weight: what they are
     shaped and laid out like.
@@ -372,7 +372,7 @@ def _check(
 @rule(
     "convolution",
     "`accumulation`: sequential, direct, blocked:K, bias last (direct: first), or probe: torch's "
-    "own, read off it; transposed: as the gradient of the input",
+    "own, measured; transposed: as the gradient of the input",
 )
 def _convolution(
     context: Context,

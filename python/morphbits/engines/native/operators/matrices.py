@@ -17,7 +17,7 @@ from morphbits.engines.native.rules import check, refused, rule
 
 _ORDER = (
     "a chain of fused multiply-adds over the inner axis; blocked:K cuts it, the sums are added; "
-    "probe: torch's own, read off it"
+    "probe: torch's own, measured"
 )
 
 
