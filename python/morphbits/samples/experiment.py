@@ -338,7 +338,6 @@ def run(plan: Plan) -> str:
                 outcome = runner.run(plan.todo, plan.jobs, len(plan.units))
             finally:
                 runner.remove_leftovers(plan.folder)
-    _describe(plan)
     kept = len(plan.units) - len(plan.todo) + outcome.finished
     count = f"{kept} of {len(plan.units)} samples are finished and kept"
     failures = runner.describe_failures(outcome.failed)
@@ -348,7 +347,10 @@ def run(plan: Plan) -> str:
                 filter(None, [f"{outcome.stopped}. {count}; run again to continue", failures])
             )
         )
-    return f"{count}; these failed:\n{failures}" if failures else ""
+    if failures:
+        return f"{count}; these failed:\n{failures}"
+    _describe(plan)
+    return ""
 
 
 def _describe(plan: Plan) -> None:
