@@ -196,6 +196,8 @@ def test_participants_and_folders_that_disagree(tmp_path: Path) -> None:
     assert chosen(tmp_path)[1] == {}
     table.write_text("subject,age\n1,30\n")
     assert chosen(tmp_path)[1] == {"participants.tsv": "has no column participant_id"}
+    table.write_text(f"participant_id\n{'x' * 200_000}\n")
+    assert chosen(tmp_path)[1]["participants.tsv"].startswith("is no table (field larger than")
     table.write_text("\ufeffparticipant_id\tage\nsub-2\t30\nsub-9\t31\n")
     names, reasons = chosen(tmp_path)
     assert len(names) == 2

@@ -229,9 +229,12 @@ def _disagreements(root: Path, folders: set[Path]) -> dict[str, str]:
         return {}
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         rows = csv.DictReader(file, delimiter="\t")
-        if "participant_id" not in (rows.fieldnames or ()):
-            return {path.name: "has no column participant_id"}
-        listed = {(row.get("participant_id") or "").strip() for row in rows} - {""}
+        try:
+            if "participant_id" not in (rows.fieldnames or ()):
+                return {path.name: "has no column participant_id"}
+            listed = {(row.get("participant_id") or "").strip() for row in rows} - {""}
+        except csv.Error as error:
+            return {path.name: f"is no table ({error})"}
     here = {folder.name for folder in folders}
     parts = [
         f"{words} {', '.join(sorted(names)[:_NAMED])}" + (" …" if len(names) > _NAMED else "")

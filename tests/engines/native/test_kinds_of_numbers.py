@@ -81,6 +81,16 @@ def test_where_the_result_is_floating_it_is_torchs_and_perturbed(name: str) -> N
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_zero_of_sixteen_bits_changes_its_sign_in_place(dtype: torch.dtype) -> None:
+    for change in (lambda x: x.mul_(-1), lambda x: torch._foreach_mul_([x], -1)):
+        x, expected = torch.zeros(2, dtype=dtype), torch.zeros(2, dtype=dtype)
+        change(expected)
+        with random_rounding("nearest"):
+            change(x)
+        assert expected.signbit().all() and x.signbit().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_numbers_beside_sixteen_bits_are_taken_in_torchs_type(dtype: torch.dtype) -> None:
     """Computed in float32 and rounded once: the same bits; functions, and a
     product that torch fuses with the sum in some elements, to a last place."""

@@ -236,7 +236,7 @@ class RandomRounding(Context, TorchDispatchMode):
             if not written and not argument.name.startswith("running_"):
                 continue
             for before, after in zip(*map(tree_leaves, values), strict=True):
-                if _is_half(before) and not torch.equal(before.to(torch.float32), after):
+                if _is_half(before) and not _same_bits(before.to(torch.float32), after):
                     before.resize_(after.shape).copy_(hand.to(after, before.dtype))
         if hand.name.endswith("_"):
             return args[0] if func._schema.returns else None
@@ -281,6 +281,11 @@ def _in_float32(x: Any) -> Any:
     if not _is_half(x):
         return x
     return x.to(torch.float32) if isinstance(x, torch.Tensor) else torch.float32
+
+
+def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors of float32 are alike, with the signs of their zeros."""
+    return torch.equal(a.view(torch.int32), b.view(torch.int32))
 
 
 def _is_half(x: Any) -> bool:
