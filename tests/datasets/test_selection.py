@@ -247,3 +247,15 @@ def test_sessions_of_corr_are_chosen_too(tmp_path: Path) -> None:
     dataset, _ = datasets.resolve("corr", tmp_path, bids_filter="ses-2")
     assert dataset.subjects() == [two] and dataset.moving(two) == corr.moving(two)
     assert datasets.at(corr.root, bids_filter="ses-2").subjects() == [two]
+
+
+def test_a_fixed_image_of_the_users_is_kept_whatever_the_folder_is_called(tmp_path: Path) -> None:
+    fixed = tmp_path / "target.nii.gz"
+    fixed.write_bytes(b"an image")
+    for name in ("phantom-mine", "phantom-2mm", bids.corr_dataset(tmp_path).name):
+        root = tmp_path / name
+        put(root, "sub-1/anat/sub-1_T1w.nii.gz")
+        dataset, _ = datasets.resolve(str(root), tmp_path, fixed=fixed)
+        assert datasets.at(root, fixed).fixed() == dataset.fixed() == fixed
+    with pytest.raises(UserError, match="phantom-mine needs one fixed image"):
+        datasets.at(tmp_path / "phantom-mine")

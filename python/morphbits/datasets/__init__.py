@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,14 +47,17 @@ def option_of(name: str) -> str:
 
 
 def at(root: Path, fixed: Path | None = None, bids_filter: str = "") -> Dataset:
-    """The dataset whose root this is: preprocessed CoRR, a phantom dataset, or a user's folder."""
+    """The dataset whose root this is: preprocessed CoRR, a phantom dataset, or a user's folder,
+    which one with a fixed image of the user's always is."""
+    if fixed:
+        return selection.folder_dataset(root, fixed, bids_filter)
     for route in corr.ROUTES.values():
         dataset = bids.corr_dataset(root.parent, route)
         if dataset.root == root:
             return _chosen(dataset, bids_filter)
-    if root.name.startswith("phantom-"):
-        return bids.phantom_dataset(root.parent, root.name.removeprefix("phantom-"))
-    return selection.folder_dataset(root, fixed, bids_filter)
+    if match := re.fullmatch(r"phantom-(\d+mm)", root.name):
+        return bids.phantom_dataset(root.parent, match[1])
+    return selection.folder_dataset(root, None, bids_filter)
 
 
 def _chosen(dataset: Dataset, bids_filter: str) -> Dataset:
