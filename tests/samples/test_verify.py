@@ -141,10 +141,14 @@ def test_what_was_changed_with_its_checksum_is_seen_when_made_again(copy: Toy) -
     ]
 
 
-def test_another_experiments_sample_is_seen(copy: Toy) -> None:
+@pytest.mark.parametrize(
+    ("key", "other"),
+    [("model", "sha256:other"), ("model_orientation", "LIA"), ("nan", 0.0), ("crop", True)],
+)
+def test_another_experiments_sample_is_seen(copy: Toy, key: str, other: object) -> None:
     path = copy.folder / "experiment.json"
     content = json.loads(path.read_text())
-    content["configuration"]["model"] = "sha256:other"
+    content["configuration"][key] = other
     path.write_text(json.dumps(content))
     assert {check for _, check in wrong(copy)} == {"configuration"}
 

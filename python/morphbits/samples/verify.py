@@ -3,7 +3,7 @@
 Three questions to an experiment's folder, answered from its files:
 
 - is every ``sample.json`` whole, its hash that of its configuration, and its configuration the
-  experiment's (fixed image, model, versions)?
+  experiment's (fixed image, model, versions, how images are read and prepared)?
 - do the images hold the voxels whose checksums were recorded?
 - do a few samples, chosen at random, come out with the same bytes when they are made again?
 
@@ -31,6 +31,8 @@ from morphbits.samples.matrix import Unit
 
 CHECKS = ("record", "configuration", "inputs", "moved", "warp", "made again")
 VERDICTS = ("right", "wrong", "unknown")
+SHARED = ("fixed", "model", "versions", "align", "framework")  # by all samples of an experiment
+SHARED_IF_CHOSEN = ("model_orientation", "orientation", "nan", "crop", "onednn")
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def _shared(folder: Path) -> dict[str, Any]:
     path = folder / "experiment.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))["configuration"]
-        return {key: content[key] for key in ("fixed", "model", "versions", "align", "framework")}
+        chosen = {key: content.get(key) for key in SHARED_IF_CHOSEN}
+        return {key: content[key] for key in SHARED} | chosen
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: is damaged ({error}); run the experiment again") from None
 
