@@ -38,6 +38,10 @@ def main() -> None:
     add("--dry-run", action="store_true", help="cost and what is missing, then stop")
     add("--yes", action="store_true", help="start although it takes more than two hours")
     options, further = parser.parse_known_args()
+    samples = config.parser(None)
+    for kind in (config.ExperimentConfig, config.ExecutionConfig):
+        config.add_arguments(samples, kind)
+    samples.parse_args(further)  # what is wrong is said now, not after CoRR was fetched
     plan = study.Study(
         options.data, options.results, corr_table.select(options.subjects, options.table),
         options.engine, options.model, options.runs, options.route, options.size,

@@ -37,6 +37,16 @@ def test_what_is_missing_is_said_before_anything_starts(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("wrong", ["--precission=8", "--precision=1"])
+def test_a_wrong_option_of_the_samples_is_said_before_anything_starts(
+    tmp_path: Path, wrong: str
+) -> None:
+    done = paper(tmp_path, wrong)
+    assert done.returncode == 2 and done.stderr.startswith("error: ")
+    assert wrong.partition("=")[0] in done.stderr and done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_verrou_is_asked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("morphbits.engines.verrou.found", lambda: None)
     weights = tmp_path / "weights.h5"

@@ -71,6 +71,15 @@ def test_it_names_the_folders_of_results_and_data_where_they_are_not_the_usual_o
     assert (execution.results, execution.data) == (root / "results", root / "data")
 
 
+def test_a_model_that_is_called_as_the_demo_model_is_named() -> None:
+    with record.fixed_versions():
+        read = record.as_read(ExperimentConfig(engine="native", dataset="phantom"))
+    for path, named in (("/own/models/demo.h5", True), ("/a/morphbits/models/demo.h5", False)):
+        settings = {**read.settings, "model": path}
+        command = page.command(dataclasses.replace(read, settings=settings))
+        assert (f"MODEL={path}" in command.split()) == named
+
+
 def test_an_older_record_without_settings_has_a_command_too() -> None:
     with record.fixed_versions():
         read = record.as_read(ExperimentConfig(engine="native", mode="nearness", crop=True))

@@ -288,7 +288,8 @@ def command(experiment: Experiment) -> str:
     }
     if values.get("dataset", "auto") == "auto":
         values["dataset"] = datasets.option_of(experiment.dataset)
-    if Path(values.get("model", DEMO_MODEL)).name == DEMO_MODEL.name:
+    model = Path(values.get("model", DEMO_MODEL))
+    if model.parts[-3:] == DEMO_MODEL.parts[-3:]:  # of any checkout
         values["model"] = None
     where = {"experiment": experiment.name, "results": experiment.results}
     root = experiment.dataset_root
