@@ -342,3 +342,10 @@ def test_labels_that_went_through_scaling(tmp_path: Path) -> None:
     assert not images.load_labels(written(tmp_path, nifti(labels))).notes
     with pytest.raises(UserError, match="not label numbers"):
         images.load_labels(written(tmp_path, nifti(labels * 1.0011)))
+
+
+def test_values_whose_differences_float32_cannot_hold_are_refused(tmp_path: Path) -> None:
+    data = np.arange(512.0).reshape(8, 8, 8) * 1e-60
+    nibabel.save(nibabel.Nifti1Image(data, np.eye(4)), tmp_path / "tiny.nii")
+    with pytest.raises(UserError, match=r"up to 5\.11e-58, whose differences"):
+        images.load(tmp_path / "tiny.nii")

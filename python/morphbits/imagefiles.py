@@ -79,6 +79,11 @@ def load(path: str | Path, orientation: str = "", nan: float | None = None) -> I
         error = np.abs(np.float64(image.data) - np.float64(low) - above).max()
         if error > above.max() / LEVELS / 2:  # half a grey level
             image.data = np.ascontiguousarray(above, np.float32)
+            if not image.data.any():
+                raise UserError(
+                    f"{path} holds values up to {high:g}, whose differences are too small for "
+                    "float32: multiply them by a power of ten"
+                )
             image.notes.append(
                 f"its values, {low:.10g} to {high:.10g}, are too close to each other for float32: "
                 "their minimum was subtracted first"
