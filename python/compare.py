@@ -1,4 +1,4 @@
-"""Native against Verrou: the evidence on which to trust the fast engine: `make compare`.
+"""Compare the native engine with Verrou, the evidence that it can be trusted: `make compare`.
 
     python python/compare.py --framework tensorflow --samples 10 --jobs 2
 
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--onednn", choices=("on", "off"), default="on")
     parser.add_argument("--accumulation", help="orders of the native arms, separated by commas")
     parser.add_argument(
-        "--samples", type=config.whole(1), default=10, help="of each (default: 10)"
+        "--samples", type=config.whole(1), default=10, help="samples of each engine (default: 10)"
     )
     parser.add_argument(
         "--jobs", type=config.whole(1), default=1, help="processes at a time (default: 1)"

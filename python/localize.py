@@ -20,7 +20,10 @@ def main() -> None:
     parser = config.parser(__doc__)
     parser.add_argument("--by", choices=("task", "symbol"), default="task")
     parser.add_argument(
-        "--runs", type=config.whole(1), default=3, help="that a set must pass (default: 3)"
+        "--runs",
+        type=config.whole(1),
+        default=3,
+        help="how often a set of parts must pass (default: 3)",
     )
     parser.add_argument(
         "--size",

@@ -25,7 +25,10 @@ def main() -> None:
         "--size", choices=phantom.SIZES, default="2mm", help="voxels (default: 2mm)"
     )
     parser.add_argument(
-        "--seed", type=config.whole(0, 2**63), default=1, help="of all random draws (default: 1)"
+        "--seed",
+        type=config.whole(0, 2**63),
+        default=1,
+        help="seed of all random draws (default: 1)",
     )
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder (default: data)")
     args = parser.parse_args()

@@ -18,7 +18,9 @@ def main() -> None:
     parser = config.parser(__doc__)
     parser.add_argument("--input", type=Path, required=True, help="folder, searched recursively")
     parser.add_argument("--output", type=Path, required=True, help="another folder")
-    parser.add_argument("--pattern", default="*T1w.nii.gz", help="of names (default: *T1w.nii.gz)")
+    parser.add_argument(
+        "--pattern", default="*T1w.nii.gz", help="pattern of file names (default: *T1w.nii.gz)"
+    )
     add_arguments(parser, Reading)
     args = parser.parse_args()
     reading = from_arguments(Reading, args)

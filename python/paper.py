@@ -28,7 +28,7 @@ def main() -> None:
     add("--subjects", default="inference", help="as in ./install-corr.sh")
     add("--runs", type=config.whole(1), default=10, help="samples of each subject")
     add("--model", type=Path, help="voxelmorph .h5 weights (default: the published ones)")
-    add("--route", choices=ROUTES, default="open", help="of preprocessing")
+    add("--route", choices=ROUTES, default="open", help="how CoRR is preprocessed")
     add("--size", choices=open_route.SIZES, default="1mm", help="open route: size of voxels")
     add("--source", default=corr_install.SOURCE, help="where CoRR is cloned from")
     add("--table", type=Path, default=corr_table.TABLE, help="CSV of the images")

@@ -22,7 +22,9 @@ def main() -> None:
     parser.add_argument("--subjects", default="inference", help="as in ./install-corr.sh")
     parser.add_argument("--table", type=Path, default=corr_table.TABLE, help="CSV of the images")
     parser.add_argument("--route", choices=preprocessing.ROUTES, default="open")
-    parser.add_argument("--size", choices=open_route.SIZES, default="1mm", help="open route")
+    parser.add_argument(
+        "--size", choices=open_route.SIZES, default="1mm", help="open route: size of voxels"
+    )
     parser.add_argument("--jobs", type=config.whole(1), default=cores(), help="images at a time")
     parser.add_argument("--data", type=Path, default=Path("data"), help="data folder")
     add_arguments(parser, Reading)

@@ -3,8 +3,9 @@
     python python/register.py --moving sub-001_T1w.nii.gz --fixed template.nii.gz \
         --moved out/moved.nii.gz --warp out/warp.nii.gz --engine native --mode random --seed 1
 
-Reads NIfTI, MGZ and npz; writes the moved image and the warp on the fixed image's grid, and
-sample.json (configuration, checksums, versions, timings) beside the moved image.
+Reads NIfTI, Analyze, MGZ, npz and npy (notes/images.md); writes the moved image and the warp on
+the fixed image's grid, and sample.json (configuration, checksums, versions, timings) in the folder
+of the moved image.
 """
 
 from __future__ import annotations

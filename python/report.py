@@ -16,7 +16,9 @@ from morphbits.errors import run_cli
 def main() -> None:
     parser = config.parser(__doc__)
     parser.add_argument("--experiment", required=True, help="name of the folder in results/")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="default: results")
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="folder of all experiments"
+    )
     given = parser.parse_args()
     print(report.summarize(given.results, given.experiment))
     print(report.build(given.results, given.experiment))

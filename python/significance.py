@@ -19,7 +19,9 @@ from morphbits.stats.analysis import analyse
 def main() -> None:
     parser = config.parser(__doc__)
     parser.add_argument("--experiment", required=True, help="name of the folder in results/")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="default: results")
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="folder of all experiments"
+    )
     parser.add_argument(
         "--jobs",
         type=config.whole(1),

@@ -2,10 +2,10 @@
 
     python python/train_single.py --experiment train-demo
 
-The recipe is python/experiments/NAME.toml; options given here go before it. Writes to --model-dir
+The recipe is python/experiments/NAME.toml; options given here override it. Writes to --model-dir
 (RESULTS/NAME): model.h5, which register.py and voxelmorph load, model.toml (recipe, versions,
 accuracy on phantoms it never saw), loss.png, log.csv, times.csv, TensorBoard's events and
-checkpoint.pt. --resume goes on where a training was stopped or killed, to the same bytes.
+checkpoint.pt. --resume continues where a training was stopped or killed, to the same bytes.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 Trains RUNS times each with nothing varied, with other first weights, with other data, and with
 every rounding random (native engine; --engine verrou: Verrou), and writes
 results/EXPERIMENT/report.html with its tables as CSV and figures beside it. Started again it makes
-what is missing. Options of a training (--epochs, --steps, --enc, …) go before the recipe
+what is missing. Options of a training (--epochs, --steps, --enc, …) override the recipe
 python/experiments/EXPERIMENT.toml.
 """
 
@@ -27,8 +27,10 @@ from morphbits.training.options import recipe
 def main() -> None:
     parser = config.parser(__doc__)
     parser.add_argument("--experiment", default="training-stability", help="name of the recipe")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="of all experiments")
-    parser.add_argument("--runs", type=config.whole(1), default=5, help="trainings of each arm")
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="folder of all experiments"
+    )
+    parser.add_argument("--runs", type=config.whole(1), default=5, help="trainings of each kind")
     parser.add_argument(
         "--jobs", type=config.whole(1), help="trainings at a time (default: cores / threads)"
     )

@@ -17,12 +17,17 @@ from morphbits.samples import verify
 def main() -> int:
     parser = config.parser(__doc__)
     parser.add_argument("--experiment", required=True, help="name of the results folder")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="all experiments")
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="folder of all experiments"
+    )
     parser.add_argument(
         "--again", type=config.whole(0), default=2, help="samples to make again (default: 2)"
     )
     parser.add_argument(
-        "--seed", type=config.whole(0, 2**63), default=1, help="chooses them (default: 1)"
+        "--seed",
+        type=config.whole(0, 2**63),
+        default=1,
+        help="chooses the samples that are made again (default: 1)",
     )
     options = parser.parse_args()
     findings = verify.verify(options.results, options.experiment, options.again, options.seed)

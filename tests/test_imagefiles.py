@@ -167,7 +167,7 @@ def damaged(kind: str, folder: Path) -> Path:
         ("singular", "affine cannot be inverted"),
         ("missing", "no file"),
         ("folder", "not a file"),
-        ("half a pair", "its header, scan.hdr, are not beside it"),
+        ("half a pair", "the file of its header, scan.hdr, is missing"),
         ("npz text", "damaged, cut short"),
         ("npz names", "must be named 'vol'"),
         ("npz objects", "damaged, cut short"),

@@ -138,7 +138,7 @@ class Reading:
 
     orientation: str = option(
         "",
-        "where the axes point to of images whose files do not say it (NIfTI without codes, "
+        "where the axes point in images whose files do not give it (NIfTI without codes, "
         "Analyze), such as LAS: left, anterior, superior; left out: such images are refused",
         parse=choices.orientation,
         hashed="changed",
@@ -147,7 +147,7 @@ class Reading:
     )
     nan: float | None = option(
         None,
-        "what stands for voxels that are NaN or infinite; left out: such images are refused",
+        "number that replaces voxels that are NaN or infinite; left out: such images are refused",
         minimum=-1e30,
         maximum=1e30,
         hashed="changed",
@@ -161,12 +161,12 @@ class Arithmetic(Perturbation, Reading):
     """How numbers are computed: shared by one registration and by a whole experiment."""
 
     framework: str = option(
-        "torch", "computes the network", choices=FRAMEWORKS, named="{}", label="framework"
+        "torch", "what computes the network", choices=FRAMEWORKS, named="{}", label="framework"
     )
     align: str = option(
         "auto",
-        "how moving meets fixed: header (both affines), centre (centres of mass), or auto "
-        "(header where both files have an affine)",
+        "how moving and fixed image are aligned first: header (both affines), centre (centres of "
+        "mass), or auto (header where both files have an affine)",
         choices=ALIGNMENTS,
         named="align-{}",
         label="alignment",
@@ -182,7 +182,7 @@ class Arithmetic(Perturbation, Reading):
     )
     libm: str = option(
         "perturbed",
-        "verrou: round the results of libm too, by Interlibmath, or leave them",
+        "verrou: results of the C library's functions are perturbed too (by Interlibmath), or not",
         choices=LIBM,
         engines=("verrou",),
         named="libm-{}",
@@ -210,7 +210,7 @@ class Arithmetic(Perturbation, Reading):
     model_orientation: str = option(
         "auto",
         "axes of the images that the model was trained on, e.g. RAS or LIA: images are brought "
-        "there, results back; fixed (the fixed file's) or auto (as recorded with the model)",
+        "to them, results back; fixed (the fixed file's) or auto (as recorded with the model)",
         parse=choices.model_orientation,
         hashed="never",  # what it comes to is, as `provenance.inputs` says it
         named="axes-{}",
@@ -218,7 +218,7 @@ class Arithmetic(Perturbation, Reading):
     )
     crop: bool = option(
         False,
-        "leave out the borders of the fixed grid where both images are at their minimum: a brain "
+        "leave out the borders of the fixed grid where both images are at their minimum; a brain "
         "in a conformed 256³ then costs less than half",
         hashed="changed",
         named="crop",
@@ -341,7 +341,9 @@ class ExecutionConfig:
         maximum=1_000_000,
     )
     wait: bool = option(
-        True, "slurm: return when the samples are submitted; the same command again collects"
+        True,
+        "slurm: wait for the samples; --no-wait returns once they are submitted, and the same "
+        "command later collects them",
     )
     dry_run: bool = option(False, "list what would run, with an estimate, and stop")
     yes: bool = option(False, "start although the estimate is above two hours")

@@ -14,7 +14,7 @@ class UserError(Exception):
 
 
 class SaidElsewhere(UserError):
-    """A UserError that another process has met too, and says."""
+    """A UserError that occurs in several processes, of which another one reports it."""
 
 
 def disk_full(error: BaseException | None) -> OSError | None:

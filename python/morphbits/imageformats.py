@@ -250,7 +250,7 @@ def _half(path: Path, raw: bytes) -> tuple[bytes, bytes] | None:
     if found is None:
         what = ("voxels", ".img") if extension == ".hdr" else ("header", ".hdr")
         raise UserError(
-            f"{path} is one of a pair: its {what[0]}, {stem}{what[1]}, are not beside it"
+            f"{path} is one of a pair: the file of its {what[0]}, {stem}{what[1]}, is missing"
         )
     other = _decompressed(_read(found))
     return (raw, other) if extension == ".hdr" else (other, raw)

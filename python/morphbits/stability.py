@@ -225,7 +225,7 @@ def execute_all(planned: Sequence[Run], jobs: int, script: Path) -> None:
                     if process.returncode:
                         raise UserError(
                             f"the training in {run.folder} failed; {run.folder}/output.txt says "
-                            "why, and the same command goes on"
+                            "why; the same command continues"
                         )
                     bar.update(run.done)
                 time.sleep(0.2)

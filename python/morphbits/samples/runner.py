@@ -297,8 +297,8 @@ def run(units: Sequence[Unit], jobs: int, total: int) -> Outcome:
                         bar.set_postfix_str(unit.subject.entities, refresh=False)
                     elif state and state.kind == "foreign":
                         outcome.stopped = (
-                            f"{unit.folder}: was made with another configuration than here "
-                            f"({state.reason}); if an image made it, 'make docker' builds it anew"
+                            f"{unit.folder}: was made with another configuration than this one "
+                            f"({state.reason}); if an image made it, 'make docker' rebuilds it"
                         )
                         dismiss(worker)
                         continue

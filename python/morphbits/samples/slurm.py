@@ -285,7 +285,7 @@ def _wait(folder: Path, units: Sequence[Unit], done: int) -> None:
         remove_leftovers(folder)
     except KeyboardInterrupt:
         print(
-            "the array goes on: the same command waits for it again, "
+            "the array keeps running: the same command waits for it again, "
             f"'scancel --name={job_name(folder)}' ends it",
             file=sys.stderr,
         )

@@ -41,7 +41,9 @@ class GeneratorConfig:
         parse=choices.numbers(int, 0, 2**31 - 1, ("auto", "fs", "all")),
     )
     same_subj: bool = option(False, "synthmorph: both images of a pair from one label map")
-    flip: bool = option(True, "synthmorph: random flips of the axes, those of a pair alike")
+    flip: bool = option(
+        True, "synthmorph: random flips of the axes (on unless --no-flip), the same in both images"
+    )
     vel_std: float = option(
         0.5, "synthmorph: largest std. dev. of the velocity, voxels", minimum=0, maximum=1000
     )

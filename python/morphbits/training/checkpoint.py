@@ -96,7 +96,7 @@ def opened(folder: Path, resume: bool) -> Iterator[None]:
             ) from None
         if checkpoint.exists() and not resume:
             raise UserError(
-                f"{folder}: holds a training already; RESUME=1 (--resume) goes on with it, "
+                f"{folder}: holds a training already; RESUME=1 (--resume) continues it, "
                 "another MODEL_DIR (--model-dir) starts a new one"
             )
         yield
@@ -121,8 +121,8 @@ def save(folder: Path, config: TrainConfig, ranks: int, made: Made, state: State
         write_atomically(folder / NAME, written.getbuffer())
     except UserError as error:
         raise UserError(
-            f"{error}; the last checkpoint, if there is one, is as it was: RESUME=1 (--resume) "
-            "goes on from it"
+            f"{error}; the last checkpoint, if there is one, is unchanged: RESUME=1 (--resume) "
+            "continues from it"
         ) from None
 
 

@@ -142,6 +142,6 @@ def _lost(error: Exception) -> str:
     reason = str(error).strip().splitlines()[0]
     what = "does not answer" if "Timed out" in reason else "has ended"
     return (
-        f"another process of the training {what} ({reason}); if it has said why, that stands "
-        "above. RESUME=1 goes on from the last checkpoint"
+        f"another process of the training {what} ({reason}); its own error, if any, is "
+        "printed above. RESUME=1 continues from the last checkpoint"
     )

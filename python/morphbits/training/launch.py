@@ -63,7 +63,7 @@ def main() -> int:
         number = signal.Signals(-failure.exitcode)
         often = " (often memory ran out: give a smaller NPROC)" if number == signal.SIGKILL else ""
         print(
-            f"error: rank {rank} was ended by {number.name}{often}; RESUME=1 goes on from the "
+            f"error: rank {rank} was ended by {number.name}{often}; RESUME=1 continues from the "
             "last checkpoint, if there is one",
             file=sys.stderr,
         )

@@ -45,7 +45,7 @@ FLOW_STD = 1e-5
 class RunConfig:
     """How a training is run here: nothing that can change a byte of the model."""
 
-    resume: bool = option(False, "go on from the last checkpoint")
+    resume: bool = option(False, "continue from the last checkpoint")
     keep_every: int = option(
         0,
         "keep the model of every so many epochs, as epoch-NNNN.h5 (0: the last only)",
@@ -314,7 +314,7 @@ class _Training:
             name = signal.Signals(signalled).name
             print(
                 f"\nstopped by {name} after step {self.step} of {self.config.total_steps}, which "
-                f"is saved in {self.folder}; RESUME=1 (--resume) goes on from there",
+                f"is saved in {self.folder}; RESUME=1 (--resume) continues from there",
                 flush=True,
             )
         raise Stopped(128 + signalled)

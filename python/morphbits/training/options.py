@@ -32,8 +32,12 @@ def parse(
     a recipe or a combination that there is not."""
     parser = config.parser(description, program)
     parser.add_argument("--experiment", default="train-demo", help="name of the recipe")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="of all experiments")
-    parser.add_argument("--model-dir", type=Path, help="default: RESULTS/EXPERIMENT")
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="folder of all experiments"
+    )
+    parser.add_argument(
+        "--model-dir", type=Path, help="folder of the training (RESULTS/EXPERIMENT)"
+    )
     for options in (TrainConfig, RunConfig):
         add_arguments(parser, options)
     arguments = parser.parse_args(words)

@@ -294,7 +294,7 @@ def _is_half(x: Any) -> bool:
 
 @contextmanager
 def _where(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
-    """What a rule makes itself lies on the GPU that the operator works on, if it works on one."""
+    """Tensors that a rule creates are on the operator's GPU, if its operands are on one."""
     device = next((x for x in map(_device, tree_leaves((args, kwargs))) if x is not None), None)
     if device is None:
         yield
