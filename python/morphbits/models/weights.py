@@ -311,6 +311,8 @@ def save_h5(
     Same weights, same bytes: HDF5 objects carry no times here.
     """
     path = Path(path)
+    if not path.parent.is_dir():
+        raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
     config = {
         "inshape": list(architecture.inshape),
         "nb_unet_features": [list(architecture.enc), list(architecture.dec)],

@@ -266,7 +266,10 @@ def _head_warnings(
     if dataset == bids.phantom_dataset(execution.data, settings.size):
         return
     for path in (dataset.moving(subjects[0]), dataset.fixed()):
-        image = images.load(path, settings.orientation, settings.nan)
+        try:
+            image = images.load(path, settings.orientation, settings.nan)
+        except UserError:
+            continue  # its samples fail with this reason, and the others' are made
         if warning := head_warning(settings.model, image):
             yield f"{path}: {warning}"
 

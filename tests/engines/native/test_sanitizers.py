@@ -18,7 +18,7 @@ from morphbits.engines.native import build
 from morphbits.engines.native.library import available_variants
 
 SCRIPT = Path(__file__).parents[3] / "scripts" / "with_sanitizers.sh"
-KERNELS = ["elementwise_naive", "morphbits_function"]
+KERNELS = ["elementwise_naive", "function_naive"]
 if sanitized := "MORPHBITS_SANITIZE" in os.environ:  # all variants are there
     KERNELS += [f"elementwise_{v}" for v in available_variants()]
 
@@ -36,7 +36,7 @@ tensors = {name: torch.ones(100) for name in ("a", "b", "out")}
 
 def call(kernel, count, shift):
     data = {name: x.data_ptr() + shift for name, x in tensors.items()}
-    if kernel == "morphbits_function":
+    if kernel == "function_naive":
         arguments = _Function(count=count, **data)
     else:
         one = {name: (1,) for name in ("stride_a", "stride_b")}
