@@ -120,3 +120,10 @@ def test_results_that_hold_fewer_bits_have_no_more() -> None:
 def test_only_background_has_no_mean() -> None:
     found = by_sample_size(np.zeros((1, 3, 10), np.float32))
     assert all(math.isnan(mean) for mean in found.mean.values())
+
+
+def test_the_error_is_not_known_where_a_sample_is_not_finite() -> None:
+    samples_VSN = np.random.default_rng(1).normal(1, 1e-3, (1, 5, 50)).astype(np.float32)
+    assert by_sample_size(samples_VSN).standard_error > 0
+    samples_VSN[0, 2, 7] = np.nan
+    assert np.isnan(by_sample_size(samples_VSN).standard_error)

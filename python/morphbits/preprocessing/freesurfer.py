@@ -112,18 +112,15 @@ class FreeSurfer:
         digest = hashlib.sha256(raw.read_bytes()).hexdigest()
         result = Path("mri", "norm.mgz")
         if done.exists():
-            made_of = done / RAW
-            if not (done / result).is_file():
-                raise Unready(f"{done}: has no {result}; move it away, or let recon-all end there")
-            if made_of.is_file() and made_of.read_text().strip() != digest:
-                raise Unready(f"{done}: was made from another image than {raw}; move it away")
-            return done / result
+            return _checked(done, result, raw, digest)
         begun.parent.mkdir(parents=True, exist_ok=True)
         with begun.with_name(f"{subject}.lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise Unready(f"{begun}: recon-all is at work here already; wait for it") from None
+            if done.exists():  # by another process, a moment ago
+                return _checked(done, result, raw, digest)
             shutil.rmtree(begun, ignore_errors=True)  # recon-all refuses a begun subject
             ended = subprocess.run(
                 self.command(raw, subject, begun.parent), text=True, capture_output=True,
@@ -135,6 +132,16 @@ class FreeSurfer:
             (begun / RAW).write_text(f"{digest}\n")
             begun.rename(done)
         return done / result
+
+
+def _checked(done: Path, result: Path, raw: Path, digest: str) -> Path:
+    """The result in a finished subject's folder; Unready if it is not that of this image."""
+    made_of = done / RAW
+    if not (done / result).is_file():
+        raise Unready(f"{done}: has no {result}; move it away, or let recon-all end there")
+    if made_of.is_file() and made_of.read_text().strip() != digest:
+        raise Unready(f"{done}: was made from another image than {raw}; move it away")
+    return done / result
 
 
 def _failure(ended: subprocess.CompletedProcess[str], log: Path) -> UserError:

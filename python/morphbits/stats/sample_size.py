@@ -26,8 +26,8 @@ SLAB_VOXELS = 1 << 15  # temporary arrays of this size stay in a processor's cac
 @dataclass(frozen=True)
 class SampleSize:
     """Mean bits (`general`, the mean as reference) by number of samples, over all voxels that are
-    not background. Of the last one: its standard error, NaN where n is below 3, and what it is
-    with Z in float64."""
+    not background. Of the last one: its standard error, NaN where n is below 3 or a sample holds
+    a value that is not finite, and what it is with Z in float64."""
 
     mean: dict[int, float]
     standard_error: float
@@ -38,13 +38,17 @@ def by_sample_size(samples_VSN: np.ndarray, most: int = FLOAT32_BITS) -> SampleS
     """From float32 samples, n ≥ 2. Three components count as their mean, voxel by voxel."""
     n, points = samples_VSN.shape[1], sizes(samples_VSN.shape[1])
     means: dict[str | int, _Mean] = defaultdict(_Mean)
+    finite = True
     for start in range(0, samples_VSN.shape[2], SLAB_VOXELS):
         slab_VSN = samples_VSN[:, :, start : start + SLAB_VOXELS]
+        finite = finite and bool(np.isfinite(slab_VSN).all())
         components = [_maps(samples_SN, points, most) for samples_SN in slab_VSN]
         for name in components[0]:
             means[name].add([maps[name] for maps in components])
     left = (
-        np.array([means[f"without {s}"].value for s in range(n)]) if n > 2 else np.full(n, np.nan)
+        np.array([means[f"without {s}"].value for s in range(n)])
+        if n > 2 and finite
+        else np.full(n, np.nan)
     )
     error = math.sqrt((n - 1) / n * np.square(left - left.mean()).sum())
     curve = {k: means[k].value for k in points}
