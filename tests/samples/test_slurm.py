@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -16,7 +17,7 @@ import slurm_cluster
 from toy_experiment import Toy
 
 from morphbits.errors import UserError
-from morphbits.samples import experiment, slurm
+from morphbits.samples import experiment, runner, slurm
 from morphbits.samples.matrix import Unit
 
 Wait = Callable[[Callable[[], bool]], None]
@@ -117,6 +118,26 @@ def test_the_users_options_come_last(by_slurm: Toy) -> None:
 def test_each_experiments_array_has_a_name_of_its_own(tmp_path: Path) -> None:
     names = {slurm.job_name(tmp_path / place / "smoke") for place in ("one", "other")}
     assert len(names) == 2 and all(name.startswith("morphbits-smoke-") for name in names)
+
+
+def test_a_task_in_the_image_finds_what_is_reached_by_links(by_slurm: Toy, tmp_path: Path) -> None:
+    """The dataset's folder is a link, and so is the one of a subject."""
+    (task, *_) = asked(by_slurm).tasks
+    moving = task[0].moving
+    subject = moving.parents[1]
+    (tmp_path / "archive").mkdir()
+    shutil.copytree(subject, tmp_path / "archive" / subject.name)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / subject.name).symlink_to(tmp_path / "archive" / subject.name)
+    (tmp_path / "link").symlink_to("set")
+    here = tmp_path / "link" / moving.relative_to(subject.parent)
+    unit = dataclasses.replace(task[0], moving=here)
+    words = slurm.command(by_slurm.folder, [[unit]], "docker")
+    mounts = [Path(words[i + 1]) for i, word in enumerate(words) if word == "--read"]
+    inside = runner.without_links(unit).moving
+    assert inside.read_bytes() == moving.read_bytes()
+    assert not any(folder.is_symlink() for folder in inside.parents)
+    assert any(inside.is_relative_to(mount) for mount in mounts)
 
 
 def test_a_task_in_the_image_sees_its_inputs_and_writes_to_the_experiment(by_slurm: Toy) -> None:

@@ -200,10 +200,14 @@ def alone(unit: Unit) -> bool:
 
 
 def seen(unit: Unit) -> Unit:
-    """The unit as its process sees it. In the image there are no symbolic links to folders: what
-    is mounted there is what they lead to."""
-    if unit.config.engine != "verrou" or verrou.found() != "container":
-        return unit
+    """The unit as its process sees it."""
+    in_image = unit.config.engine == "verrou" and verrou.found() == "container"
+    return without_links(unit) if in_image else unit
+
+
+def without_links(unit: Unit) -> Unit:
+    """The unit as the image sees it. There are no symbolic links to folders there: what is mounted
+    is what they lead to."""
     paths = {name: getattr(unit, name) for name in PATHS}
     real = {name: path.parent.resolve() / path.name for name, path in paths.items()}
     return replace(unit, **real)

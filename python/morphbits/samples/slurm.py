@@ -35,7 +35,7 @@ from morphbits.config import ExecutionConfig
 from morphbits.errors import UserError
 from morphbits.registration import memory_estimate
 from morphbits.samples.matrix import Unit, read_state
-from morphbits.samples.runner import Outcome, key_of, reads, remove_leftovers
+from morphbits.samples.runner import Outcome, key_of, reads, remove_leftovers, without_links
 from morphbits.samples.worker import to_task
 
 SCRIPTS = Path(__file__).parents[3] / "scripts"
@@ -218,14 +218,15 @@ def job_name(folder: Path) -> str:
 def command(folder: Path, tasks: Sequence[Sequence[Unit]], container: str) -> list[str]:
     """What a task runs, its number still to come: on the node itself, or in the image, which sees
     the inputs and can write to the experiment's folder."""
+    folder = folder.resolve() if container else folder
     module = ["-m", "morphbits.samples.array_task", str(_tasks(folder))]
     if not container:
         package = str(Path(morphbits.__file__).parents[1])
         return ["env", f"PYTHONPATH={package}", sys.executable, *module]
-    units = [_absolute(unit) for task in tasks for unit in task]
+    units = [without_links(unit) for task in tasks for unit in task]
     inputs = {path for unit in units for path in reads(unit)}
     mounts = [word for path in sorted(inputs) for word in ("--read", str(path))]
-    mounts += ["--write", os.path.abspath(folder)]
+    mounts += ["--write", str(folder)]
     start = ["env", f"CONTAINER={container}", str(SCRIPTS / "in_container.sh")]
     return [*start, *mounts, "--", "python", *module]
 
@@ -235,7 +236,8 @@ def submit(folder: Path, asked: Request, container: str = "") -> str:
     logs = _logs(folder)
     shutil.rmtree(logs, ignore_errors=True)
     logs.mkdir()
-    lines = [json.dumps([to_task(_absolute(unit)) for unit in task]) for task in asked.tasks]
+    seen = without_links if container else _absolute
+    lines = [json.dumps([to_task(seen(unit)) for unit in task]) for task in asked.tasks]
     _tasks(folder).write_text("\n".join(lines) + "\n", encoding="utf-8")
     words = [*asked.options(folder), "--", *command(folder, asked.tasks, container)]
     answer = subprocess.run(
