@@ -74,6 +74,7 @@ assert "tensorflow" in sys.modules and "torch._dynamo" not in sys.modules
 """
 
 
+@pytest.mark.slow  # the guard watches every other test process as well
 @pytest.mark.parametrize("code", [REGISTRATION, SYNTHESIS], ids=["registration", "synthesis"])
 def test_processes_that_load_tensorflow(code: str, tmp_path: Path) -> None:
     done = run(code.replace("{folder!r}", repr(str(tmp_path))))

@@ -309,7 +309,7 @@ def test_a_sample_of_other_libraries_ends_the_run(
 ) -> None:
     plan = experiment.make_plan(toy.settings, toy.execution, print)
     monkeypatch.setattr(provenance, "versions", lambda framework: {"torch": "99"})
-    with pytest.raises(UserError, match=r"than here \(.*versions\.torch.*make docker"):
+    with pytest.raises(UserError, match=r"than this one \(.*versions\.torch.*make docker"):
         experiment.run(plan)
 
 
