@@ -171,7 +171,7 @@ sanitize: $(stamp) ## run the kernels' tests under AddressSanitizer and Undefine
 lint: $(stamp) ## ruff, mypy, import-linter, shellcheck and hadolint
 	cd python && ../$(venv) -m ruff check --no-cache . ../tests
 	cd python && ../$(venv) -m mypy
-	cd python && PYTHONPATH=. ../.venv/bin/lint-imports --no-cache --no-logo >/dev/null || PYTHONPATH=. ../.venv/bin/lint-imports --no-cache --no-logo
+	cd python && PYTHONPATH=. ../.venv/bin/lint-imports --no-cache --no-logo
 	.venv/bin/shellcheck $(shell_files)
 	.venv/bin/hadolint Dockerfile
 

@@ -55,32 +55,26 @@ def narrow(rounding: Rounding, a: torch.Tensor, dtype: torch.dtype) -> torch.Ten
 
 def wide(rounding: Rounding, name: str, a: torch.Tensor) -> torch.Tensor:
     """The float64 values that `function` rounds for the float32 `a`: what tests measure."""
-    out = torch.empty(a.shape, dtype=torch.float64)
-    call(
-        load().morphbits_wide,
-        rounding,
-        _Function(
-            function=FUNCTIONS.index(name),
-            type=TYPES[a.dtype],
-            count=a.numel(),
-            a=a.contiguous().data_ptr(),
-            out=out.data_ptr(),
-        ),
-        a.device,
-    )
-    return out
+    number = FUNCTIONS.index(name)
+    return _call(rounding, number, a, None, "morphbits_wide", torch.float64)
 
 
 def _call(
-    rounding: Rounding, number: int, a: torch.Tensor, b: torch.Tensor | None
+    rounding: Rounding,
+    number: int,
+    a: torch.Tensor,
+    b: torch.Tensor | None,
+    kernel: str = "morphbits_function",
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
+    """The result of a kernel, of type `dtype` or that of `a`."""
     a = a.contiguous()
     b = None if b is None else b.contiguous()
-    out = torch.empty(a.shape, dtype=a.dtype)
+    out = torch.empty(a.shape, dtype=dtype or a.dtype)
     check_size(out)
     if out.numel():
         call(
-            load().morphbits_function,
+            getattr(load(), kernel),
             rounding,
             _Function(
                 function=number,
