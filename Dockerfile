@@ -52,8 +52,8 @@ COPY scripts/setup.sh scripts/
 # What compiles the kernels, and nothing else: a change elsewhere installs no package again. A test runs this step on
 # these files alone (tests/container/test_dockerfile.py).
 COPY python/morphbits/__init__.py python/morphbits/errors.py python/morphbits/
-COPY python/morphbits/engines/native/build.py python/morphbits/engines/native/
-COPY python/morphbits/engines/native/csrc python/morphbits/engines/native/csrc
+COPY python/morphbits/engines/native/kernels/build.py python/morphbits/engines/native/kernels/
+COPY python/morphbits/engines/native/kernels/csrc python/morphbits/engines/native/kernels/csrc
 RUN scripts/setup.sh && rm -f .cache/setup.log
 # The image is read-only, so what is not compiled now is compiled at every start, at Valgrind's speed. Some packages hold
 # templates that are no Python: compileall says so by its status.

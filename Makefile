@@ -19,7 +19,7 @@ venv := .venv/bin/python
 stamp := .venv/.stamp
 setup = PYTHON='$(PYTHON)' TORCH='$(TORCH)' scripts/setup.sh
 locks := python/requirements.lock python/torch.lock python/torch-cuda.lock
-kernels := $(wildcard python/morphbits/engines/native/csrc/*)
+kernels := $(wildcard python/morphbits/engines/native/kernels/csrc/*)
 shell_files = scripts/*.sh .ci/run $(wildcard *.sh verrou/*.sh)
 benchmark := PYTHONPATH=python $(venv) -m benchmarks
 pytest := cd python && ../$(venv) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
@@ -138,7 +138,7 @@ models: $(stamp) ## download the two published SynthMorph models and the study's
 ##@ Develop
 .PHONY: operators
 operators: $(stamp) ## write the page of perturbed operators, notes/operators.md
-	PYTHONPATH=python $(venv) -m morphbits.engines.native.table notes/operators.md
+	PYTHONPATH=python $(venv) -m morphbits.engines.native.rules.table notes/operators.md
 
 .PHONY: setup
 setup: ## install .venv from the lock files, compile the kernels (every verb does it when needed)
@@ -163,7 +163,7 @@ golden: $(stamp) ## record again the hashes, names and bytes in tests/golden tha
 
 .PHONY: sanitize
 sanitize: $(stamp) ## run the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	MORPHBITS_SANITIZE=1 CC=gcc PYTHONPATH=python $(venv) -m morphbits.engines.native.build
+	MORPHBITS_SANITIZE=1 CC=gcc PYTHONPATH=python $(venv) -m morphbits.engines.native.kernels.build
 	cd python && ../scripts/with_sanitizers.sh ../$(venv) -m pytest -q --capture=sys -m 'not slow and not gpu' -k 'not emulated' \
 		../tests/engines/native/test_{sanitizers,elementwise,functions,sums,precision,convolution}.py
 
@@ -229,7 +229,7 @@ lock: $(stamp) ## resolve python/*.in into the lock files (keeps what still fits
 clean: ## remove what make can make again; results/ and data/ stay
 	[ ! -L .venv ] || rm .venv
 	rm -rf .cache python/.pytest_cache python/.mypy_cache python/.hypothesis
-	rm -rf python/morphbits/engines/native/_build
+	rm -rf python/morphbits/engines/native/kernels/_build
 	find python tests -name __pycache__ -prune -exec rm -rf {} +
 
 .PHONY: help

@@ -130,7 +130,7 @@ for old in .cache/venv-*; do [ "$old" = "$new" ] || in_use "$old" || rm -rf "$ol
 
 say "compiling the kernels"
 # as a file: as a module it would import the whole engine first, which takes seconds and which the image has not copied yet
-PYTHONPATH=python .venv/bin/python -P python/morphbits/engines/native/build.py >>"$log" 2>&1 ||
+PYTHONPATH=python .venv/bin/python -P python/morphbits/engines/native/kernels/build.py >>"$log" 2>&1 ||
   fail "the kernels do not compile with $CC: $(tail -n 1 "$log") (see $log)"
 touch .venv/.stamp
 say "done"

@@ -8,8 +8,8 @@ from fractions import Fraction
 
 import torch
 
-from morphbits.engines.native import reference
-from morphbits.engines.native.library import Rounding
+from morphbits.engines.native.kernels import reference
+from morphbits.engines.native.kernels.library import Rounding
 
 MASK64, MASK32 = 2**64 - 1, 2**32 - 1
 

@@ -1,6 +1,6 @@
 """What tests know of the processor that they run on."""
 
-from morphbits.engines.native.library import available_variants
+from morphbits.engines.native.kernels.library import available_variants
 from morphbits.samples.provenance import cpu
 
 # On AMD's processors with AVX-512 every order of the tests below was read and proven. MKL and

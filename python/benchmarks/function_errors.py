@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from benchmarks.harness import Report, note, processor
 from morphbits import config
-from morphbits.engines.native import functions, kernel_version
-from morphbits.engines.native.library import Rounding, available_variants
+from morphbits.engines.native import kernel_version
+from morphbits.engines.native.kernels import functions
+from morphbits.engines.native.kernels.library import Rounding, available_variants
 from morphbits.errors import run_cli
 from morphbits.samples.provenance import write_json
 

@@ -124,7 +124,7 @@ def tensorflow_orders(threads: int) -> dict[str, str]:
     """The same of TensorFlow's kernels, for what it has of the cases."""
     import torch
 
-    from morphbits.engines.native import probe, probe_sums
+    from morphbits.engines.native.orders import probe, probe_sums
 
     context = get_context("spawn")
     here, there = context.Pipe()

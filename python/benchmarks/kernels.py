@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from benchmarks.harness import Report, note, processor
 from morphbits import config
 from morphbits.engines.native import Statistics, random_rounding
-from morphbits.engines.native.accumulation import terms
-from morphbits.engines.native.library import Rounding, available_variants, convolution
+from morphbits.engines.native.kernels.library import Rounding, available_variants, convolution
+from morphbits.engines.native.orders.accumulation import terms
 from morphbits.errors import UserError, run_cli
 
 # channels in, channels out and grid of layers: first, encoder, decoder, flow, and of 256 features

@@ -125,7 +125,7 @@ def case(
 def instruction_limits() -> dict[str, float]:
     """G operations a second that one thread does in registers, in the modes nearest and random;
     nothing where they are not known for the kernels' instruction set."""
-    from morphbits.engines.native.library import default_variant
+    from morphbits.engines.native.kernels.library import default_variant
 
     found, variant = kernels.limits(), default_variant()
     mixes = {"nearest": f"{variant} fma", "random": f"{variant} random"}

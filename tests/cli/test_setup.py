@@ -49,7 +49,7 @@ class Project:
         self.root = root
         self.base = python
         self.wheels = root / "wheels"
-        self.kernels = root / "python/morphbits/engines/native"
+        self.kernels = root / "python/morphbits/engines/native/kernels"
         (self.kernels / "csrc").mkdir(parents=True)
         (root / "scripts").mkdir()
         self.wheels.mkdir()

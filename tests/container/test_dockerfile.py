@@ -120,7 +120,7 @@ def test_the_kernels_compile_from_what_the_image_has_then(
     assert steps == 1
     built = list(image.rglob("kernels-*.so"))
     wanted = subprocess.run(
-        [sys.executable, "-P", "-c", "from morphbits.engines.native import build as b\n"
+        [sys.executable, "-P", "-c", "from morphbits.engines.native.kernels import build as b\n"
          "print(b.library_path())"],
         env=clean | {"PYTHONPATH": str(image / "python")},
         capture_output=True,
@@ -152,7 +152,7 @@ def test_the_image_runs_the_tests_that_make_test_selects() -> None:
     [
         ("python/morphbits/config.py", True),
         ("python/morphbits/__pycache__/config.pyc", False),
-        ("python/morphbits/engines/native/_build/kernels.so", False),
+        ("python/morphbits/engines/native/kernels/_build/kernels.so", False),
         ("python/.mypy_cache/x/y", False),
         ("results/corr/sample.json", False),
         (".venv/bin/python", False),

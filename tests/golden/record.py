@@ -187,8 +187,8 @@ def as_read(settings: ExperimentConfig) -> Experiment:
 
 def operators() -> str:
     """The text of operators.txt."""
-    from morphbits.engines.native import operators  # noqa: F401  (fills the table)
-    from morphbits.engines.native.rules import PASS, RULES
+    from morphbits.engines.native import rules  # noqa: F401  (fills the table)
+    from morphbits.engines.native.rules.registry import PASS, RULES
 
     lines = [*(f"perturbed {name}" for name in RULES), *(f"passes {name}" for name in PASS)]
     return "\n".join([*sorted(lines), ""])
@@ -213,7 +213,7 @@ def checksums() -> dict[str, str]:
 
 
 def _samples(folder: Path) -> dict[str, str]:
-    from morphbits.engines.native import library
+    from morphbits.engines.native.kernels import library
 
     model = folder / "toy.h5"
     # more than 16 channels, the blocks of the order direct; subnormal biases, which flush removes

@@ -176,7 +176,7 @@ def _instructions() -> dict[str, str]:
 @functools.cache
 def kernel_build() -> dict[str, str]:
     """The compiled kernels that ran: their file, its checksum, and the instruction set in use."""
-    from morphbits.engines.native import build, library
+    from morphbits.engines.native.kernels import build, library
 
     path = build.library_path()
     return {

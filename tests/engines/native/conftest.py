@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from morphbits.engines.native.library import available_variants
+from morphbits.engines.native.kernels.library import available_variants
 
 settings.register_profile("morphbits", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("morphbits")

@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from morphbits.engines.native import gpu
-from morphbits.engines.native.build import SOURCES, build, kernel_version
+from morphbits.engines.native.kernels import gpu
+from morphbits.engines.native.kernels.build import SOURCES, build, kernel_version
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
 _FLAGS = (

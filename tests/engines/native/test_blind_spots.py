@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from morphbits import random_rounding
-from morphbits.engines.native import table
+from morphbits.engines.native.rules import table
 from morphbits.errors import UserError
 
 NOTES = Path(__file__).parents[3] / "notes"

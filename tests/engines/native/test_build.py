@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from morphbits.engines.native import build, library
+from morphbits.engines.native.kernels import build, library
 from morphbits.errors import UserError
 
 COMPILER = """#!/bin/sh
@@ -46,7 +46,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
         shutil.copy(build.SOURCES.parent / "build.py", folder)
     return subprocess.Popen(
         [sys.executable, "-P", folder / "build.py"],
-        env={**os.environ, "PYTHONPATH": str(build.SOURCES.parents[3])},
+        env={**os.environ, "PYTHONPATH": str(build.SOURCES.parents[4])},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from exact_replay import rounded, same_bytes
 
-from morphbits.engines.native import library
-from morphbits.engines.native.accumulation import terms
-from morphbits.engines.native.library import MODES, Rounding, available_variants
+from morphbits.engines.native.kernels import library
+from morphbits.engines.native.kernels.library import MODES, Rounding, available_variants
+from morphbits.engines.native.orders.accumulation import terms
 from morphbits.errors import UserError
 
 ORDERS = ("sequential", "direct", "blocked:5", "blocked:1000")

@@ -14,8 +14,13 @@ from exact_replay import rounded, same_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from morphbits.engines.native import reference
-from morphbits.engines.native.library import MODES, Rounding, available_variants, elementwise
+from morphbits.engines.native.kernels import reference
+from morphbits.engines.native.kernels.library import (
+    MODES,
+    Rounding,
+    available_variants,
+    elementwise,
+)
 
 EXACT: dict[str, Callable] = {
     "add": operator.add,

@@ -13,8 +13,8 @@ from exact_replay import same_bytes, word
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from morphbits.engines.native import functions, reference
-from morphbits.engines.native.library import MODES, Rounding, available_variants
+from morphbits.engines.native.kernels import functions, reference
+from morphbits.engines.native.kernels.library import MODES, Rounding, available_variants
 
 VARIANTS = [*available_variants(), "naive"]
 HALVES = (torch.float16, torch.bfloat16)

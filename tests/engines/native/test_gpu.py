@@ -17,11 +17,12 @@ import torch
 from exact_replay import same_bytes
 from torch import Tensor
 
-from morphbits.engines.native import cuda, functions, gpu, library, random_rounding, sums
-from morphbits.engines.native.accumulation import terms
-from morphbits.engines.native.build import SOURCES
-from morphbits.engines.native.library import MODES, Rounding
-from morphbits.engines.native.precision import FLOAT32, Format
+from morphbits.engines.native import random_rounding
+from morphbits.engines.native.kernels import cuda, functions, gpu, library, sums
+from morphbits.engines.native.kernels.build import SOURCES
+from morphbits.engines.native.kernels.library import MODES, Rounding
+from morphbits.engines.native.kernels.precision import FLOAT32, Format
+from morphbits.engines.native.orders.accumulation import terms
 from morphbits.engines.native.selftest import self_test
 from morphbits.errors import UserError
 from morphbits.models.synthmorph_torch import init_model

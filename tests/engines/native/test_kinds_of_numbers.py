@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from morphbits.engines.native import random_rounding
-from morphbits.engines.native.rules import RULES
+from morphbits.engines.native.rules.registry import RULES
 from morphbits.errors import UserError
 
 aten = torch.ops.aten

@@ -20,14 +20,14 @@ import torch.nn.functional as F
 from exact_replay import same_bytes
 
 from morphbits.engines.native import (
-    context,
     engine_version,
     kernel_version,
-    library,
     random_rounding,
     selftest,
 )
-from morphbits.engines.native.library import MODES, control_register
+from morphbits.engines.native.kernels import library
+from morphbits.engines.native.kernels.library import MODES, control_register
+from morphbits.engines.native.rules import context
 from morphbits.errors import UserError
 
 PYTHON = Path(__file__).parents[3] / "python"
@@ -364,11 +364,13 @@ def test_the_kernel_version_is_a_hash() -> None:
 
 def test_the_engines_version_is_of_its_python_too(tmp_path: Path) -> None:
     package = shutil.copytree(
-        Path(context.__file__).parent, tmp_path / "native", ignore=shutil.ignore_patterns("_build")
+        Path(context.__file__).parents[1],
+        tmp_path / "native",
+        ignore=shutil.ignore_patterns("_build"),
     )
 
     def versions() -> tuple[str, str]:
-        spec = importlib.util.spec_from_file_location("build", package / "build.py")
+        spec = importlib.util.spec_from_file_location("build", package / "kernels/build.py")
         assert spec and spec.loader
         copy = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(copy)
@@ -376,7 +378,7 @@ def test_the_engines_version_is_of_its_python_too(tmp_path: Path) -> None:
 
     before = versions()
     assert before == (engine_version(), kernel_version())
-    with (package / "accumulation.py").open("a") as file:
+    with (package / "orders/accumulation.py").open("a") as file:
         file.write("_DIRECT_CHANNELS = 8\n")
     after = versions()
     assert after[0] != before[0] and after[1] == before[1]

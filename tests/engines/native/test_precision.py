@@ -14,10 +14,16 @@ from exact_replay import same_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from morphbits.engines.native import library, random_rounding, reference
-from morphbits.engines.native.accumulation import terms
-from morphbits.engines.native.library import MODES, Rounding, available_variants, elementwise
-from morphbits.engines.native.precision import Format
+from morphbits.engines.native import random_rounding
+from morphbits.engines.native.kernels import library, reference
+from morphbits.engines.native.kernels.library import (
+    MODES,
+    Rounding,
+    available_variants,
+    elementwise,
+)
+from morphbits.engines.native.kernels.precision import Format
+from morphbits.engines.native.orders.accumulation import terms
 from morphbits.errors import UserError
 
 NUMBERS = st.one_of(

@@ -11,9 +11,11 @@ import torch
 from exact_replay import same_bytes
 from processors import ORDERS_ARE_READ
 
-from morphbits.engines.native import library, probe, random_rounding
-from morphbits.engines.native.accumulation import Terms, terms
-from morphbits.engines.native.library import MODES, Rounding, available_variants
+from morphbits.engines.native import random_rounding
+from morphbits.engines.native.kernels import library
+from morphbits.engines.native.kernels.library import MODES, Rounding, Terms, available_variants
+from morphbits.engines.native.orders import probe
+from morphbits.engines.native.orders.accumulation import terms
 from morphbits.models.synthmorph_torch import init_model
 from morphbits.models.weights import Architecture
 

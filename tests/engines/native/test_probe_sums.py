@@ -13,9 +13,11 @@ import torch
 from exact_replay import same_bytes
 from processors import ORDERS_ARE_READ
 
-from morphbits.engines.native import probe_sums, random_rounding, sums
-from morphbits.engines.native.library import Rounding
-from morphbits.engines.native.trees import Node, Plan, UnreadableError, describe, tree
+from morphbits.engines.native import random_rounding
+from morphbits.engines.native.kernels import sums
+from morphbits.engines.native.kernels.library import Rounding
+from morphbits.engines.native.orders import probe_sums
+from morphbits.engines.native.orders.trees import Node, Plan, UnreadableError, describe, tree
 
 NEAREST = partial(Rounding, "nearest", threads=1)
 

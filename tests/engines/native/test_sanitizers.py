@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from morphbits.engines.native import build
-from morphbits.engines.native.library import available_variants
+from morphbits.engines.native.kernels import build
+from morphbits.engines.native.kernels.library import available_variants
 
 SCRIPT = Path(__file__).parents[3] / "scripts" / "with_sanitizers.sh"
 KERNELS = ["elementwise_naive", "function_naive"]
@@ -27,8 +27,8 @@ if sanitized := "MORPHBITS_SANITIZE" in os.environ:  # all variants are there
 CALLS = """
 import ctypes, os, sys, torch
 os.environ.pop("MORPHBITS_SANITIZE")  # what is imported need not compile its own kernels for it
-from morphbits.engines.native.functions import _Function
-from morphbits.engines.native.library import Rounding, _Elementwise
+from morphbits.engines.native.kernels.functions import _Function
+from morphbits.engines.native.kernels.library import Rounding, _Elementwise
 
 library = ctypes.CDLL(sys.argv[1])
 rounding = Rounding("random").as_c()

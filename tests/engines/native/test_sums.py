@@ -13,8 +13,8 @@ from exact_replay import rounded, same_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from morphbits.engines.native import sums
-from morphbits.engines.native.library import MODES, Rounding, available_variants
+from morphbits.engines.native.kernels import sums
+from morphbits.engines.native.kernels.library import MODES, Rounding, available_variants
 
 EXACT_MODES = [m for m in MODES if m != "nearness"]  # whose float64 probabilities are rounded
 

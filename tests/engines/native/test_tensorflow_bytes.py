@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from morphbits.engines.native.library import available_variants
+from morphbits.engines.native.kernels.library import available_variants
 from morphbits.models.weights import Architecture, init_weights, save_h5
 
 PYTHON = Path(__file__).parents[3] / "python"

@@ -3,7 +3,7 @@
 Needs torch, numpy and a C compiler, nothing else.
 """
 
-from morphbits.engines.native.build import engine_version, kernel_version
+from morphbits.engines.native.kernels.build import engine_version, kernel_version
 from morphbits.engines.native.region import Statistics, random_rounding
 
 __all__ = ["Statistics", "engine_version", "kernel_version", "random_rounding"]

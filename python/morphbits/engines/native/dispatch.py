@@ -20,12 +20,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from morphbits.engines.native import layouts, operands, operators, selftest  # noqa: F401  (fills the table)
-from morphbits.engines.native.arithmetic import HALVES, Hand
-from morphbits.engines.native.context import Context
-from morphbits.engines.native.gpu import NoKernel
-from morphbits.engines.native.promotion import common, in_one_type
-from morphbits.engines.native.rules import (
+from morphbits.engines.native import layouts, operands, rules, selftest  # noqa: F401  (fills the table)
+from morphbits.engines.native.kernels.gpu import NoKernel
+from morphbits.engines.native.rules.arithmetic import HALVES, Hand
+from morphbits.engines.native.rules.context import Context
+from morphbits.engines.native.rules.promotion import common, in_one_type
+from morphbits.engines.native.rules.registry import (
     ONE_TYPE,
     PASS,
     RULES,

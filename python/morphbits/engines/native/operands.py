@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from morphbits.engines.native.rules import is_floating, onednn
+from morphbits.engines.native.rules.registry import is_floating, onednn
 from morphbits.errors import UserError
 
 _TRACERS = (

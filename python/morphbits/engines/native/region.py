@@ -21,12 +21,13 @@ from torch.utils._python_dispatch import (
 
 from morphbits import stages
 from morphbits.choices import MODES, SUBNORMALS, one_of, parsed
-from morphbits.engines.native import accumulation as orders
-from morphbits.engines.native import plain, replay, selftest
-from morphbits.engines.native import precision as formats
-from morphbits.engines.native.context import Statistics
+from morphbits.engines.native import selftest, torch_state
 from morphbits.engines.native.dispatch import RandomRounding
-from morphbits.engines.native.rules import RULES
+from morphbits.engines.native.kernels import precision as formats
+from morphbits.engines.native.orders import accumulation as orders
+from morphbits.engines.native.rules import replay
+from morphbits.engines.native.rules.context import Statistics
+from morphbits.engines.native.rules.registry import RULES
 from morphbits.engines.native.scope import Scope
 from morphbits.errors import UserError
 
@@ -210,7 +211,7 @@ def _awaited(rounding: RandomRounding, body: Any) -> Generator[Any, Any, Any]:
 def _active(rounding: RandomRounding, frame: FrameType | None = None) -> Iterator[None]:
     """The region of a stream is open; `frame` holds it open, if others can run meanwhile."""
     replay.install(_current)
-    with plain.paths(inside), _own_casts(), _pushed(rounding, frame):
+    with torch_state.paths(inside), _own_casts(), _pushed(rounding, frame):
         try:
             yield
         except RuntimeError as error:

@@ -12,11 +12,16 @@ from fractions import Fraction
 
 import torch
 
-from morphbits.engines.native import functions, reference, sums
-from morphbits.engines.native.accumulation import terms
-from morphbits.engines.native.gpu import NoKernel
-from morphbits.engines.native.library import Rounding, available_variants, convolution, elementwise
-from morphbits.engines.native.precision import FLOAT32, Format
+from morphbits.engines.native.kernels import functions, reference, sums
+from morphbits.engines.native.kernels.gpu import NoKernel
+from morphbits.engines.native.kernels.library import (
+    Rounding,
+    available_variants,
+    convolution,
+    elementwise,
+)
+from morphbits.engines.native.kernels.precision import FLOAT32, Format
+from morphbits.engines.native.orders.accumulation import terms
 from morphbits.errors import UserError
 
 _LANES = (

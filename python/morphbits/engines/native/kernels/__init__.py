@@ -1,0 +1,1 @@
+"""The compiled kernels: how they are built, loaded and called."""

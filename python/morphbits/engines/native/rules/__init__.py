@@ -1,0 +1,43 @@
+"""The rules, one module for a kind of operator; importing this fills `registry.RULES`."""
+
+from morphbits.engines.native.rules import (
+    activations,
+    collectives,
+    convolution,
+    ctc,
+    decomposed,
+    distances,
+    elementwise,
+    embeddings,
+    grids,
+    losses,
+    matrices,
+    normalization,
+    optimizers,
+    pooling,
+    reductions,
+    resampling,
+    scattering,
+    values,
+)
+
+__all__ = [
+    "activations",
+    "collectives",
+    "convolution",
+    "ctc",
+    "decomposed",
+    "distances",
+    "elementwise",
+    "embeddings",
+    "grids",
+    "losses",
+    "matrices",
+    "normalization",
+    "optimizers",
+    "pooling",
+    "reductions",
+    "resampling",
+    "scattering",
+    "values",
+]

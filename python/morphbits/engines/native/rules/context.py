@@ -1,0 +1,180 @@
+"""What a rule may ask of the region that it computes in: random bits, counters, precision, orders.
+
+One object is one random stream. `dispatch.RandomRounding` adds what torch calls.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from morphbits import stages
+from morphbits.engines.native import selftest
+from morphbits.engines.native.kernels import precision as formats
+from morphbits.engines.native.kernels.library import Rounding, Terms, elementwise, rounded
+from morphbits.engines.native.orders import accumulation as orders
+from morphbits.engines.native.scope import Scope
+from morphbits.errors import UserError
+
+
+@dataclass
+class Statistics:
+    """What was done so far: elementary operations in all and by operator; calls of operators that
+    `allow` let pass, by operator; orders of sums that were measured from the framework."""
+
+    operators: dict[str, int] = field(default_factory=Counter)
+    unperturbed: dict[str, int] = field(default_factory=Counter)
+    orders: dict[str, str] = field(default_factory=dict)  # accumulation probe: found, by layer
+
+    @property
+    def operations(self) -> int:
+        """Elementary operations that the engine rounded."""
+        return sum(self.operators.values())
+
+
+_alone: list[bool] = []
+
+
+def _in_child() -> None:
+    """GNU OpenMP's threads do not come along into a forked process, where it waits for them."""
+    if selftest.tested:
+        _alone.append(True)
+
+
+os.register_at_fork(after_in_child=_in_child)
+
+
+class Context(ABC):
+    """One region's random stream, statistics and settings."""
+
+    scope: Scope  # of the region that is open
+
+    def __init__(
+        self,
+        mode: str,
+        seed: int,
+        accumulation: str,
+        flush: bool,
+        threads: int | None,
+        precision: formats.Precision = formats.FULL,
+    ) -> None:
+        super().__init__()
+        self.mode, self.seed, self.accumulation, self.flush = mode, seed, accumulation, flush
+        self.threads = 1 if _alone else threads or torch.get_num_threads()
+        self.onednn = torch._C._get_mkldnn_enabled()  # outside; inside, it is switched off
+        self._precision, self.selection = precision, stages.ALL
+        self._stages: set[str] = set()
+        self.allowed: frozenset[str] = frozenset()
+        self.statistics = Statistics()
+        self.position = 0  # in the stream: operators so far
+        self._asking = False
+        self._calls = 0  # of operators on tensors that are no wrappers
+        self._widened = False  # an operator on float16 or bfloat16 is computed in float32
+        self._process = os.getpid()
+        self.refusal: str | None = None
+
+    def next_rounding(self, name: str, operations: int, accumulates: bool = False) -> Rounding:
+        """Count an operator of `operations` elementary operations and give it its own random
+        bits. One that accumulates rounds its factors and its result by `factor` and `store`."""
+        self.scope.check()
+        selected = self.selection.holds()
+        self._stages.update(stages.current())
+        if selected:
+            self.statistics.operators[name] += operations
+        key = self.key()
+        self.position += 1
+        stored = self.precision.stored
+        format, operands = self.precision.each, formats.FLOAT32
+        if stored != formats.FLOAT32 and not accumulates:
+            format, operands = stored, stored
+        mode = self.mode if selected else "nearest"
+        return Rounding(mode, self.flush, self.threads, key, format=format, operands=operands)
+
+    def key(self) -> int:
+        """Stands for the random bits of the operator that comes next."""
+        return _mix64(_mix64(self.seed) + self.position)
+
+    @property
+    def precision(self) -> formats.Precision:
+        """What is rounded to what in the stage that is running."""
+        return self._precision if self.selection.holds() else formats.FULL
+
+    def check_stages(self) -> None:
+        """UserError if a selected stage was none of those that ran."""
+        missing = self.selection.names - self._stages
+        if missing:
+            ran = ", ".join(sorted(self._stages)) or "none"
+            raise UserError(
+                f"no stage {', '.join(sorted(missing))} was run; this model's stages are: {ran}"
+            )
+
+    def probes(self, x: torch.Tensor) -> bool:
+        """Whether the framework's own order is to be measured for this tensor."""
+        if self.accumulation == "probe" and x.is_cuda:
+            raise UserError(
+                "accumulation=probe reads the orders of torch's kernels on the CPU; on a GPU use "
+                "sequential, direct or blocked:K"
+            )
+        return self.accumulation == "probe"
+
+    def probed(self, layer: str, words: str) -> None:
+        """Enter what was found into the statistics. Of 16-bit operands the kernel that was read is
+        that of float32, which says nothing of the framework's bytes."""
+        if self._widened:
+            layer, words = f"{layer}, 16 bits", words.removesuffix(": the same bytes")
+            words = words if words.startswith("not read") else f"{words}, read in float32"
+        self.statistics.orders[layer] = words
+
+    def not_probed(self, name: str, instead: str) -> None:
+        """Note in the statistics that the order of an operator's additions was not measured."""
+        if self.accumulation == "probe":
+            self.statistics.orders[name] = f"not probed: {instead}"
+
+    def order(self, name: str, taps: int, channels: int) -> Terms:
+        """The order in which an operator that is not probed adds its products."""
+        self.not_probed(name, "one chain")
+        return orders.terms(self.accumulation, taps, channels)
+
+    def outside(self, kernel: Callable[..., Any], *tensors: Any) -> Any:
+        """What the framework's kernel gives outside of this mode, which switches oneDNN off."""
+        inside = torch._C._get_mkldnn_enabled()
+        torch._C._set_mkldnn_enabled(self.onednn)
+        try:
+            return kernel(*tensors)
+        finally:
+            torch._C._set_mkldnn_enabled(inside)
+
+    def factor(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` as an operator that accumulates multiplies it."""
+        return rounded(x, self.precision.factors, self.threads)
+
+    def store(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """The result `x` of an operator that accumulates, in the format in which it is kept."""
+        if self.precision.stored == formats.FLOAT32 or x.dtype != torch.float32:
+            return x
+        rounding = self.next_rounding(f"{name} (storage)", x.numel())
+        return elementwise(rounding, "round", x, in_place=True)
+
+    @property
+    def halves(self) -> bool:
+        """Whether the running operator is one on float16 or bfloat16, computed in float32."""
+        return self._widened
+
+    @abstractmethod
+    def apply(self, operator: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call an operator of torch from a rule: it is perturbed in its turn."""
+
+
+def _mix64(x: int) -> int:
+    """Splitmix64's step (Steele, Lea, Flood 2014)."""
+    mask = 2**64 - 1
+    x = (x + 1) * 0x9E3779B97F4A7C15 & mask
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & mask
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & mask
+    return x ^ x >> 31

@@ -1,0 +1,266 @@
+"""Steps of optimizers: operators on lists of tensors, and the fused ones.
+
+A `_foreach_*` operator is the operator of each tensor of its list, in the list's order, as torch's
+own CPU kernels do it. A fused step is the algorithm of the same optimizer without fusion
+(torch/optim/adam.py, sgd.py, adagrad.py), operation by operation; a gradient scaler's scale is
+divided out first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from morphbits.engines.native.rules.arithmetic import Hand
+from morphbits.engines.native.rules.context import Context
+from morphbits.engines.native.rules.elementwise import lerp
+from morphbits.engines.native.rules.registry import check, refused, rule
+
+aten = torch.ops.aten
+
+
+_OF_NUMBERS = {"maximum": "clamp_min", "minimum": "clamp_max"}
+
+
+def _foreach(base: str) -> Any:
+    """A handler that applies the operator `base` to each tensor of a list."""
+
+    def handler(context: Context, func: Any, *args: Any, **kwargs: Any) -> Any:
+        in_place = func.overloadpacket.__name__.endswith("_")
+        if base in ("addcmul", "addcdiv") and isinstance(args[-1], torch.Tensor):
+            args = (*args[:-1], args[-1].tolist())  # a value for each, in one tensor
+        lists = next(a for a in args if isinstance(a, (list, tuple)))
+        results = []
+        for i in range(len(lists)):
+            mine = [a[i] if _per_tensor(a, len(lists)) else a for a in args]
+            options = {k: v[i] if _per_tensor(v, len(lists)) else v for k, v in kwargs.items()}
+            if "scalars" in options:
+                mine.append(options.pop("scalars"))
+            if base in ("addcmul", "addcdiv") and len(mine) == 4:
+                options["value"] = mine.pop()
+            kind = base if isinstance(mine[-1], torch.Tensor) else _OF_NUMBERS.get(base, base)
+            results.append(context.apply(getattr(aten, kind), *mine, **options))
+            if in_place:
+                if not torch.can_cast(results[-1].dtype, lists[i].dtype):
+                    refused(func, *args, **kwargs)
+                context.apply(aten.copy_, lists[i], results[-1])
+        return None if in_place else results
+
+    return handler
+
+
+def _per_tensor(argument: Any, count: int) -> bool:
+    return isinstance(argument, (list, tuple)) and len(argument) == count
+
+
+for _base in (
+    "add sub mul div sqrt addcmul addcdiv lerp pow reciprocal neg abs exp log clamp_min clamp_max "
+    "sign floor ceil round trunc tanh sigmoid erf sin cos expm1 log1p log2 log10 maximum minimum "
+    "rsqrt acos asin atan cosh erfc lgamma sinh tan"
+).split():
+    rule(f"_foreach_{_base} _foreach_{_base}_", f"`{_base}` of each tensor", halves=True)(
+        _foreach(_base)
+    )
+rule("_foreach_mm", "`mm` of each pair", halves=True)(_foreach("mm"))
+rule("_foreach_copy", "`copy` of each tensor", halves=True)(_foreach("copy"))
+
+
+@rule("_foreach_copy_", "`copy_` of each tensor", halves=True)
+def _foreach_copy(
+    context: Context, func: Any, to: Any, source: Any, non_blocking: bool = False
+) -> None:
+    for a, b in zip(to, source, strict=True):
+        context.apply(aten.copy_, a, b)
+
+
+@rule("_foreach_zero_", "rounds nothing", halves=True)
+def _foreach_zero(context: Context, func: Any, tensors: Any) -> None:
+    for a in tensors:
+        a.zero_()
+
+
+def _norms(base: str) -> Any:
+    def handler(
+        context: Context, func: Any, tensors: Any, ord: float = 2, dtype: Any = None
+    ) -> list[torch.Tensor]:
+        norm = getattr(aten, base)
+        return [context.apply(norm, a, ord, None, False, dtype=dtype) for a in tensors]
+
+    return handler
+
+
+for _name, _base in (("norm", "linalg_vector_norm"), ("powsum", "linalg__powsum")):
+    rule(f"_foreach_{_name}", f"`{_base}` of each tensor", halves=True)(_norms(_base))
+
+
+def _overflowed(found_inf: torch.Tensor | None) -> bool:
+    """Whether a gradient scaler found that the step is to be left out."""
+    return found_inf is not None and bool(found_inf != 0)
+
+
+def _gradient(
+    h: Hand,
+    p: torch.Tensor,
+    gradient: torch.Tensor,
+    grad_scale: torch.Tensor | None,
+    maximize: bool,
+    weight_decay: float = 0,
+) -> torch.Tensor:
+    """What a step follows: the gradient divided by its scale (and kept so), its sign, decay."""
+    if grad_scale is not None:
+        gradient.copy_(h.div(gradient, grad_scale.reshape(()).to(gradient.dtype)))
+    g = -gradient if maximize else gradient
+    return h.add(g, h.mul(p, weight_decay)) if weight_decay else g
+
+
+@rule(
+    "_fused_adam_ _fused_adamw_",
+    "as Adam without fusion: lerp, mul, addcmul, sqrt, div, add, addcdiv; the corrections of the "
+    "bias in Python's float64",
+)
+def _fused_adam(
+    context: Context,
+    func: Any,
+    params: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+    averages: Sequence[torch.Tensor],
+    squares: Sequence[torch.Tensor],
+    greatest: Sequence[torch.Tensor],
+    steps: Sequence[torch.Tensor],
+    *,
+    lr: Any,
+    beta1: float,
+    beta2: float,
+    weight_decay: float,
+    eps: float,
+    amsgrad: bool,
+    maximize: bool,
+    grad_scale: torch.Tensor | None = None,
+    found_inf: torch.Tensor | None = None,
+) -> None:
+    name = func.overloadpacket.__name__
+    if _overflowed(found_inf):
+        return
+    rate, decoupled = float(lr), name == "_fused_adamw_"
+    for i, (p, gradient) in enumerate(zip(params, gradients, strict=True)):
+        check(func, p, gradient)
+        h, step = Hand(context, name), float(steps[i])
+        decay = 0 if decoupled else weight_decay
+        g = _gradient(h, p, gradient, grad_scale, maximize, decay)
+        if weight_decay and decoupled:
+            p.copy_(h.mul(p, 1 - rate * weight_decay))
+        averages[i].copy_(lerp(h, averages[i], g, 1 - beta1))
+        decayed = h.mul(squares[i], beta2)
+        squares[i].copy_(h.add(decayed, h.mul(h.mul(1 - beta2, g), g)))
+        square = squares[i]
+        if amsgrad:
+            greatest[i].copy_(torch.maximum(greatest[i], square))
+            square = greatest[i]
+        root = (1 - beta2**step) ** 0.5
+        denominator = h.add(h.div(h.sqrt(square), root), eps)
+        size = rate / (1 - beta1**step)
+        p.copy_(h.add(p, h.div(h.mul(-size, averages[i]), denominator)))
+
+
+@rule("_fused_sgd_", "as SGD without fusion: decay, momentum, step; a factor and an addition each")
+def _fused_sgd(
+    context: Context,
+    func: Any,
+    params: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+    buffers: Sequence[torch.Tensor],
+    *,
+    weight_decay: float,
+    momentum: float,
+    lr: Any,
+    dampening: float,
+    nesterov: bool,
+    maximize: bool,
+    is_first_step: bool,
+    grad_scale: torch.Tensor | None = None,
+    found_inf: torch.Tensor | None = None,
+) -> None:
+    if _overflowed(found_inf):
+        return
+    for i, (p, gradient) in enumerate(zip(params, gradients, strict=True)):
+        check(func, p, gradient)
+        h = Hand(context, "_fused_sgd_")
+        g = _gradient(h, p, gradient, grad_scale, maximize, weight_decay)
+        if momentum:
+            if is_first_step:
+                buffers[i].copy_(g)
+            else:
+                buffers[i].copy_(h.add(h.mul(buffers[i], momentum), h.mul(g, 1 - dampening)))
+            g = h.add(g, h.mul(buffers[i], momentum)) if nesterov else buffers[i]
+        p.copy_(h.add(p, h.mul(g, -float(lr))))
+
+
+@rule("_fused_adagrad_", "as Adagrad without fusion: addcmul, sqrt, add, addcdiv")
+def _fused_adagrad(
+    context: Context,
+    func: Any,
+    params: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+    totals: Sequence[torch.Tensor],
+    steps: Sequence[torch.Tensor],
+    *,
+    lr: Any,
+    lr_decay: float,
+    weight_decay: float,
+    eps: float,
+    maximize: bool,
+    grad_scale: torch.Tensor | None = None,
+    found_inf: torch.Tensor | None = None,
+) -> None:
+    if _overflowed(found_inf):
+        return
+    for i, (p, gradient) in enumerate(zip(params, gradients, strict=True)):
+        check(func, p, gradient)
+        h = Hand(context, "_fused_adagrad_")
+        g = _gradient(h, p, gradient, grad_scale, maximize, weight_decay)
+        rate = float(lr) / (1 + (float(steps[i]) - 1) * lr_decay)
+        totals[i].copy_(h.add(totals[i], h.mul(g, g)))
+        denominator = h.add(h.sqrt(totals[i]), eps)
+        p.copy_(h.add(p, h.div(h.mul(-rate, g), denominator)))
+
+
+@rule("_amp_foreach_non_finite_check_and_unscale_", "one operation an element", halves=True)
+def _unscale(
+    context: Context,
+    func: Any,
+    gradients: Sequence[torch.Tensor],
+    found_inf: torch.Tensor,
+    inverse: torch.Tensor,
+) -> None:
+    h = Hand(context, "_amp_foreach_non_finite_check_and_unscale_")
+    factor = inverse.reshape(())
+    for g in gradients:
+        if not bool(g.isfinite().all()):
+            found_inf.fill_(1)
+        wide = g.to(torch.promote_types(g.dtype, torch.float32))  # exact
+        g.copy_(h.to(h.mul(wide, factor.to(wide.dtype)), g.dtype))
+
+
+@rule("_amp_update_scale_", "one product, where the scale changes")
+def _update_scale(
+    context: Context,
+    func: Any,
+    scale: torch.Tensor,
+    tracker: torch.Tensor,
+    found_inf: torch.Tensor,
+    growth: float,
+    backoff: float,
+    interval: int,
+) -> torch.Tensor:
+    h = Hand(context, "_amp_update_scale_")
+    if bool(found_inf != 0):
+        tracker.zero_()
+        return scale.copy_(h.mul(scale, backoff))
+    if int(tracker) + 1 < interval:
+        tracker.add_(1)
+        return scale
+    tracker.zero_()
+    grown = h.mul(scale, growth)
+    return scale.copy_(grown) if bool(grown.isfinite()) else scale

@@ -1,0 +1,307 @@
+"""Pooling, nearest-neighbour resampling, and their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from math import prod
+from typing import Any
+
+import torch
+
+from morphbits.engines.native.rules.arithmetic import Hand
+from morphbits.engines.native.rules.context import Context
+from morphbits.engines.native.rules.registry import check, refused, rule
+
+
+def _planes(x: torch.Tensor, dims: int) -> torch.Tensor:
+    """(planes, elements of a plane): the last `dims` axes make a plane."""
+    cut = x.dim() - dims
+    return x.reshape(prod(x.shape[:cut]), prod(x.shape[cut:]))
+
+
+def _scattered(
+    context: Context,
+    name: str,
+    index: torch.Tensor,
+    planes: torch.Tensor,
+    shape: Sequence[int],
+) -> torch.Tensor:
+    """Planes of zeros with every element of `planes` added at its index, as a tensor of `shape`;
+    index: one for all planes, or one each."""
+    size = prod(shape) // max(planes.shape[0], 1)
+    zeros = torch.zeros(planes.shape[0], size, dtype=planes.dtype)
+    return Hand(context, name).scatter_add(zeros, index, planes).view(list(shape))
+
+
+_ADDED = "one addition an element of the output, in row-major order"
+
+
+@rule(
+    "max_pool2d_with_indices_backward max_pool3d_with_indices_backward "
+    "fractional_max_pool2d_backward fractional_max_pool3d_backward",
+    _ADDED,
+)
+def _max_pool_backward(
+    context: Context, func: Any, gradient: torch.Tensor, x: torch.Tensor, *settings: Any
+) -> torch.Tensor:
+    name = func.overloadpacket.__name__
+    check(func, gradient, x)
+    dims = 2 if "2d" in name else 3
+    indices = settings[-1]
+    if indices.shape != gradient.shape:
+        refused(func, gradient, x, *settings)
+    return _scattered(context, name, _planes(indices, dims), _planes(gradient, dims), x.shape)
+
+
+def _all(values: Sequence[int] | int | None, dims: int, default: Sequence[int]) -> list[int]:
+    if values is None or (not isinstance(values, int) and len(values) == 0):
+        return list(default)
+    many = [values] if isinstance(values, int) else list(values)
+    return many * dims if len(many) == 1 else many
+
+
+class _Windows:
+    """The windows of an average pooling of `dims` dimensions over planes of `size`."""
+
+    def __init__(
+        self,
+        size: Sequence[int],
+        out: Sequence[int],
+        kernel: list[int],
+        stride: list[int],
+        padding: list[int],
+        include_pad: bool,
+        divisor: int | None,
+    ) -> None:
+        axes = []
+        for n, o, k, s, p in zip(size, out, kernel, stride, padding, strict=True):
+            start = torch.arange(o) * s - p
+            end = torch.clamp(start + k, max=n + p)
+            whole = end - start
+            axes.append((start.clamp(min=0), end.clamp(max=n), whole))
+        self.axes, self.size, self.out, self.kernel = axes, list(size), list(out), kernel
+        inside, area = torch.ones((), dtype=torch.long), torch.ones((), dtype=torch.long)
+        for begin, end, whole in axes:
+            inside = inside[..., None] * (end - begin)
+            area = area[..., None] * whole
+        self.count = inside
+        factor = area if include_pad else inside
+        self.divisor = factor if divisor is None else torch.full_like(factor, divisor)
+
+    def places(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(taps, out voxels): index of each tap in the plane and whether it is in the window."""
+        index, valid = [], []
+        for tap in product(*(range(k) for k in self.kernel)):
+            at, ok = torch.zeros((), dtype=torch.long), torch.ones((), dtype=torch.bool)
+            for (begin, end, _), t, n in zip(self.axes, tap, self.size, strict=True):
+                position = begin + t
+                at = at[..., None] * n + position.clamp(max=n - 1)
+                ok = ok[..., None] & (position < end)
+            index.append(at.reshape(-1))
+            valid.append(ok.reshape(-1))
+        return torch.stack(index), torch.stack(valid)
+
+    def sums(self, hand: Hand, x: torch.Tensor) -> torch.Tensor:
+        """(planes, out voxels): a chain over each window. What lies outside a window is zero and
+        is not counted."""
+        index, valid = self.places()
+        values = _planes(x, len(self.size))[:, index]  # planes, taps, voxels
+        values = torch.where(valid, values, torch.zeros((), dtype=x.dtype))
+        inside = int((valid.sum(0) - 1).clamp(min=0).sum()) * values.shape[0]
+        return hand.chain("add", values.movedim(1, 0), operations=inside)
+
+    def spread(
+        self, context: Context, name: str, share: torch.Tensor, shape: Sequence[int]
+    ) -> torch.Tensor:
+        """What `sums` gathered from gets the share (planes, out voxels) of each window."""
+        index, valid = self.places()
+        where = valid.t().reshape(-1)  # voxel by voxel, its taps in order
+        source = share[:, :, None].expand(-1, -1, index.shape[0]).flatten(1)
+        return _scattered(context, name, index.t().reshape(-1)[where], source[:, where], shape)
+
+
+def _windows(
+    x: torch.Tensor,
+    out: Sequence[int],
+    dims: int,
+    kernel: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> _Windows:
+    kernels = _all(kernel, dims, ())
+    return _Windows(
+        x.shape[x.dim() - dims :],
+        out,
+        kernels,
+        _all(stride, dims, kernels),
+        _all(padding, dims, [0] * dims),
+        count_include_pad,
+        divisor_override,
+    )
+
+
+_AVERAGE = "a chain over the window in row-major order, then one division"
+
+
+@rule("avg_pool1d avg_pool2d avg_pool3d", _AVERAGE)
+def _avg_pool(
+    context: Context, func: Any, x: torch.Tensor, *settings: Any, **options: Any
+) -> torch.Tensor:
+    name = func.overloadpacket.__name__
+    check(func, x)
+    dims = int(name[8])
+    out_shape = func(x.to("meta"), *settings, **options).shape
+    windows = _windows(x, out_shape[-dims:], dims, *settings, **options)
+    hand = Hand(context, name)
+    total = windows.sums(hand, x)
+    return hand.div(total, windows.divisor.reshape(-1)).view(out_shape)
+
+
+@rule(
+    "avg_pool2d_backward avg_pool3d_backward",
+    "one division an element of the output, then one addition for each of its window, outputs in "
+    "row-major order",
+)
+def _avg_pool_backward(
+    context: Context,
+    func: Any,
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    *settings: Any,
+    **options: Any,
+) -> torch.Tensor:
+    name = func.overloadpacket.__name__
+    check(func, gradient, x)
+    dims = int(name[8])
+    windows = _windows(x, gradient.shape[-dims:], dims, *settings, **options)
+    share = Hand(context, name).div(_planes(gradient, dims), windows.divisor.reshape(-1))
+    return windows.spread(context, name, share, x.shape)
+
+
+@rule(
+    "upsample_nearest1d_backward upsample_nearest2d_backward upsample_nearest3d_backward "
+    "_upsample_nearest_exact1d_backward _upsample_nearest_exact2d_backward "
+    "_upsample_nearest_exact3d_backward",
+    _ADDED,
+)
+def _upsample_nearest_backward(
+    context: Context,
+    func: Any,
+    gradient: torch.Tensor,
+    output_size: Sequence[int],
+    input_size: Sequence[int],
+    *scales: Any,
+) -> torch.Tensor:
+    name = func.overloadpacket.__name__
+    check(func, gradient)
+    dims = len(output_size)
+    # which input voxel each output voxel shows: torch's own forward pass on the voxels' numbers
+    sizes = list(input_size[2:])
+    numbers = torch.arange(prod(sizes), dtype=torch.float64).view(1, 1, *sizes)
+    forward = getattr(torch.ops.aten, name.removesuffix("_backward"))
+    index = forward(numbers, list(output_size), *scales).long().view(-1)
+    return _scattered(context, name, index, _planes(gradient, dims), input_size)
+
+
+class _Adaptive(_Windows):
+    """The windows of an adaptive average pooling: from ⌊i·n/o⌋ to ⌈(i + 1)·n/o⌉."""
+
+    def __init__(self, size: Sequence[int], out: Sequence[int]) -> None:
+        self.size, self.out, self.axes, self.kernel = list(size), list(out), [], []
+        for n, o in zip(size, out, strict=True):
+            i = torch.arange(o)
+            begin, end = i * n // o, -(-(i + 1) * n // o)
+            self.axes.append((begin, end, end - begin))
+            self.kernel.append(int((end - begin).max()))
+
+    def share(self, hand: Hand, x: torch.Tensor) -> torch.Tensor:
+        """(planes, voxels) divided by the windows' lengths, axis by axis, as torch does."""
+        x = x.view(x.shape[0], *self.out)
+        for d, (_, _, length) in enumerate(self.axes):
+            shape = [-1 if e == d + 1 else 1 for e in range(x.dim())]
+            x = hand.div(x, length.view(shape))
+        return x.flatten(1)
+
+
+@rule("_adaptive_avg_pool2d _adaptive_avg_pool3d", "a chain over the window; a division an axis")
+def _adaptive_avg_pool(
+    context: Context, func: Any, x: torch.Tensor, output_size: Sequence[int]
+) -> torch.Tensor:
+    name = func.overloadpacket.__name__
+    check(func, x)
+    dims = len(output_size)
+    windows = _Adaptive(x.shape[x.dim() - dims :], output_size)
+    hand = Hand(context, name)
+    total = windows.sums(hand, x)
+    return windows.share(hand, total).view(*x.shape[: x.dim() - dims], *output_size)
+
+
+@rule(
+    "_adaptive_avg_pool2d_backward _adaptive_avg_pool3d_backward",
+    "a division an axis, then one addition for each element of the window, in row-major order",
+)
+def _adaptive_avg_pool_backward(
+    context: Context, func: Any, gradient: torch.Tensor, x: torch.Tensor
+) -> torch.Tensor:
+    name = func.overloadpacket.__name__
+    check(func, gradient, x)
+    dims = 2 if "2d" in name else 3
+    windows = _Adaptive(x.shape[x.dim() - dims :], gradient.shape[x.dim() - dims :])
+    share = windows.share(Hand(context, name), _planes(gradient, dims))
+    return windows.spread(context, name, share, x.shape)
+
+
+@rule(
+    "adaptive_max_pool2d_backward adaptive_max_pool3d_backward",
+    _ADDED,
+)
+def _adaptive_max_pool_backward(
+    context: Context,
+    func: Any,
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    indices: torch.Tensor,
+) -> torch.Tensor:
+    return _max_pool_backward(context, func, gradient, x, indices)
+
+
+@rule(
+    "reflection_pad1d_backward reflection_pad2d_backward reflection_pad3d_backward "
+    "replication_pad1d_backward replication_pad2d_backward replication_pad3d_backward",
+    _ADDED,
+)
+def _pad_backward(
+    context: Context,
+    func: Any,
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    padding: Sequence[int],
+) -> torch.Tensor:
+    name = func.overloadpacket.__name__
+    check(func, gradient, x)
+    dims = len(padding) // 2
+    sizes = x.shape[x.dim() - dims :]
+    numbers = torch.arange(prod(sizes), dtype=torch.float64).view(1, 1, *sizes)
+    index = getattr(torch.ops.aten, name.removesuffix("_backward"))(numbers, list(padding))
+    return _scattered(context, name, index.long().view(-1), _planes(gradient, dims), x.shape)
+
+
+@rule("col2im", "one addition an element of the columns, in row-major order")
+def _col2im(
+    context: Context, func: Any, columns: torch.Tensor, size: Sequence[int], *window: Any
+) -> torch.Tensor:
+    check(func, columns)
+    batched = columns if columns.dim() == 3 else columns[None]
+    numbers = torch.arange(1, prod(size) + 1, dtype=torch.float64).view(1, 1, *size)
+    index = torch.ops.aten.im2col.default(numbers, *window).long().reshape(-1) - 1
+    inside = index >= 0
+    planes = batched.reshape(-1, index.shape[0])[:, inside]
+    channels = batched.shape[1] * batched.shape[2] // index.shape[0]
+    added = _scattered(
+        context, "col2im", index[inside], planes, [batched.shape[0], channels, *size]
+    )
+    return added if columns.dim() == 3 else added[0]
