@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from types import ModuleType
 
-import apart
 import pytest
+from support import apart
 
 apart.refuse()
 # tensorboard, which MONAI imports, would load TensorFlow; with this module there it does not

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from apart import APART
+from support.apart import APART
 
 ROOT = Path(__file__).parents[1]
 TENSORFLOW = {"tensorflow", "tf_keras", "keras", "neurite", "voxelmorph"}
@@ -17,7 +17,7 @@ PATHS = os.pathsep.join([str(ROOT / "tests"), str(ROOT / "python")])
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
-    code = f"import apart, sys; apart.refuse()\n{code}"
+    code = f"import sys; from support import apart; apart.refuse()\n{code}"
     return subprocess.run(
         [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": PATHS}, text=True,
         capture_output=True, check=False,

@@ -15,7 +15,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from odd_images import OBLIQUE, RIGID, SHAPE, mgh, nifti, pair, patched, volume
+from support.odd_images import OBLIQUE, RIGID, SHAPE, mgh, nifti, pair, patched, volume
 
 from morphbits import images
 from morphbits.errors import UserError

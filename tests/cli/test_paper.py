@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from corr_standin import LABELS, head, make_source, tools_of_the_environment
+from support.corr_standin import LABELS, head, make_source, tools_of_the_environment
 
 from morphbits import study
 from morphbits.datasets.corr_table import select

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from corr_standin import LABELS, git, make_source, served, small_image
+from support.corr_standin import LABELS, git, make_source, served, small_image
 
 from morphbits import images
 from morphbits.datasets import corr_install

@@ -24,7 +24,7 @@ def prefix(tmp_path: Path) -> Path:
     """A folder that looks as if Verrou were installed there."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "lib").mkdir()
-    shutil.copy(Path(__file__).parent / "verrou_stand_in.sh", tmp_path / "bin" / "valgrind")
+    shutil.copy(ROOT / "tests" / "support" / "verrou_stand_in.sh", tmp_path / "bin" / "valgrind")
     (tmp_path / "lib" / "morphbits-markers.so").touch()
     return tmp_path
 

@@ -38,8 +38,8 @@ from morphbits.report.experiment import Experiment, Record
 from morphbits.samples import experiment, matrix, provenance
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from toy_experiment import SIZE, volume
-from toy_training import TOY, train_toy
+from support.toy_experiment import SIZE, volume
+from support.toy_training import TOY, train_toy
 
 HERE = Path(__file__).parent
 SUBJECTS = [Subject("001"), Subject("002")]

@@ -6,15 +6,11 @@ What each file holds, and how it is recorded anew, is in record.py.
 from __future__ import annotations
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import pytest
+from golden import record
 
 from morphbits.config import ExperimentConfig
-
-sys.path.insert(0, str(Path(__file__).parent))
-import record
 
 MEANT = "where this is meant: make golden, and commit what `git diff tests/golden` shows"
 

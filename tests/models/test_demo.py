@@ -8,8 +8,8 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 
-import corr_standin
 import numpy as np
+from support import corr_standin
 
 from morphbits import axes, images, registration
 from morphbits.assessment import assess_phantom

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from lazy_tensorflow import reference
 from scipy.ndimage import gaussian_filter
+from support.lazy_tensorflow import reference
 
 from morphbits.models import spatial
 

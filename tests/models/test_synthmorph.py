@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from lazy_tensorflow import reference
+from support.lazy_tensorflow import reference
 
 from morphbits.config import DEMO_MODEL
 from morphbits.errors import UserError

@@ -9,8 +9,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from corr_standin import LABELS, head, rows, write_table
 from scipy import ndimage
+from support.corr_standin import LABELS, head, rows, write_table
 
 from morphbits import bids, images, preprocessing
 from morphbits.datasets import corr, resolve

@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from PIL import Image as Picture
+from support.small_experiment import make_dataset, make_experiment
 
 from morphbits import bids, report
 from morphbits.bids import Subject
@@ -22,9 +23,6 @@ from morphbits.errors import UserError
 from morphbits.report import experiment as reading
 from morphbits.report import figures, tables
 from morphbits.stats.analysis import analyse
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from small_experiment import make_dataset, make_experiment
 
 PYTHON = Path(__file__).parents[2] / "python"
 VOID = {"meta", "link", "img", "br", "hr", "input", "col"}

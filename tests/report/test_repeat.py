@@ -6,17 +6,15 @@ import dataclasses
 import os
 import shlex
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from golden import record
 
 from morphbits import config
 from morphbits.config import ExecutionConfig, ExperimentConfig
 from morphbits.report import page
 from morphbits.samples import experiment
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "golden"))
-import record
 
 ROOT = Path(__file__).resolve().parents[2]
 

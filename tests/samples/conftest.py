@@ -1,4 +1,4 @@
-"""Fixtures of the toy experiment; see toy_experiment.py."""
+"""Fixtures of the toy experiment; see support/toy_experiment.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_experiment import SIZE, Toy, volume
+from support.toy_experiment import SIZE, Toy, volume
 
 from morphbits import images
 from morphbits.config import ExecutionConfig, ExperimentConfig

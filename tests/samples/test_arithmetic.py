@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from small_experiment import make_dataset
+from support.small_experiment import make_dataset
 
 from morphbits.config import ExecutionConfig, ExperimentConfig
 from morphbits.errors import UserError

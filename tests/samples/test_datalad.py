@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from toy_experiment import PYTHON, Toy
+from support.toy_experiment import PYTHON, Toy
 
 from morphbits.config import to_arguments
 from morphbits.samples.verify import verify

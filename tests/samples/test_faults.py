@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_experiment import PYTHON, Toy
+from support.toy_experiment import PYTHON, Toy
 
 from morphbits import images
 from morphbits.config import to_arguments

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_experiment import Toy
+from support.toy_experiment import Toy
 
 from morphbits import bids, datasets, engines
 from morphbits.bids import Subject

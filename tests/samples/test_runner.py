@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_experiment import PYTHON, Toy
+from support.toy_experiment import PYTHON, Toy
 
 from morphbits import engines
 from morphbits.errors import UserError

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import slurm_cluster
-from toy_experiment import Toy
+from support import slurm_cluster
+from support.toy_experiment import Toy
 
 from morphbits.errors import UserError
 from morphbits.samples import experiment, runner, slurm

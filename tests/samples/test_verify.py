@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_experiment import Toy
+from support.toy_experiment import Toy
 
 from morphbits import bids, images
 from morphbits.errors import UserError

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import csv
 import shutil
-import sys
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+from support.small_experiment import make_dataset, make_experiment
 
 from morphbits import bids, images
 from morphbits.bids import Dataset, Subject
 from morphbits.errors import UserError
 from morphbits.stats.analysis import analyse, jobs_that_fit, read_table, tissue_masks, write_table
 from morphbits.stats.significance import significant_bits
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from small_experiment import make_dataset, make_experiment
 
 NAME = "small"
 SUBJECT = Subject("001")

@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from lazy_tensorflow import generator_tf
+from support.lazy_tensorflow import generator_tf
 
 from morphbits.errors import UserError
 from morphbits.synthesis.generator import Choice, GeneratorConfig, choose

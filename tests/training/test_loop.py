@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from support.toy_training import TOY, ToySource, outputs, train_toy
 from torch.utils._python_dispatch import TorchDispatchMode
-from toy_training import TOY, ToySource, outputs, train_toy
 
 from morphbits import config
 from morphbits.errors import UserError
@@ -63,7 +63,7 @@ def test_another_seed_gives_another_model(change: str, trained: Path, tmp_path: 
     assert outputs(tmp_path)[0] != outputs(trained)[0]
 
 
-KILLED = "import sys; from pathlib import Path; import toy_training as t; \
+KILLED = "import sys; from pathlib import Path; from support import toy_training as t; \
 t.train_toy(Path(sys.argv[1]), run=t.RunConfig(save_minutes=int(sys.argv[3])), \
 die=(0, int(sys.argv[2])))"
 
@@ -333,7 +333,7 @@ FILLED = """
 import resource, sys
 from dataclasses import replace
 from pathlib import Path
-from toy_training import TOY, train_toy
+from support.toy_training import TOY, train_toy
 from morphbits.errors import run_cli
 from morphbits.training import RunConfig
 folder, bytes, resume = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "resume"

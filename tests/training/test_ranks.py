@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_training import TOY, ToySource, outputs, train_ranks
+from support.toy_training import TOY, ToySource, outputs, train_ranks
 
 from morphbits.errors import UserError
 from morphbits.models.synthmorph_torch import init_model
@@ -26,7 +26,7 @@ from morphbits.training.weights import Weights
 
 ROOT = Path(__file__).resolve().parents[2]
 PATHS = os.pathsep.join(str(ROOT / name) for name in ("tests", "python"))
-TOY_PROGRAM = str(ROOT / "tests" / "toy_training.py")
+TOY_PROGRAM = str(ROOT / "tests" / "support" / "toy_training.py")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy_training import TOY, outputs, train_ranks, train_toy
+from support.toy_training import TOY, outputs, train_ranks, train_toy
 
 from morphbits import engines
 from morphbits.config import Arithmetic, Perturbation, to_arguments
@@ -145,7 +145,7 @@ def test_the_script_starts_each_rank_under_verrou(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "morphbits-markers.so").touch()
-    shutil.copy(ROOT / "tests" / "engines" / "verrou_stand_in.sh", tmp_path / "bin" / "valgrind")
+    shutil.copy(ROOT / "tests" / "support" / "verrou_stand_in.sh", tmp_path / "bin" / "valgrind")
     done = subprocess.run(
         [ROOT / "scripts" / "train_ddp.sh", "--engine=verrou", "--mode", "nearness"],
         env={**os.environ, "VERROU_PREFIX": str(tmp_path), "TMPDIR": str(tmp_path), "NPROC": "2"},
@@ -166,7 +166,7 @@ needs_verrou = [
 WITH_VERROU = (
     str(ROOT / "scripts" / "with_verrou.sh"), "--mode", "random", "--", sys.executable
 )  # fmt: skip
-TOY_PROGRAM = str(ROOT / "tests" / "toy_training.py")
+TOY_PROGRAM = str(ROOT / "tests" / "support" / "toy_training.py")
 TORCHRUN = (
     sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
     "--shutdown-timeout", "600", "--no-python",

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import slurm_cluster
-from toy_training import outputs
+from support import slurm_cluster
+from support.toy_training import outputs
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 SMALL = ("--enc=2 2", "--dec=2 2", "--threads=1", "--epochs=3", "--steps=10")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_training import TOY, toy_source
+from support.toy_training import TOY, toy_source
 
 from morphbits import stability
 from morphbits.datasets import phantom
@@ -171,10 +171,9 @@ time.sleep(60)
 """
 STUDY = """
 import pathlib, sys
-import toy_training
-from dataclasses import replace
+from support.toy_training import TOY
 from morphbits import stability
-runs = stability.plan(pathlib.Path(sys.argv[1]), "toy", toy_training.TOY, 2)
+runs = stability.plan(pathlib.Path(sys.argv[1]), "toy", TOY, 2)
 stability.execute_all(runs, 2, pathlib.Path(sys.argv[2]))
 """
 

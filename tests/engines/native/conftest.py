@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import emulator
 import pytest
 import torch
 from hypothesis import settings
+from support import emulator
 
 from morphbits.engines.native.kernels.library import available_variants
 

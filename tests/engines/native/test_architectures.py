@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 import torch
-from engines.native.architectures import MAKERS
+from support.architectures import MAKERS
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from engines.native.witness import Witness
-from exact_replay import same_bytes
+from support.exact_replay import same_bytes
+from support.witness import Witness
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from morphbits.engines.native import random_rounding

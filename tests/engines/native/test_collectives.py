@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
-from engines.native import ranks
+from support import ranks
 from torch import Tensor, nn
 
 from morphbits import random_rounding

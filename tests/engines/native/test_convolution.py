@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from exact_replay import rounded, same_bytes
+from support.exact_replay import rounded, same_bytes
 
 from morphbits.engines.native.kernels import library
 from morphbits.engines.native.kernels.library import MODES, Rounding, available_variants

@@ -10,9 +10,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from exact_replay import rounded, same_bytes
 from hypothesis import given
 from hypothesis import strategies as st
+from support.exact_replay import rounded, same_bytes
 
 from morphbits.engines.native.kernels import reference
 from morphbits.engines.native.kernels.library import (

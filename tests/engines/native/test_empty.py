@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from engines.native.operator_cases import CASES, Case
 from engines.native.test_operators import compute
+from support.operator_cases import CASES, Case
 from torch import Tensor, nn
 
 from morphbits.engines.native import random_rounding

@@ -12,9 +12,9 @@ from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 import torch
-from engines.native.witness import Witness
-from exact_replay import same_bytes
 from monai.networks.nets import DenseNet, ResNet, UNet, ViT
+from support.exact_replay import same_bytes
+from support.witness import Witness
 from torch import Tensor, nn
 
 from morphbits import random_rounding

@@ -9,9 +9,9 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from exact_replay import same_bytes, word
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from support.exact_replay import same_bytes, word
 
 from morphbits.engines.native.kernels import functions, reference
 from morphbits.engines.native.kernels.library import MODES, Rounding, available_variants

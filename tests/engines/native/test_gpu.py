@@ -11,10 +11,10 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
-import emulator
 import pytest
 import torch
-from exact_replay import same_bytes
+from support import emulator
+from support.exact_replay import same_bytes
 from torch import Tensor
 
 from morphbits.engines.native import random_rounding

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from exact_replay import same_bytes
+from support.exact_replay import same_bytes
 
 from morphbits.engines.native import (
     engine_version,

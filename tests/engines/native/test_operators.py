@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import pytest
 import torch
-from engines.native.operator_cases import CASES, Case
-from engines.native.witness import Witness
+from support.operator_cases import CASES, Case
+from support.witness import Witness
 from torch import Tensor
 
 from morphbits.engines.native import random_rounding

@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 import torch
-from engines.native import opinfo
-from engines.native.opinfo_known import DIFFERS, REFUSED, UNSET, VALUES
+from support import opinfo
+from support.opinfo_known import DIFFERS, REFUSED, UNSET, VALUES
 
 pytest.importorskip("expecttest", reason="torch's tests ask for it")
 

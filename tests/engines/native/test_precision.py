@@ -9,10 +9,10 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 import torch
-from exact_replay import rounded as replayed
-from exact_replay import same_bytes
 from hypothesis import given
 from hypothesis import strategies as st
+from support.exact_replay import rounded as replayed
+from support.exact_replay import same_bytes
 
 from morphbits.engines.native import random_rounding
 from morphbits.engines.native.kernels import library, reference

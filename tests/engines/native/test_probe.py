@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from exact_replay import same_bytes
-from processors import ORDERS_ARE_READ
+from support.exact_replay import same_bytes
+from support.processors import ORDERS_ARE_READ
 
 from morphbits.engines.native import random_rounding
 from morphbits.engines.native.kernels import library

@@ -9,9 +9,9 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from exact_replay import rounded, same_bytes
 from hypothesis import given
 from hypothesis import strategies as st
+from support.exact_replay import rounded, same_bytes
 
 from morphbits.engines.native.kernels import sums
 from morphbits.engines.native.kernels.library import MODES, Rounding, available_variants

@@ -2,7 +2,7 @@
 
 As a program it is one rank that torchrun starts:
 
-    python -m torch.distributed.run … tests/toy_training.py FOLDER [--die RANK STEP] [OPTION]...
+    python -m torch.distributed.run … toy_training.py FOLDER [--die RANK STEP] [OPTION]...
 
 with the options of a training; without torchrun it is the only one.
 """
@@ -150,10 +150,10 @@ def train_ranks(size: int, folder: Path, *arguments: object, **options: object) 
     """Train in `size` processes without torchrun; what each says at its end, "" where all went
     well."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["toy_training"])
+    context.set_forkserver_preload(["support.toy_training"])
     # the server looks for it before it hears of this process' path
-    paths = [str(Path(module.__file__).parent) for module in (sys.modules[__name__], morphbits)]
-    os.environ["PYTHONPATH"] = os.pathsep.join([paths[0], str(Path(paths[1]).parent)])
+    folders = [str(Path(path).parents[1]) for path in (__file__, morphbits.__file__)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(folders)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

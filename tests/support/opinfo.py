@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from engines.native.opinfo_known import UNSET, VALUES
+from support.opinfo_known import UNSET, VALUES
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 

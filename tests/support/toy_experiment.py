@@ -14,7 +14,7 @@ import numpy as np
 from morphbits.config import ExecutionConfig, ExperimentConfig, to_arguments
 
 SIZE = 16
-PYTHON = Path(__file__).resolve().parents[1] / "python"
+PYTHON = Path(__file__).resolve().parents[2] / "python"
 
 # what run_matrix.py does, without the estimate before it and the analysis after it
 DRIVER = """
