@@ -99,4 +99,4 @@ ENV HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis
 USER 1000:1000
 WORKDIR /opt/morphbits/python
 # twice, as `make test` does: TensorFlow and torch's compiler share no process. pytest ends with 5 where it selects nothing.
-CMD ["bash", "-c", "for marks in 'not slow and not network and not tensorflow' 'not slow and not network and tensorflow'; do python -m pytest -c pyproject.toml -q -p no:cacheprovider -m \"$marks\" ../tests/engines ../tests/samples ../tests/container || [ $? = 5 ] || exit 1; done"]
+CMD ["bash", "-c", "for marks in 'not slow and not network and not tensorflow' 'not slow and not network and tensorflow'; do python -m pytest -c pyproject.toml -q -p no:cacheprovider -m \"$marks\" ../tests/engines ../tests/samples ../tests/studies ../tests/container || [ $? = 5 ] || exit 1; done"]

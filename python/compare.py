@@ -14,8 +14,7 @@ from pathlib import Path
 
 from morphbits import config
 from morphbits.errors import UserError, run_cli
-from morphbits.report.comparison import table, write_maps
-from morphbits.samples.comparison import (
+from morphbits.studies.agreement.samples import (
     all_orders,
     facts,
     load,
@@ -24,6 +23,7 @@ from morphbits.samples.comparison import (
     small_case,
     verrou_arm,
 )
+from morphbits.studies.agreement.tables import table, write_maps
 
 
 def main() -> None:

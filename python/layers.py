@@ -17,9 +17,8 @@ import functools
 from morphbits import config
 from morphbits.config import ExecutionConfig, ExperimentConfig, add_arguments, from_arguments
 from morphbits.errors import run_cli
-from morphbits.report import layers
-from morphbits.samples import arithmetic
 from morphbits.stats.analysis import write_table
+from morphbits.studies.layers import computation, page
 
 
 def main() -> None:
@@ -34,22 +33,22 @@ def main() -> None:
     arguments = parser.parse_args()
     say = functools.partial(print, flush=True)
     execution = from_arguments(ExecutionConfig, arguments)
-    base = arithmetic.settings_of(execution.results, execution.experiment)
+    base = computation.settings_of(execution.results, execution.experiment)
     base = base and config.with_engine(base, "native")
     settings = from_arguments(ExperimentConfig, arguments, base)
-    case = arithmetic.open_case(settings, execution, arguments.subject)
-    folder = layers.folder(execution, case)
+    case = computation.open_case(settings, execution, arguments.subject)
+    folder = page.folder(execution, case)
     say(f"{case.dataset.name}, {case.subject.entities}, {settings.model.name}: {folder}")
     if arguments.study == "stages":
-        write_table(folder / "activations.csv", arithmetic.activations(case, settings.runs))
-        write_table(folder / "stages.csv", arithmetic.stage_costs(case, settings.runs, say))
+        write_table(folder / "activations.csv", computation.activations(case, settings.runs))
+        write_table(folder / "stages.csv", computation.stage_costs(case, settings.runs, say))
     elif arguments.study == "orders":
         names = ("orders", "schemes", "found")
-        for name, rows in zip(names, arithmetic.orders(case, settings.runs, say), strict=True):
+        for name, rows in zip(names, computation.orders(case, settings.runs, say), strict=True):
             write_table(folder / f"{name}.csv", rows)
     else:
-        write_table(folder / "precision.csv", arithmetic.precisions(case, settings.runs, say))
-    say(layers.write(folder, case, notes=arguments.notes))
+        write_table(folder / "precision.csv", computation.precisions(case, settings.runs, say))
+    say(page.write(folder, case, notes=arguments.notes))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from morphbits import config
-from morphbits.engines.verrou.localization import localize
 from morphbits.errors import run_cli
-from morphbits.samples.comparison import small_case
+from morphbits.studies.agreement.samples import small_case
+from morphbits.studies.localization import localize
 
 
 def main() -> None:

@@ -14,11 +14,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from morphbits import config, study
+from morphbits import config
 from morphbits.datasets import corr_install, corr_table
 from morphbits.errors import UserError, run_cli
 from morphbits.preprocessing import ROUTES, open_route
-from morphbits.report import beside_study
+from morphbits.studies.paper import comparison
+from morphbits.studies.paper.plan import PaperPlan
 
 
 def main() -> None:
@@ -42,7 +43,7 @@ def main() -> None:
     for kind in (config.ExperimentConfig, config.ExecutionConfig):
         config.add_arguments(samples, kind)
     samples.parse_args(further)  # what is wrong is said now, not after CoRR was fetched
-    plan = study.Study(
+    plan = PaperPlan(
         options.data, options.results, corr_table.select(options.subjects, options.table),
         options.engine, options.model, options.runs, options.route, options.size,
     )  # fmt: skip
@@ -65,7 +66,7 @@ def main() -> None:
     if "--no-wait" in further:
         print("the same command again says how far it is, and compares at the end")
         return
-    print(beside_study.in_words(beside_study.compare(plan.results, plan.name)))
+    print(comparison.in_words(comparison.compare(plan.results, plan.name)))
 
 
 if __name__ == "__main__":

@@ -15,11 +15,12 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from morphbits import bids, config, machine, stability
+from morphbits import bids, config, machine
 from morphbits.config import add_arguments, from_arguments
 from morphbits.errors import run_cli
 from morphbits.parent import end_with_parent
-from morphbits.report.stability import build
+from morphbits.studies.training_stability import trainings
+from morphbits.studies.training_stability.page import build
 from morphbits.training import TrainConfig
 from morphbits.training.options import recipe
 
@@ -40,18 +41,18 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.run_folder:
         end_with_parent()
-        run = stability.Run("", 0, from_arguments(TrainConfig, arguments), arguments.run_folder)
-        return stability.execute(run, register=not arguments.only_train)
+        run = trainings.Run("", 0, from_arguments(TrainConfig, arguments), arguments.run_folder)
+        return trainings.execute(run, register=not arguments.only_train)
     base = recipe(arguments.experiment)
     if base.engine == "ieee":  # of the arms that are perturbed
         base = replace(base, engine="native")
     asked = from_arguments(TrainConfig, arguments, base)
-    planned = stability.plan(arguments.results, arguments.experiment, asked, arguments.runs)
+    planned = trainings.plan(arguments.results, arguments.experiment, asked, arguments.runs)
     cores = machine.cores()
     jobs = arguments.jobs or max(1, cores // (planned[0].recipe.threads or 1))
-    print(stability.describe(arguments.experiment, planned, jobs), flush=True)
-    stability.execute_all(planned, jobs, Path(__file__))
-    study = stability.analyse(planned, arguments.experiment)
+    print(trainings.describe(arguments.experiment, planned, jobs), flush=True)
+    trainings.execute_all(planned, jobs, Path(__file__))
+    study = trainings.analyse(planned, arguments.experiment)
     folder = bids.experiment_folder(arguments.results, arguments.experiment)
     print(f"written to {build(study, folder)}")
 

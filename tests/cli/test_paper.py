@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from support.corr_standin import LABELS, head, make_source, tools_of_the_environment
 
-from morphbits import study
 from morphbits.datasets.corr_table import select
 from morphbits.errors import UserError
 from morphbits.models.weights import Architecture, init_weights, save_h5
+from morphbits.studies.paper.plan import PaperPlan
 
 PYTHON = Path(__file__).parents[2] / "python"
 
@@ -52,7 +52,7 @@ def test_verrou_is_asked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     weights = tmp_path / "weights.h5"
     weights.touch()
     plans = {
-        engine: study.Study(tmp_path, tmp_path, [], engine, weights, 10, "open", "1mm")
+        engine: PaperPlan(tmp_path, tmp_path, [], engine, weights, 10, "open", "1mm")
         for engine in ("verrou", "native")
     }
     assert plans["native"].missing() == []
@@ -62,7 +62,7 @@ def test_verrou_is_asked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_each_engine_has_its_own_experiment(tmp_path: Path) -> None:
     plans = [
-        study.Study(tmp_path, tmp_path, select("inference"), engine, None, 10, "open", "1mm")
+        PaperPlan(tmp_path, tmp_path, select("inference"), engine, None, 10, "open", "1mm")
         for engine in ("verrou", "native")
     ]
     assert [plan.name for plan in plans] == ["paper", "paper-native"]

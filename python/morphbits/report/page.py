@@ -9,19 +9,15 @@ import shlex
 import statistics
 import tomllib
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-import morphbits
 from morphbits import bids, config, datasets, images
 from morphbits.config import DEMO_MODEL, Arithmetic, ExecutionConfig, ExperimentConfig
 from morphbits.datasets import corr
 from morphbits.errors import UserError
 from morphbits.report import experiment as reading
-from morphbits.report import figures, tables
+from morphbits.report import figures, html, tables
 from morphbits.report.experiment import Experiment, mean, select
 from morphbits.report.figures import Figure
 from morphbits.stats.significance import (
@@ -116,21 +112,11 @@ def draw(experiment: Experiment) -> dict[str, Figure]:
 
 def render(experiment: Experiment, drawn: dict[str, Figure]) -> str:
     """The page as HTML, with everything that it shows inside it."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("morphbits", "report"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["number"] = tables.number
-    environment.filters["small"] = tables.small
     maps = {subject: drawn.get(f"maps_{subject}") for subject in experiment.subjects}
     shown = [(subject, figure) for subject, figure in maps.items() if figure]
     folder = bids.experiment_folder(experiment.results, experiment.name)
-    here = Path(__file__).parent
-    return environment.get_template("page.html").render(
-        style=(here / "page.css").read_text(encoding="utf-8"),
+    return html.render(
+        "report/page.html",
         experiment=experiment,
         figures=drawn,
         tables=tables,
@@ -150,8 +136,6 @@ def render(experiment: Experiment, drawn: dict[str, Figure]) -> str:
         command=command(experiment),
         unfinished=unfinished(experiment),
         downloads=[name for name in TABLES if (folder / name).is_file()],
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        version=morphbits.__version__,
         references=REFERENCES,
     )
 

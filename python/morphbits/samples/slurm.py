@@ -32,13 +32,13 @@ from tqdm import tqdm
 import morphbits
 from morphbits import bids
 from morphbits.config import ExecutionConfig
+from morphbits.engines.verrou import SCRIPTS
 from morphbits.errors import UserError
 from morphbits.registration import memory_estimate
 from morphbits.samples.matrix import Unit, read_state
 from morphbits.samples.runner import Outcome, key_of, reads, remove_leftovers, without_links
 from morphbits.samples.worker import to_task
 
-SCRIPTS = Path(__file__).parents[3] / "scripts"
 WORTH_A_TASK = 600  # seconds: shorter samples share a task, which imports and loads once
 ARRAY_SIZE = 1001  # Slurm's MaxArraySize where nobody changed it: one more than the last number
 # What a user may not give to sbatch: by these the suite finds its array, tasks and logs again.

@@ -133,8 +133,8 @@ def localize(by: str, runs: int, case: tuple[Path, Path, Path], folder: Path) ->
 
 def _write_scripts(folder: Path, case: tuple[Path, Path, Path]) -> list[str]:
     """The two scripts that Verrou's tools call: run DIR, and compare REFERENCE DIR."""
-    me = [sys.executable, "-m", "morphbits.engines.verrou.localization"]
-    path = f"export PYTHONPATH={shlex.quote(str(Path(__file__).parents[3]))}\n"
+    me = [sys.executable, "-m", "morphbits.studies.localization"]
+    path = f"export PYTHONPATH={shlex.quote(str(Path(__file__).parents[2]))}\n"
     under_verrou = [str(SCRIPTS / "with_verrou.sh"), "--localize", "--mode", "random", "--", *me]
     files = [str(file.resolve()) for file in case]
     texts = {

@@ -7,27 +7,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from datetime import UTC, date, datetime
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib
 import matplotlib.ticker
 from matplotlib.figure import Figure as Canvas
 
-import morphbits
 from morphbits import bids, images
 from morphbits.config import ExecutionConfig
+from morphbits.report import html
 from morphbits.report.figures import COLOURS, GREY, STYLE, Figure, svg
 from morphbits.report.tables import Table, number, small
 from morphbits.samples import provenance
-from morphbits.samples.arithmetic import Case
 from morphbits.stats.analysis import Row, read_table
 from morphbits.stats.significance import FLOAT32_BITS
+from morphbits.studies.layers.computation import Case
 
 TABLES = ("stages", "activations", "precision", "orders", "schemes", "found")
-NOTES = Path(__file__).parents[3] / "notes" / "benchmarks"
+NOTES = Path(__file__).parents[4] / "notes" / "benchmarks"
 # a registration counts as broken by a precision when rounding to nearest in it costs more than
 DICE_LOST = 0.01
 MM_LOST = 0.05
@@ -58,16 +57,8 @@ def write(where: Path, case: Case, notes: bool = False) -> str:
 
 def render(where: Path, case: Case, rows: dict[str, list[Row]]) -> str:
     """The page as HTML."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("morphbits", "report"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["number"] = number
-    return environment.get_template("layers.html").render(
-        style=(Path(__file__).parent / "page.css").read_text(encoding="utf-8"),
+    return html.render(
+        "studies/layers/page.html",
         name=where.parent.name,
         subject=case.subject.entities,
         dataset=case.dataset.name,
@@ -77,8 +68,6 @@ def render(where: Path, case: Case, rows: dict[str, list[Row]]) -> str:
         tables={name: make(rows) for name, make in TABLE_MAKERS.items()},
         words={name: make(rows) for name, make in WORDS.items()},
         downloads=[f"{name}.csv" for name in TABLES if rows[name]],
-        version=morphbits.__version__,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         **{name: bool(rows[name]) for name in ("stages", "precision", "orders")},
     )
 

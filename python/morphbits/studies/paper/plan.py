@@ -30,7 +30,7 @@ SAMPLE_BYTES_PER_VOXEL = 16  # an image and three components of a warp, float32,
 
 
 @dataclass(frozen=True)
-class Study:
+class PaperPlan:
     """What is to be done. model: None for the published weights."""
 
     data: Path

@@ -39,6 +39,7 @@ from tqdm import tqdm
 from morphbits import assessment, bids, config
 from morphbits.config import STOCHASTIC_MODES
 from morphbits.datasets import phantom
+from morphbits.engines.verrou import SCRIPTS
 from morphbits.errors import UserError
 from morphbits.images import NetworkGrid
 from morphbits.models.synthmorph_torch import SynthMorph
@@ -59,7 +60,6 @@ HELD_OUT = range(1, 5)  # phantoms of seed 1, which no training draws
 RUN_SECONDS = 20  # of one core, for all but the steps of a training: its start, and registering
 KEPT = 12  # epochs, at most, of which the models are kept
 DONE = "registrations.npz"
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ def _start(run: Run, words: list[str]) -> subprocess.Popen[bytes]:
 
 
 @dataclass(frozen=True)
-class Study:
+class StabilityTables:
     """The runs of a study and everything derived from them, rows of four tables."""
 
     experiment: str
@@ -272,14 +272,14 @@ class Study:
     identical: bool  # the repeated trainings have the same bytes
 
 
-def analyse(planned: Sequence[Run], experiment: str) -> Study:
+def analyse(planned: Sequence[Run], experiment: str) -> StabilityTables:
     """Derive the tables from the runs, which must all be done."""
     missing = [str(run.folder) for run in planned if not run.done]
     if missing:
         raise UserError(f"not trained yet: {', '.join(missing)}")
     by_arm = {arm: [run for run in planned if run.arm == arm] for arm in ARMS}
     recipes = planned[0].recipe, by_arm["rounding"][0].recipe
-    study = Study(experiment, *recipes, len(by_arm[ARMS[0]]), [], [], [], [], True)
+    study = StabilityTables(experiment, *recipes, len(by_arm[ARMS[0]]), [], [], [], [], True)
     for arm, runs in by_arm.items():
         study.loss.extend(_loss(arm, runs))
         study.weights.extend(_weights(arm, runs))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from morphbits.report import layers
+from morphbits.studies.layers import page
 
 
 def row(stage: str, within: str, share: float, left: float) -> dict[str, object]:
@@ -20,13 +20,13 @@ def test_the_largest_share_is_that_of_the_outer_stages() -> None:
         row("network", "", 0.769, 19.0),
         row("rescaling", "", 0.211, 18.3),
     ]
-    words = layers.stages_words({"stages": stages})
+    words = page.stages_words({"stages": stages})
     assert (
         "The largest share of the warp’s variance is network’s: 76.9 %; within it flow’s" in words
     )
     assert "single stages add up to 59.1 %. Computing rescaling without" in words
     assert "Most" not in words and "more than 100 %" not in words
     stages[4]["warp_share"] = 0.9
-    words = layers.stages_words({"stages": stages})
+    words = page.stages_words({"stages": stages})
     assert "variance is rescaling’s: 90.0 %. The shares" in words
     assert "add up to 128.0 %: more than 100 %, since" in words

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from morphbits.report.comparison import table, write_maps
+from morphbits.studies.agreement.tables import table, write_maps
 
 
 def arm(seed: int, spread: float) -> dict[str, np.ndarray]:

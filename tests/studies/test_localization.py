@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from morphbits.engines.verrou import localization
 from morphbits.errors import UserError
+from morphbits.studies import localization
 
 
 def save(folder: Path, warp: np.ndarray) -> Path:

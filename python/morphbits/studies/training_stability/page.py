@@ -5,28 +5,25 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure as Canvas
 
-import morphbits
 from morphbits import images
-from morphbits.report import tables
+from morphbits.report import html
 from morphbits.report.figures import STYLE, Figure, svg
 from morphbits.report.tables import Table, number, small
-from morphbits.stability import ARMS, Study
 from morphbits.stats.significance import FLOAT32_BITS, general_probability
+from morphbits.studies.training_stability.trainings import ARMS, StabilityTables
 
 # of Okabe and Ito: readable with any colour vision
 ARM_COLOURS = dict(zip(ARMS, ("#6b7280", "#009E73", "#0072B2", "#D55E00"), strict=True))
 
 
-def build(study: Study, folder: Path) -> Path:
+def build(study: StabilityTables, folder: Path) -> Path:
     """Write report.html, its tables as CSV and its figures as SVG into the study's folder."""
     drawn = {"loss": loss(study), "weights": weights(study), "accuracy": accuracy(study)}
     files = {
@@ -60,19 +57,10 @@ def _cell(value: Any) -> Any:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-def render(study: Study, drawn: dict[str, Figure], downloads: list[str]) -> str:
+def render(study: StabilityTables, drawn: dict[str, Figure], downloads: list[str]) -> str:
     """The page as HTML, with everything that it shows inside it."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("morphbits", "report"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["number"] = tables.number
-    style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
-    return environment.get_template("stability.html").render(
-        style=style,
+    return html.render(
+        "studies/training_stability/page.html",
         study=study,
         figures=drawn,
         summary=summary_table(study),
@@ -84,8 +72,6 @@ def render(study: Study, drawn: dict[str, Figure], downloads: list[str]) -> str:
         bits=FLOAT32_BITS,
         probability=general_probability(study.runs),
         downloads=downloads,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        version=morphbits.__version__,
     )
 
 
@@ -98,15 +84,15 @@ def _mean(rows: Sequence[dict[str, Any]], column: str) -> float:
     return float(np.mean([row[column] for row in rows]))
 
 
-def _last_loss(study: Study, arm: str) -> dict[str, Any]:
+def _last_loss(study: StabilityTables, arm: str) -> dict[str, Any]:
     return select(study.loss, arm=arm, epoch=study.recipe.epochs)[0]
 
 
-def _last_bits(study: Study, arm: str) -> float:
+def _last_bits(study: StabilityTables, arm: str) -> float:
     return _mean(select(study.weights, arm=arm, epoch=study.recipe.epochs), "mean")
 
 
-def findings(study: Study) -> list[str]:
+def findings(study: StabilityTables) -> list[str]:
     """What the numbers say of rounding beside the other arms, in sentences."""
     rounding, seeds = (
         _mean(select(study.registrations, arm=arm), "warp_std_mm")
@@ -124,7 +110,7 @@ def findings(study: Study) -> list[str]:
     ]
 
 
-def summary_table(study: Study) -> Table:
+def summary_table(study: StabilityTables) -> Table:
     """One row per arm."""
     rows = []
     for arm in ARMS:
@@ -149,7 +135,7 @@ def summary_table(study: Study) -> Table:
     return Table(f"{study.runs} trainings of each arm: mean ± standard deviation", header, rows)
 
 
-def loss_table(study: Study) -> Table:
+def loss_table(study: StabilityTables) -> Table:
     """Mean and spread of the loss per epoch and arm."""
     header = ["epoch", *(text for _ in ARMS for text in ("mean", "std"))]
     rows = []
@@ -159,7 +145,7 @@ def loss_table(study: Study) -> Table:
     return Table("Loss of each epoch", header, rows, groups=[("", 1), *((arm, 2) for arm in ARMS)])
 
 
-def weights_table(study: Study) -> Table:
+def weights_table(study: StabilityTables) -> Table:
     """Bits of each layer at the end, per arm."""
     layers = dict.fromkeys(row["layer"] for row in study.weights)
     rows = []
@@ -169,7 +155,7 @@ def weights_table(study: Study) -> Table:
     return Table("Mean significant bits of kernels after the last epoch", ["layer", *ARMS], rows)
 
 
-def registrations_table(study: Study) -> Table:
+def registrations_table(study: StabilityTables) -> Table:
     """Per arm and phantom."""
     header = ["varied", "phantom", "bits of warp", "5 %", "95 %", "spread, mm", "largest, mm"]
     header += ["Dice CSF", "Dice GM", "Dice WM", "error, mm"]
@@ -186,7 +172,7 @@ def registrations_table(study: Study) -> Table:
     return Table(caption, header, rows)
 
 
-def ensembles_table(study: Study) -> Table:
+def ensembles_table(study: StabilityTables) -> Table:
     """The mean of single models, the best and the ensemble."""
     header = ["varied", "which", "Dice CSF", "Dice GM", "Dice WM", "distance to true warp, mm"]
     rows = []
@@ -204,7 +190,7 @@ def ensembles_table(study: Study) -> Table:
 # ---------------------------------------------------------------------- figures
 
 
-def loss(study: Study) -> Figure:
+def loss(study: StabilityTables) -> Figure:
     """Loss per epoch with its range, and its relative spread."""
     with matplotlib.rc_context(STYLE):
         canvas = Canvas(figsize=(7.2, 5.0), layout="constrained")
@@ -231,7 +217,7 @@ def loss(study: Study) -> Figure:
         return svg(canvas, alt)
 
 
-def weights(study: Study) -> Figure:
+def weights(study: StabilityTables) -> Figure:
     """Bits of each layer and epoch, a panel per arm."""
     layers = list(dict.fromkeys(row["layer"] for row in study.weights))
     with matplotlib.rc_context(STYLE):
@@ -252,7 +238,7 @@ def weights(study: Study) -> Figure:
         return svg(canvas, alt)
 
 
-def accuracy(study: Study) -> Figure:
+def accuracy(study: StabilityTables) -> Figure:
     """Dice of grey matter and distance to the true warp: mean ± spread per arm, and ensemble."""
     with matplotlib.rc_context(STYLE):
         canvas = Canvas(figsize=(7.2, 3.2), layout="constrained")

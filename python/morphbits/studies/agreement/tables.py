@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from morphbits.stats.comparison import BITS, RATIO, Comparison, compare
+from morphbits.studies.agreement.comparison import BITS, RATIO, Comparison, compare
 
 Samples = Mapping[str, np.ndarray]  # "image" (S, X, Y, Z) and "warp" (S, X, Y, Z, V), float32
 HEAD = (

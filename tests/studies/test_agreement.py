@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from morphbits.stats.comparison import compare, mean_bits
+from morphbits.studies.agreement.comparison import compare, mean_bits
 
 SHAPE = (10, 12, 12, 12)
 

@@ -1,0 +1,37 @@
+"""HTML pages that open offline: one environment, one base page, one style."""
+
+from __future__ import annotations
+
+import functools
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+import morphbits
+from morphbits.report.tables import number, small
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("morphbits", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"number": number, "small": small}
+    environment.globals |= {
+        "style": (Path(__file__).parent / "page.css").read_text(encoding="utf-8"),
+        "version": morphbits.__version__,
+    }
+    return environment
+
+
+def render(template: str, **values: Any) -> str:
+    """A page as HTML, from a template that extends ``report/base.html``; its path is below the
+    package."""
+    written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return _environment().get_template(template).render(written=written, **values)

@@ -1,0 +1,1 @@
+"""The studies: each has its computation, tables and page in one folder."""

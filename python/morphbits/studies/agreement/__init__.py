@@ -1,0 +1,1 @@
+"""Do the native engine and Verrou agree?"""

@@ -1,0 +1,1 @@
+"""Is training stable? The same training repeated with one thing varied."""
