@@ -134,6 +134,12 @@ static void chunk(const rounding *r, control base, const elementwise_call *c, wo
     uint32_t word[CHUNK];
     chunk_buffer result, down;
     const int single = c->type == FLOAT32, fewer = single && reduced(r);
+#if defined(__AVX512F__)
+    if (!fewer && (r->mode == RANDOM || r->mode == UPWARD || r->mode == DOWNWARD)) {
+        directed(r->mode, c->operation, c->type, block, element, n, a, b, out);
+        return;
+    }
+#endif
     if (r->mode == TOWARD_ZERO || (r->mode == NEAREST && !fewer)) {
         plain(c, n, a, b, &result);
         if (fewer) fit_to_zero_f32(r, n, result.f32);

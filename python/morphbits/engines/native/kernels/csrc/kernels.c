@@ -17,6 +17,8 @@ typedef uint64_t bits_f64;
 
 #include "precision.h"
 
+#include "directed.h"
+
 #include "elementwise.h"
 
 #if defined(__AVX512F__)
