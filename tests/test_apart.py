@@ -60,12 +60,13 @@ from pathlib import Path
 from morphbits import images
 from morphbits.config import RegisterConfig
 from morphbits.models.weights import Architecture, init_weights, save_h5
-from morphbits.registration import register
+from morphbits.registration import prepare, register
 folder, architecture = Path({folder!r}), Architecture((2, 3), (3, 2))
 save_h5(folder / "model.h5", architecture, init_weights(architecture, 1))
 volumes = [np.random.default_rng(k).random((16, 16, 16), np.float32) for k in (1, 2)]
 moving, fixed = (images.Image(volume, np.eye(4)) for volume in volumes)
-register(moving, fixed, folder / "model.h5", RegisterConfig(framework="tensorflow"))
+model, config = folder / "model.h5", RegisterConfig(framework="tensorflow")
+register(prepare(moving, fixed, model, config), model, config)
 assert "tensorflow" in sys.modules and "torch._dynamo" not in sys.modules
 """
 SYNTHESIS = """

@@ -17,8 +17,14 @@ from morphbits.errors import UserError
 from morphbits.images import Image
 from morphbits.models.synthmorph_torch import SynthMorph
 from morphbits.models.weights import Architecture, init_weights, save_h5
+from morphbits.registration import Result
 
 SHAPE = (20, 24, 17)
+
+
+def register(moving: Image, fixed: Image, model: Path, config: RegisterConfig) -> Result:
+    """A pair, prepared and registered."""
+    return registration.register(registration.prepare(moving, fixed, model, config), model, config)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +48,7 @@ def test_the_network_sees_the_prepared_pair_and_the_result_is_on_the_fixed_grid(
     model: Path, pair: tuple[Image, Image]
 ) -> None:
     config = RegisterConfig()
-    result = registration.register(*pair, model, config)
+    result = register(*pair, model, config)
     assert result.moved_XYZ.shape == SHAPE and result.moved_XYZ.dtype == np.float32
     assert result.warp_XYZV.shape == (*SHAPE, 3) and result.warp_XYZV.dtype == np.float32
     assert np.array_equal(result.fixed_affine, pair[1].affine)
@@ -76,12 +82,12 @@ def test_the_same_world_gives_the_same_answer_however_the_fixed_file_is_stored(
     corner of a flipped file to float32, which moves it by some 1e-6 mm.)"""
     moving, fixed = pair
     moving.affine = moving.affine + np.pad([[1.25], [-0.5], [2.75]], ((0, 1), (3, 0)))
-    straight = registration.register(moving, fixed, ras_model, RegisterConfig())
+    straight = register(moving, fixed, ras_model, RegisterConfig())
     for order in itertools.permutations(range(3)):
         for flips in itertools.product((False, True), repeat=3):
             turn = Turn(order, flips)
             file = Image(turn.array(fixed.data), turn.affine(fixed.affine, SHAPE))
-            result = registration.register(moving, file, ras_model, RegisterConfig())
+            result = register(moving, file, ras_model, RegisterConfig())
             assert np.array_equal(result.fixed_affine, file.affine)
             assert np.array_equal(result.moved_XYZ, turn.array(straight.moved_XYZ))
             for k, (axis, flip) in enumerate(zip(order, flips, strict=True)):
@@ -98,7 +104,7 @@ def test_a_model_without_axes_takes_the_fixed_files_and_says_so(
 
     def warp(model: Path, images: Sequence[Image], orientation: str = "auto") -> np.ndarray:
         config = RegisterConfig(model_orientation=orientation)
-        return registration.register(images[0], images[1], model, config).warp_XYZV
+        return register(images[0], images[1], model, config).warp_XYZV
 
     own_axes = warp(model, turned)
     assert np.array_equal(own_axes, warp(ras_model, turned, "fixed"))
@@ -106,7 +112,7 @@ def test_a_model_without_axes_takes_the_fixed_files_and_says_so(
     assert np.array_equal(warp(model, turned, "RAS"), warp(ras_model, turned))
     assert np.array_equal(warp(model, pair), warp(ras_model, pair))  # these lie in RAS
     for path, words in ((model, "does not say in which"), (ras_model, "in the model's, RAS")):
-        steps = registration.register(moving, fixed, path, RegisterConfig()).record["steps"]
+        steps = register(moving, fixed, path, RegisterConfig()).record["steps"]
         assert any(step.startswith("axes: ") and words in step for step in steps)
 
 
@@ -136,30 +142,20 @@ def test_a_cropped_registration_comes_back_on_the_fixed_grid(
         image.data[8, 8, 8] = 0  # the minimum also of what is padded
     wide = [Image(np.pad(image.data, 24), image.affine) for image in pair]
     whole, cropped = (
-        registration.register(wide[0], wide[1], model, RegisterConfig(crop=crop))
-        for crop in (False, True)
+        register(wide[0], wide[1], model, RegisterConfig(crop=crop)) for crop in (False, True)
     )
     assert cropped.moved_XYZ.shape == whole.moved_XYZ.shape == wide[0].data.shape
     assert any("cropped" in step for step in cropped.record["steps"])
-    own = registration.register(*pair, model, RegisterConfig())  # the same window, exactly
+    own = register(*pair, model, RegisterConfig())  # the same window, exactly
     assert np.array_equal(cropped.moved_XYZ[24:-24, 24:-24, 24:-24], own.moved_XYZ)
 
 
 def test_what_happened_is_recorded(model: Path, pair: tuple[Image, Image]) -> None:
-    record = registration.register(*pair, model, RegisterConfig()).record
+    record = register(*pair, model, RegisterConfig()).record
     assert record["operations"] == 0 and record["operators"] == {}
     assert record["order"] == "torch's own" and record["seconds"] > 0
     assert record["alignment"] == np.eye(4).tolist()
     assert any("padded" in step for step in record["steps"])
-
-
-def test_a_pair_handed_over_prepared_gives_the_same(
-    model: Path, pair: tuple[Image, Image]
-) -> None:
-    prepared = images.prepare(*pair)
-    one = registration.register(*pair, model, RegisterConfig())
-    other = registration.register(*pair, model, RegisterConfig(), prepared)
-    assert np.array_equal(one.warp_XYZV, other.warp_XYZV)
 
 
 def test_a_model_that_was_written_anew_is_loaded_anew(
@@ -170,7 +166,7 @@ def test_a_model_that_was_written_anew_is_loaded_anew(
     warps = []
     for seed in (1, 2):
         save_h5(path, architecture, init_weights(architecture, seed))
-        warps.append(registration.register(*pair, path, RegisterConfig()).warp_XYZV)
+        warps.append(register(*pair, path, RegisterConfig()).warp_XYZV)
     assert not np.array_equal(*warps)
 
 
@@ -178,15 +174,15 @@ def test_native_counts_what_it_rounds_and_names_the_order(
     model: Path, pair: tuple[Image, Image]
 ) -> None:
     config = RegisterConfig(engine="native")
-    result = registration.register(*pair, model, config)
+    result = register(*pair, model, config)
     assert result.record["operations"] == sum(result.record["operators"].values()) > 10**6
     assert result.record["order"].startswith("TensorFlow's")
-    plain = registration.register(*pair, model, RegisterConfig())
+    plain = register(*pair, model, RegisterConfig())
     far = np.abs(result.warp_XYZV - plain.warp_XYZV).max()
     assert 0 < far < 1e-2  # other roundings, the same registration
-    again = registration.register(*pair, model, RegisterConfig(engine="native", threads=2))
+    again = register(*pair, model, RegisterConfig(engine="native", threads=2))
     assert np.array_equal(result.warp_XYZV, again.warp_XYZV)
-    other = registration.register(*pair, model, RegisterConfig(engine="native", seed=2))
+    other = register(*pair, model, RegisterConfig(engine="native", seed=2))
     assert not np.array_equal(result.warp_XYZV, other.warp_XYZV)
 
 
@@ -196,12 +192,12 @@ def test_an_engine_that_perturbs_nothing_is_an_error(
     idle = engines.get("ieee").region
     monkeypatch.setattr(engines.get("native"), "region", idle)
     with pytest.raises(RuntimeError, match="perturbed no operation"):
-        registration.register(*pair, model, RegisterConfig(engine="native"))
+        register(*pair, model, RegisterConfig(engine="native"))
 
 
 def test_verrou_outside_valgrind_names_its_script(model: Path, pair: tuple[Image, Image]) -> None:
     with pytest.raises(UserError, match=r"scripts/with_verrou\.sh"):
-        registration.register(*pair, model, RegisterConfig(engine="verrou"))
+        register(*pair, model, RegisterConfig(engine="verrou"))
 
 
 def test_a_grid_that_does_not_fit_is_refused_before_it_is_computed(
@@ -209,7 +205,7 @@ def test_a_grid_that_does_not_fit_is_refused_before_it_is_computed(
 ) -> None:
     monkeypatch.setattr(registration, "memory_free", lambda: 2**20)
     with pytest.raises(UserError, match=r"needs about .* GB of memory and 0\.0 GB are free"):
-        registration.register(*pair, model, RegisterConfig())
+        register(*pair, model, RegisterConfig())
 
 
 def test_free_memory_is_a_sensible_number() -> None:

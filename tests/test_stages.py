@@ -73,6 +73,19 @@ def test_observers_see_every_stage_of_the_registration() -> None:
     assert seen["network"] is seen["flow"] and seen["integration"] is seen["squaring-2"]
 
 
+def test_listeners_hear_every_stage_before_it_runs() -> None:
+    heard: list[str] = []
+    with (
+        stages.listening(heard.append),
+        stages.observed(lambda name, result: heard.append(f"end of {name}")),
+    ):
+        register("all", mode="nearest")
+    assert sorted(name for name in heard if " " not in name) == sorted(NAMES)
+    assert heard[:2] == ["network", "encoder-1"] and heard[-1] == "end of sampling"
+    for name in NAMES:
+        assert heard.index(name) < heard.index(f"end of {name}")
+
+
 def test_each_stage_alone_moves_what_follows_and_nothing_before() -> None:
     _, nearest, _ = register("all", mode="nearest")
     every = register("all")[2].operations

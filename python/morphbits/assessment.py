@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from morphbits import config, images
+from morphbits import config
+from morphbits.config import RegisterConfig
 from morphbits.datasets import phantom
-from morphbits.errors import UserError
 from morphbits.images import Image
-from morphbits.models.synthmorph_torch import SynthMorph
 from morphbits.models.weights import model_orientation
+from morphbits.registration import prepare, register
 from morphbits.stats import accuracy
 from morphbits.training import TrainConfig
 
@@ -47,39 +47,21 @@ class Outcome:
     folds: int
 
 
-def register(model: SynthMorph, moving: Image, fixed: Image) -> np.ndarray:
-    """The warp (X, Y, Z, V) on the fixed grid, IEEE arithmetic."""
-    pair = images.prepare(moving, fixed, orientation=model.architecture.orientation)
-    moving_BCXYZ, fixed_BCXYZ = (
-        torch.from_numpy(a)[None, None] for a in (pair.moving, pair.fixed)
-    )
-    with torch.no_grad():
-        svf_BVXYZ = model.svf(moving_BCXYZ, fixed_BCXYZ)
-        if not svf_BVXYZ.isfinite().all():
-            raise UserError(
-                "the model's velocities are not finite: its training has diverged; train again "
-                "with a lower learning_rate"
-            )
-        warp_BVXYZ = model.warp(svf_BVXYZ)
-    return pair.warp_back(warp_BVXYZ[0].permute(1, 2, 3, 0).numpy())
-
-
-def assess_phantom(model: SynthMorph, seed: int, index: int, size: str) -> Outcome:
+def assess_phantom(model: Path, seed: int, index: int, size: str) -> Outcome:
     """Register phantom `index` of the dataset with `seed` to the template."""
     return register_phantom(model, seed, index, size)[0]
 
 
-def register_phantom(
-    model: SynthMorph, seed: int, index: int, size: str
-) -> tuple[Outcome, np.ndarray]:
-    """The same, and the warp (X, Y, Z, V) beside it."""
+def register_phantom(model: Path, seed: int, index: int, size: str) -> tuple[Outcome, np.ndarray]:
+    """The same, and the warp (X, Y, Z, V)."""
     base, subject = phantom.template(size), phantom.make_phantom(seed, index, size)
     fixed, moving = Image(base.image, base.affine), Image(subject.image, subject.affine)
-    warp = register(model, moving, fixed)
-    return judge(subject, warp, size), warp
+    plain = RegisterConfig(threads=torch.get_num_threads())
+    warp = register(prepare(moving, fixed, model, plain), model, plain).warp_XYZV
+    return outcome_of(subject, warp, size), warp
 
 
-def judge(subject: phantom.Phantom, warp: np.ndarray, size: str) -> Outcome:
+def outcome_of(subject: phantom.Phantom, warp: np.ndarray, size: str) -> Outcome:
     """How well `warp` (X, Y, Z, V) registers a phantom to the template."""
     base = phantom.template(size)
     moved = accuracy.moved_labels(Image(subject.labels, subject.affine), Image(warp, base.affine))
@@ -100,8 +82,8 @@ def judge(subject: phantom.Phantom, warp: np.ndarray, size: str) -> Outcome:
 
 def assess(path: Path, size: str, subjects: Iterable[int], seed: int = 1) -> str:
     """The model in `path` on phantoms of a dataset: lines of TOML, means over subjects."""
-    model, subjects = SynthMorph.load(path), list(subjects)
-    outcomes = [assess_phantom(model, seed, index, size) for index in subjects]
+    subjects = list(subjects)
+    outcomes = [assess_phantom(path, seed, index, size) for index in subjects]
 
     def pair(values: Iterable[tuple[float, float]]) -> str:
         before, after = np.mean(list(values), axis=0)

@@ -44,26 +44,19 @@ class Result:
     record: dict[str, Any]  # what happened: seconds, operations, operators, order, steps
 
 
-def register(
-    moving: Image,
-    fixed: Image,
-    model: Path,
-    config: RegisterConfig,
-    prepared: Prepared | None = None,
-) -> Result:
-    """Register ``moving`` to ``fixed``; only the network runs inside the engine's region.
-
-    Reading, resampling and normalizing come before it, cropping back to the fixed grid after it,
-    unperturbed. ``prepared`` may hand over what `prepare` gave for this very pair.
-    """
+def register(prepared: Prepared, model: Path, config: RegisterConfig) -> Result:
+    """Register a pair that `prepare` gave for this model; only the network runs inside the
+    engine's region, and cropping back to the fixed grid comes after it, unperturbed."""
     engine = engines.get(config.engine)
-    prepared = prepared or prepare(moving, fixed, model, config)
     check_memory(model, int(prepared.fixed.size), config.engine)
     compute = _tensorflow if config.framework == "tensorflow" else _torch
     moved_XYZ, warp_XYZV, counts, seconds = compute(engine, prepared, model, config)
     for name, array in (("moved image", moved_XYZ), ("warp", warp_XYZV)):
         if not np.isfinite(array).all():
-            raise UserError(f"{model}: the network's {name} is not finite; the weights may be bad")
+            raise UserError(
+                f"{model}: the network's {name} is not finite; the weights may be bad (if it was "
+                "trained here, train again with a lower learning_rate)"
+            )
     if config.engine != "ieee" and counts.operations == 0:
         raise RuntimeError(f"engine {config.engine} perturbed no operation: not a sample")
     record = {

@@ -17,19 +17,24 @@ from morphbits.choices import parsed
 
 Result = TypeVar("Result")
 Observer = Callable[[str, Any], None]
+Listener = Callable[[str], None]
 
 
 class _Local(threading.local):
     def __init__(self) -> None:
         self.names: tuple[str, ...] = ()
         self.observers: tuple[Observer, ...] = ()
+        self.listeners: tuple[Listener, ...] = ()
 
 
 _local = _Local()
 
 
 def run(name: str, function: Callable[..., Result], *arguments: Any) -> Result:
-    """``function(*arguments)`` as the stage of that name; observers are told its result."""
+    """``function(*arguments)`` as the stage of that name; listeners are told that it starts,
+    observers its result."""
+    for listener in _local.listeners:
+        listener(name)
     outer = _local.names
     _local.names = (*outer, name)
     try:
@@ -55,6 +60,17 @@ def observed(observer: Observer) -> Iterator[None]:
         yield
     finally:
         _local.observers = outer
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """``listener(name)`` is called at the start of every stage inside."""
+    outer = _local.listeners
+    _local.listeners = (*outer, listener)
+    try:
+        yield
+    finally:
+        _local.listeners = outer
 
 
 @dataclass(frozen=True)

@@ -225,7 +225,8 @@ def _samples(folder: Path) -> dict[str, str]:
     pair = [Image(volume(seed), affine) for seed in (1, 0)]
 
     def checksum(config: RegisterConfig) -> str:
-        result = registration.register(*pair, model, config)
+        prepared = registration.prepare(*pair, model, config)
+        result = registration.register(prepared, model, config)
         arrays = result.moved_XYZ, result.warp_XYZV
         return " ".join(provenance.data_sha256(array)[7:23] for array in arrays)
 

@@ -164,6 +164,7 @@ def test_a_flipped_bit_in_the_weights_is_seen(tmp_path: Path) -> None:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(UserError, match="other weights than were written"):
             read_weights(path)
+        assert read_architecture(path) == architecture  # reads no weight
 
 
 def test_refuses_damaged_contents(copy: Path) -> None:

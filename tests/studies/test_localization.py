@@ -27,8 +27,8 @@ def test_bits_of_agreement() -> None:
 def test_a_run_is_judged_and_its_bits_are_kept(tmp_path: Path) -> None:
     one = np.ones((4, 4, 4, 3))
     reference, run = save(tmp_path / "ref", one), save(tmp_path / "run", one * (1 + 2.0**-10))
-    assert localization.judge(reference, run, 9.5)
-    assert not localization.judge(reference, run, 10.5)
+    assert localization.is_good(reference, run, 9.5)
+    assert not localization.is_good(reference, run, 10.5)
     assert (run / localization.BITS).read_text() == "10.000\n"
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,8 +133,10 @@ class Architecture:
 
 
 def read_architecture(path: Path | str) -> Architecture:
-    """The architecture of the SynthMorph network in `path`."""
-    return _read(Path(path))[0]
+    """The architecture of the SynthMorph network in `path`; no weight is read."""
+    path = Path(path)
+    with _open(path) as file:
+        return _architecture(path, _model_config(file, path), *_convolutions(file, path))
 
 
 def read_weights(path: Path | str) -> dict[str, np.ndarray]:
@@ -142,7 +144,23 @@ def read_weights(path: Path | str) -> dict[str, np.ndarray]:
 
     Layers have the names of `Architecture.convolutions`, whatever the file calls them.
     """
-    return _read(Path(path))[1]
+    path = Path(path)
+    with _open(path) as file:
+        config, stored = _model_config(file, path), _convolutions(file, path)
+        layers = _architecture(path, config, *stored).convolutions()
+        kernels, biases = ([np.asarray(a, dtype=np.float32) for a in arrays] for arrays in stored)
+        digest = file.attrs.get(DIGEST)  # of the files that this suite has written
+    if digest not in (None, _digest(config, [*kernels, *biases])):
+        raise UserError(
+            f"{path}: holds other weights than were written to it (damaged, or changed by hand); "
+            "take another copy"
+        )
+    weights: dict[str, np.ndarray] = {}
+    for layer, kernel, bias in zip(layers, kernels, biases, strict=True):
+        if not (np.isfinite(kernel).all() and np.isfinite(bias).all()):
+            raise UserError(f"{path}: {layer.name} holds non-finite weights; take another file")
+        weights |= {f"{layer.name}/kernel": kernel, f"{layer.name}/bias": bias}
+    return weights
 
 
 def model_orientation(path: Path, asked: str = "auto") -> str:
@@ -162,16 +180,12 @@ def _recorded_orientation(path: Path, _: tuple[int, int] | None) -> str:
     return read_architecture(path).orientation or PUBLISHED_ORIENTATIONS.get(path.name, "")
 
 
-def _read(path: Path) -> tuple[Architecture, dict[str, np.ndarray]]:
-    with _open(path) as file:
-        config = _model_config(file, path)
-        kernels, biases = _convolutions(file, path)
-        digest = file.attrs.get(DIGEST)  # of the files that this suite has written
-    if digest not in (None, _digest(config, [*kernels, *biases])):
-        raise UserError(
-            f"{path}: holds other weights than were written to it (damaged, or changed by hand); "
-            "take another copy"
-        )
+def _architecture(
+    path: Path,
+    config: Mapping[str, Any],
+    kernels: Sequence[h5py.Dataset],
+    biases: Sequence[h5py.Dataset],
+) -> Architecture:
     # files before voxelmorph 0.2 say unet_half_res and int_downsize
     svf_resolution = 2 if config.get("unet_half_res") else config.get("svf_resolution", 1)
     int_resolution = config.get("int_downsize") or config.get("int_resolution", 2)
@@ -189,18 +203,13 @@ def _read(path: Path) -> tuple[Architecture, dict[str, np.ndarray]]:
         )
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    weights = {}
     for layer, kernel, bias in zip(architecture.convolutions(), kernels, biases, strict=True):
         if kernel.shape != layer.kernel_shape or bias.shape != (layer.out_channels,):
             raise UserError(
                 f"{path}: {layer.name} should have a kernel of {layer.kernel_shape}, "
                 f"not {kernel.shape}: this is no SynthMorph network (half-resolution VxmDense)"
             )
-        if not (np.isfinite(kernel).all() and np.isfinite(bias).all()):
-            raise UserError(f"{path}: {layer.name} holds non-finite weights; take another file")
-        weights[f"{layer.name}/kernel"] = kernel
-        weights[f"{layer.name}/bias"] = bias
-    return architecture, weights
+    return architecture
 
 
 @contextmanager
@@ -245,17 +254,17 @@ def _model_config(file: h5py.File, path: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def _convolutions(file: h5py.File, path: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _convolutions(file: h5py.File, path: Path) -> tuple[list[h5py.Dataset], list[h5py.Dataset]]:
     """Kernels and biases in the order Keras saved them, which is the order of execution."""
     root = file.get("model_weights", file)
-    arrays: list[np.ndarray] = []
+    arrays: list[h5py.Dataset] = []
     for layer in _names(root, "layer_names"):
         if layer not in root:
             raise UserError(f"{path}: layer {layer} is missing; fetch the file again")
         for name in _names(root[layer], "weight_names"):
             if name not in root[layer]:
                 raise UserError(f"{path}: weight {name} is missing; fetch the file again")
-            arrays.append(np.asarray(root[layer][name], dtype=np.float32))
+            arrays.append(root[layer][name])
     kernels, biases = arrays[0::2], arrays[1::2]
     ranks = [kernel.ndim for kernel in kernels], [bias.ndim for bias in biases]
     if not kernels or ranks != ([5] * len(kernels), [1] * len(kernels)):
@@ -263,7 +272,9 @@ def _convolutions(file: h5py.File, path: Path) -> tuple[list[np.ndarray], list[n
     return kernels, biases
 
 
-def _widths(kernels: list[np.ndarray], path: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _widths(
+    kernels: Sequence[h5py.Dataset], path: Path
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Encoder and decoder widths from the kernels' shapes.
 
     A convolution that takes more channels than the one before it gives follows a skip connection;
@@ -360,7 +371,7 @@ def init_weights(
     random = np.random.Generator(np.random.PCG64(seed))
     # the standard deviation of a standard normal cut at ±2, which Keras divides out
     cut_std = 0.87962566103423978
-    weights = {}
+    weights: dict[str, np.ndarray] = {}
     for layer in architecture.convolutions():
         draw = random.standard_normal(layer.kernel_shape)
         if layer.name.endswith("_flow") and flow_std is not None:

@@ -49,7 +49,7 @@ def register_files(
         for step in prepared.steps:
             say(f"  {step}")
         say(_expectation(files.model, prepared, config))
-        result = register(moving, fixed, files.model, config, prepared)
+        result = register(prepared, files.model, config)
         moved, warp = beside_moved / files.moved.name, beside_warp / files.warp.name
         record_path = record_file(files)
         try:

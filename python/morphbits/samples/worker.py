@@ -62,10 +62,8 @@ def run_unit(unit: Unit) -> dict[str, Any]:
     configuration = unit.configuration()
     experiment_folder = unit.folder.parent.parent
     with staging(experiment_folder) as partial:
-        reading = unit.config.orientation, unit.config.nan
-        moving, fixed = (_load(path, *reading) for path in (unit.moving, unit.fixed))
         prepared = _prepare(unit.moving, unit.fixed, unit.model, _preparing(unit.config))
-        result = register(moving, fixed, unit.model, unit.config, prepared)
+        result = register(prepared, unit.model, unit.config)
         folder = partial / "unit"
         outputs = save_result(result, **unit_outputs(unit, folder))
         facts = provenance.provenance(unit.config, started, result.record)

@@ -7,7 +7,7 @@ result bad. A part is a task (a layer of the network, or a step after it, set of
 symbol (a compiled function). Bad means: fewer bits of the warp agree with the unperturbed one than
 when all is perturbed, less `LEEWAY`.
 
-``run`` and ``judge`` are what the tools call, through two small scripts that `prepare` writes.
+``run`` and ``compare`` are what the tools call, through two small scripts.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
 
+from morphbits import images, stages
+from morphbits.config import RegisterConfig
 from morphbits.engines.verrou import SCRIPTS, markers
 from morphbits.errors import UserError
+from morphbits.registration import prepare, register
 
 LEEWAY = 1.0  # bits: a part that loses all but this much of what the whole loses is to blame
 WARP, BITS = "warp.npy", "bits.txt"
@@ -31,37 +34,20 @@ WARP, BITS = "warp.npy", "bits.txt"
 
 def run(folder: Path, case: tuple[Path, Path, Path]) -> None:
     """One run: register under the tasks that the environment names, save the warp (X, Y, Z, V)."""
-    import torch
-
-    from morphbits import images
-    from morphbits.models import spatial
-    from morphbits.models.synthmorph_torch import SynthMorph
-
     moving, fixed, model = case
-    prepared = images.prepare(images.load(moving), images.load(fixed))
-    network = SynthMorph.load(model)
-    torch.set_num_threads(1)
-    moving_BCXYZ, fixed_BCXYZ = (
-        torch.from_numpy(np.ascontiguousarray(volume))[None, None]
-        for volume in (prepared.moving, prepared.fixed)
-    )
-    with torch.no_grad():
-        network(moving_BCXYZ, fixed_BCXYZ)  # unperturbed: what only a first call does
-        tasks = _Tasks()
-        for name, layer in network.layers.items():
-            layer.register_forward_pre_hook(tasks.hook(name))
-        with tasks:
-            svf_BVXYZ = network.svf(moving_BCXYZ, fixed_BCXYZ)
-            tasks.begin("integration")
-            warp_BVXYZ = spatial.integrate(svf_BVXYZ, network.architecture.int_steps)
-            tasks.begin("to-full-resolution")
-            warp_BVXYZ = spatial.rescale(warp_BVXYZ, network.architecture.int_resolution)
-    np.save(folder / WARP, np.moveaxis(warp_BVXYZ[0].numpy(), 0, -1))
+    config = RegisterConfig()
+    pair = prepare(images.load(moving), images.load(fixed), model, config)
+    register(pair, model, config)  # unperturbed: what only a first call does
+    tasks = _Tasks()
+    with stages.listening(tasks.begin), stages.observed(tasks.end):
+        result = register(pair, model, config)
+    np.save(folder / WARP, result.warp_XYZV)
 
 
 class _Tasks:
-    """Verrou's tasks (libverrouTask). Where the environment names tasks these switch the
-    perturbation; where it does not (the reference run, or a search by symbol) it is on for all."""
+    """Verrou's tasks (libverrouTask), one for each stage of the network, from its first to the
+    finished warp. Where the environment names tasks these switch the perturbation; where it does
+    not (the reference run, or a search by symbol) it is on for all."""
 
     def __init__(self) -> None:
         prefix = os.environ.get("VERROU_PREFIX", "")
@@ -69,26 +55,24 @@ class _Tasks:
         if not found:
             raise UserError(f"{prefix}: holds no libverrouTask.so, which comes with Verrou 2.6")
         self._library = ctypes.CDLL(str(found[0]))
-        self._region = markers.perturbed(int(os.environ.get("VERROU_SEED", "1")))
-        self._by_task = "TASK_LIST" in os.environ
-
-    def __enter__(self) -> None:
-        if not self._by_task:
-            self._region.__enter__()
-        self._library.verrou_task_init()
-
-    def __exit__(self, *error: object) -> None:
-        self._library.verrou_task_finalize()
-        if not self._by_task:
-            self._region.__exit__(None, None, None)
+        self._region: AbstractContextManager[object] = nullcontext()
+        if "TASK_LIST" not in os.environ:
+            self._region = markers.perturbed(int(os.environ.get("VERROU_SEED", "1")))
 
     def begin(self, name: str) -> None:
-        """What follows belongs to this task."""
-        self._library.verrou_task(name.encode(), 0)
+        """A stage starts: what follows belongs to its task; the steps of the integration belong
+        to one."""
+        if name == "network":
+            self._region.__enter__()
+            self._library.verrou_task_init()
+        elif name != "sampling" and "integration" not in stages.current():
+            self._library.verrou_task(name.encode(), 0)
 
-    def hook(self, name: str) -> Callable[..., None]:
-        """A forward pre-hook that begins a task."""
-        return lambda *_: self.begin(name)
+    def end(self, name: str, result: object) -> None:
+        """A stage has ended; the warp is done after the last but one."""
+        if name == "rescaling":
+            self._library.verrou_task_finalize()
+            self._region.__exit__(None, None, None)
 
 
 def bits(reference: np.ndarray, result: np.ndarray) -> float:
@@ -98,8 +82,8 @@ def bits(reference: np.ndarray, result: np.ndarray) -> float:
     return float(min(24.0, -np.log2(difference / scale))) if difference > 0 else 24.0
 
 
-def judge(reference: Path, folder: Path, threshold: float) -> bool:
-    """Whether a run is good; its bits are written beside it."""
+def is_good(reference: Path, folder: Path, threshold: float) -> bool:
+    """Whether enough bits of a run agree; their number is written into its folder."""
     found = bits(np.load(reference / WARP), np.load(folder / WARP))
     (folder / BITS).write_text(f"{found:.3f}\n", encoding="ascii")
     return found >= threshold
@@ -139,7 +123,7 @@ def _write_scripts(folder: Path, case: tuple[Path, Path, Path]) -> list[str]:
     files = [str(file.resolve()) for file in case]
     texts = {
         "run.sh": f'{shlex.join(under_verrou)} run "$1" {shlex.join(files)}',
-        "compare.sh": f'{shlex.join(me)} judge "$1" "$2" "$MORPHBITS_THRESHOLD"',
+        "compare.sh": f'{shlex.join(me)} compare "$1" "$2" "$MORPHBITS_THRESHOLD"',
     }
     paths = []
     for name, text in texts.items():
@@ -175,13 +159,13 @@ def _summary(cache: Path, whole: float) -> str:
 
 
 def main() -> None:
-    """``run FOLDER MOVING FIXED MODEL`` or ``judge REFERENCE FOLDER THRESHOLD``."""
+    """``run FOLDER MOVING FIXED MODEL`` or ``compare REFERENCE FOLDER THRESHOLD``."""
     what, *words = sys.argv[1:]
     if what == "run":
         folder, moving, fixed, model = map(Path, words)
         run(folder, (moving, fixed, model))
     else:
-        sys.exit(0 if judge(Path(words[0]), Path(words[1]), float(words[2])) else 1)
+        sys.exit(0 if is_good(Path(words[0]), Path(words[1]), float(words[2])) else 1)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,6 @@ class Case:
     settings: ExperimentConfig
     dataset: Dataset
     subject: Subject
-    moving: Image
     fixed: Image
     prepared: Prepared
     masks: Mapping[str, np.ndarray]
@@ -94,7 +93,6 @@ def open_case(settings: ExperimentConfig, execution: ExecutionConfig, number: in
         settings,
         dataset,
         subject,
-        moving,
         fixed,
         prepare(moving, fixed, settings.model, settings),
         analysis.tissue_masks(dataset, fixed),
@@ -119,9 +117,7 @@ def make(case: Case, runs: int, **arithmetic: Any) -> Samples:
     for run in range(1, runs + 1):
         start = time.perf_counter()
         config = case.config(run, **arithmetic)
-        results.append(
-            register(case.moving, case.fixed, case.settings.model, config, case.prepared)
-        )
+        results.append(register(case.prepared, case.settings.model, config))
         seconds.append(time.perf_counter() - start)
     return Samples(
         np.stack([result.moved_XYZ for result in results]),

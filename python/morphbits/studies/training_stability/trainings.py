@@ -42,7 +42,6 @@ from morphbits.datasets import phantom
 from morphbits.engines.verrou import SCRIPTS
 from morphbits.errors import UserError
 from morphbits.images import NetworkGrid
-from morphbits.models.synthmorph_torch import SynthMorph
 from morphbits.models.weights import read_weights
 from morphbits.parent import PARENT
 from morphbits.samples.provenance import file_sha256
@@ -124,10 +123,9 @@ def execute(run: Run, register: bool = True) -> None:
         path = loop.train(run.recipe, run.folder, kept)
     if not register:
         return
-    model = SynthMorph.load(path)
     outcomes, warps = [], []
     for index in HELD_OUT:
-        outcome, warp = assessment.register_phantom(model, 1, index, run.recipe.size)
+        outcome, warp = assessment.register_phantom(path, 1, index, run.recipe.size)
         outcomes.append([*(after for _, after in outcome.dice.values()), outcome.error_mm[1]])
         warps.append(warp)
     partial = run.folder / f".{DONE}"
@@ -357,7 +355,7 @@ def _registrations(arm: str, runs: Sequence[Run]) -> tuple[list[dict[str, Any]],
         )
         subject = phantom.make_phantom(1, index, size)
         warp = warps_SXYZV.mean(0, dtype=np.float64).astype(np.float32)
-        outcome = assessment.judge(subject, warp, size)
+        outcome = assessment.outcome_of(subject, warp, size)
         ensembles.append([*(after for _, after in outcome.dice.values()), outcome.error_mm[1]])
     ensemble = (
         {"arm": arm, "runs": len(runs)}
