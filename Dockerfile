@@ -84,7 +84,7 @@ LABEL org.opencontainers.image.title="morphbits" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 USER 1000:1000
-CMD ["python", "python/verrou_sanity.py"]
+CMD ["python", "-m", "morphbits", "verrou-sanity"]
 
 FROM runtime AS test
 USER 0

@@ -16,6 +16,7 @@ off = $(if $(filter 0,$($1)),--no-$(call dashed,$1))
 options = $(strip $(foreach name,$1,$(call option,$(name))))
 
 venv := .venv/bin/python
+morphbits := $(venv) python/morphbits
 stamp := .venv/.stamp
 setup = PYTHON='$(PYTHON)' TORCH='$(TORCH)' scripts/setup.sh
 locks := python/requirements.lock python/torch.lock python/torch-cuda.lock
@@ -27,38 +28,38 @@ pytest := cd python && ../$(venv) -m pytest -q -n 2 --dist loadfile --no-loadsco
 ##@ Run
 .PHONY: inference
 inference: $(stamp) ## register SUBJECTS x RUNS samples, then significance and the report
-	$(venv) python/run_matrix.py $(call options,SUBJECTS RUNS ENGINE MODE DATASET FIXED BIDS_FILTER SIZE MODEL EXPERIMENT SEED \
+	$(morphbits) inference $(call options,SUBJECTS RUNS ENGINE MODE DATASET FIXED BIDS_FILTER SIZE MODEL EXPERIMENT SEED \
 		JOBS THREADS ACCUMULATION PRECISION PERTURB SUBNORMALS REGION LIBM ONEDNN ALIGN MODEL_ORIENTATION ORIENTATION NAN \
 		FRAMEWORK DATA RESULTS EXECUTOR SLURM_OPTIONS SLURM_CONTAINER TASK_SAMPLES) $(call off,WAIT) $(call flag,CROP) $(call flag,DRY_RUN) $(call flag,YES)
 
 .PHONY: paper
 paper: $(stamp) ## the study: CoRR, preprocessing, 35 x 10 samples, comparison (ENGINE, ROUTE, DRY_RUN)
-	PATH="$(CURDIR)/.venv/bin:$$PATH" $(venv) python/paper.py $(call options,ENGINE SUBJECTS RUNS MODEL ROUTE SIZE SOURCE \
+	PATH="$(CURDIR)/.venv/bin:$$PATH" $(morphbits) paper $(call options,ENGINE SUBJECTS RUNS MODEL ROUTE SIZE SOURCE \
 		TABLE JOBS DATA RESULTS THREADS EXECUTOR SLURM_OPTIONS TASK_SAMPLES) $(call off,WAIT) $(call flag,DRY_RUN) $(call flag,YES)
 
 .PHONY: significance
 significance: $(stamp) ## significant bits of an EXPERIMENT: maps and CSV
-	$(venv) python/significance.py $(call options,EXPERIMENT RESULTS JOBS)
+	$(morphbits) significance $(call options,EXPERIMENT RESULTS JOBS)
 
 .PHONY: verify
 verify: $(stamp) ## re-hash the results of an EXPERIMENT and make some samples (AGAIN) once more
-	$(venv) python/verify.py $(call options,EXPERIMENT RESULTS AGAIN SEED)
+	$(morphbits) verify $(call options,EXPERIMENT RESULTS AGAIN SEED)
 
 .PHONY: report
 report: $(stamp) ## the HTML page of an EXPERIMENT
-	$(venv) python/report.py $(call options,EXPERIMENT RESULTS)
+	$(morphbits) report $(call options,EXPERIMENT RESULTS)
 
 .PHONY: verrou-sanity
 verrou-sanity: $(stamp) ## prove in seconds that Verrou perturbs what it should and nothing else (VERROU_PREFIX)
-	PYTHONPATH=python $(venv) python/verrou_sanity.py
+	$(morphbits) verrou-sanity
 
 .PHONY: compare
 compare: $(stamp) ## compare native and Verrou on a small case: bits, spread, map, time (FRAMEWORK, ONEDNN)
-	$(venv) python/compare.py $(call options,FRAMEWORK ONEDNN ACCUMULATION JOBS DATA RESULTS)
+	$(morphbits) compare $(call options,FRAMEWORK ONEDNN ACCUMULATION JOBS DATA RESULTS)
 
 .PHONY: localize
 localize: $(stamp) ## which part of the network loses the bits, by Verrou's delta debugging (BY=task or symbol)
-	$(venv) python/localize.py $(call options,BY DATA RESULTS)
+	$(morphbits) localize $(call options,BY DATA RESULTS)
 
 ##@ Train
 recipe = $(call options,EXPERIMENT EPOCHS STEPS BATCH SEED THREADS ENGINE MODE ACCUMULATION SUBNORMALS PRECISION PERTURB SIZE LOSS \
@@ -67,7 +68,7 @@ training = $(recipe) $(call options,MODEL_DIR SYNTH_PROCS) $(call flag,RESUME)
 
 .PHONY: train-single
 train-single: $(stamp) ## train a model in one process (EXPERIMENT=train-demo: minutes; RESUME=1 continues)
-	$(venv) python/train_single.py $(training)
+	$(morphbits) train $(training)
 
 .PHONY: train-ddp
 train-ddp: $(stamp) ## train in NPROC processes; on several machines with NNODES, RDZV and RUN_ID
@@ -79,7 +80,7 @@ train-slurm: $(stamp) ## train in NPROC processes on each of NNODES machines of 
 
 .PHONY: training-stability
 training-stability: $(stamp) ## repeat a training RUNS times, varying nothing, first weights, data or roundings
-	$(venv) python/training_stability.py $(recipe) $(call options,RUNS JOBS)
+	$(morphbits) training-stability $(recipe) $(call options,RUNS JOBS)
 
 .PHONY: layers
 layers: $(stamp) ## which stage of the network costs how many bits, in one SUBJECT (EXPERIMENT, NOTES)
@@ -93,7 +94,7 @@ precision: $(stamp) ## with how few bits per operation the registration still wo
 orders: $(stamp) ## how much the order of the sums in convolutions changes, compared with perturbation
 	$(layers) orders $(layer_options)
 
-layers = PYTHONPATH=python $(venv) python/layers.py
+layers = $(morphbits) layers
 layer_options = $(call options,SUBJECT RUNS MODE ACCUMULATION SUBNORMALS DATASET FIXED BIDS_FILTER SIZE MODEL ALIGN \
 	MODEL_ORIENTATION ORIENTATION NAN EXPERIMENT SEED THREADS DATA RESULTS) $(call flag,CROP) $(call flag,NOTES)
 
@@ -121,7 +122,7 @@ docker-test: ## build the image with the tests, and run those of engines, sample
 ##@ Data and models
 .PHONY: phantom
 phantom: $(stamp) ## make the phantom dataset (SUBJECTS, SIZE, SEED, DATA)
-	$(venv) python/make_phantom.py $(call options,SUBJECTS SIZE SEED DATA)
+	$(morphbits) phantom $(call options,SUBJECTS SIZE SEED DATA)
 
 .PHONY: corr
 corr: $(stamp) ## get the study's CoRR images by DataLad, verified (SUBJECTS, SOURCE, TABLE, DRY_RUN)
@@ -129,11 +130,11 @@ corr: $(stamp) ## get the study's CoRR images by DataLad, verified (SUBJECTS, SO
 
 .PHONY: preprocess
 preprocess: $(stamp) ## CoRR's raw heads into brains on the template's grid (ROUTE, SUBJECTS, SIZE, JOBS, DATA)
-	$(venv) python/preprocess.py $(call options,SUBJECTS TABLE ROUTE SIZE ORIENTATION NAN JOBS DATA)
+	$(morphbits) preprocess $(call options,SUBJECTS TABLE ROUTE SIZE ORIENTATION NAN JOBS DATA)
 
 .PHONY: models
 models: $(stamp) ## download the two published SynthMorph models and the study's fixed image
-	PYTHONPATH=python $(venv) -m morphbits.models.download $(call options,DATA)
+	$(morphbits) models $(call options,DATA)
 
 ##@ Develop
 .PHONY: operators
@@ -214,7 +215,7 @@ model-summary: $(stamp) ## layers, shapes and parameters of the published config
 .PHONY: parity
 parity: $(stamp) ## how far the torch port is from TensorFlow, layer by layer (notes/decisions/0002)
 	mkdir -p .cache
-	$(venv) python/make_model.py --seed 1 --output .cache/parity.h5
+	$(morphbits) make-model --seed 1 --output .cache/parity.h5
 	$(benchmark).parity --model .cache/parity.h5 $(call options,THREADS)
 	$(benchmark).parity --model .cache/parity.h5 --shape 80 96 80 $(call options,THREADS)
 

@@ -7,4 +7,4 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 [ -x "$root/.venv/bin/python" ] || "$root/scripts/setup.sh"
 export PATH="$root/.venv/bin:$PATH" # datalad and git-annex are installed there
 command -v git >/dev/null || { echo "error: git is not installed: 'apt install git'" >&2; exit 2; }
-exec "$root/.venv/bin/python" "$root/python/install_corr.py" "$@"
+exec "$root/.venv/bin/python" "$root/python/morphbits" corr "$@"

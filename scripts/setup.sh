@@ -84,7 +84,8 @@ key=$({ "$python" -c "$version"; cat "${locks[@]}"; } | sha256sum | cut -c1-12)
 readonly new=.cache/venv-$key
 
 kernels_changed() { [ -n "$(find python/morphbits/engines/native -name '*.[ch]' -newer .venv/.stamp -print -quit)" ]; }
-if [ "$(readlink .venv || true)" = "$new" ] && [ -e .venv/.stamp ] && .venv/bin/python -c '' && ! kernels_changed; then
+if [ "$(readlink .venv || true)" = "$new" ] && [ -e .venv/.stamp ] && .venv/bin/python -c '' && ! kernels_changed &&
+  [ -x .venv/bin/morphbits ]; then
   touch .venv/.stamp
   exit 0
 fi
@@ -132,5 +133,11 @@ say "compiling the kernels"
 # as a file: as a module it would import the whole engine first, which takes seconds and which the image has not copied yet
 PYTHONPATH=python .venv/bin/python -P python/morphbits/engines/native/kernels/build.py >>"$log" 2>&1 ||
   fail "the kernels do not compile with $CC: $(tail -n 1 "$log") (see $log)"
+# the command `morphbits`, of the clone that the environment is in
+[ -x .venv/bin/morphbits ] || { cat >.venv/bin/morphbits && chmod +x .venv/bin/morphbits; } <<'END'
+#!/bin/sh
+here=$(dirname "$(readlink -f "$0")")
+exec "$here/python" "$here/../../../python/morphbits" "$@"
+END
 touch .venv/.stamp
 say "done"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# usage: [NPROC=2] [NNODES=1] [RDZV=HOST:PORT] [RUN_ID=NAME] scripts/train_ddp.sh [OPTION OF python/train_ddp.py]...
+# usage: [NPROC=2] [NNODES=1] [RDZV=HOST:PORT] [RUN_ID=NAME] scripts/train_ddp.sh [OPTION OF morphbits train-ddp]...
 # Trains in NPROC processes on this machine, by torchrun. On several machines run the same command on each, with their
 # number (NNODES), a port of one of them that all can reach (RDZV) and a name for this run (RUN_ID):
 #   NNODES=2 NPROC=8 RDZV=node1:29400 RUN_ID=first scripts/train_ddp.sh --experiment train-demo

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# usage: [NNODES=1] [NPROC=2] [SLURM_OPTIONS='SBATCH-OPTION...'] scripts/train_slurm.sh [OPTION OF python/train_ddp.py]...
+# usage: [NNODES=1] [NPROC=2] [SLURM_OPTIONS='SBATCH-OPTION...'] scripts/train_slurm.sh [OPTION OF morphbits train-ddp]...
 # Submits one job to Slurm that trains in NPROC processes on each of NNODES machines, and prints its number. Data, results
 # and this clone must lie where the machines see them by the same path. SLURM_OPTIONS come last and win. Example:
 #   NNODES=4 NPROC=8 SLURM_OPTIONS='--partition=long --time=2-0' scripts/train_slurm.sh --experiment train-demo

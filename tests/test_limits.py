@@ -66,11 +66,7 @@ def test_numbers_in_a_text_are_checked_each() -> None:
 def test_scripts_speak_of_a_wrong_option_in_one_sentence() -> None:
     """They use `config.parser`, and `config.whole` or `config.real` for numbers of their own."""
     folders = ("morphbits", "benchmarks")
-    scripts = [
-        *PYTHON.glob("*.py"),
-        *(path for f in folders for path in (PYTHON / f).rglob("*.py")),
-    ]
-    for path in scripts:
+    for path in (path for f in folders for path in (PYTHON / f).rglob("*.py")):
         text = path.read_text(encoding="utf-8")
         if path.name != "config.py":
             assert "ArgumentParser(" not in text, path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
 from pathlib import Path
@@ -14,6 +13,7 @@ import SimpleITK as sitk
 
 from morphbits import images
 from morphbits.axes import Turn
+from morphbits.cli.evaluate import evaluate
 from morphbits.config import RegisterConfig
 from morphbits.errors import UserError
 from morphbits.images import Image
@@ -102,7 +102,7 @@ def by_simpleitk(moving_path: Path, warp_path: Path, like: Path | None) -> np.nd
 
 
 def check(tmp_path: Path, fixed: np.ndarray, shape: tuple[int, ...], moving: np.ndarray) -> None:
-    """warp.py's arithmetic against SimpleITK's, for files on these two grids."""
+    """`morphbits warp`'s arithmetic against SimpleITK's, for files on these two grids."""
     sheared = abs(fixed[:3, :3].T @ fixed[:3, :3] * (1 - np.eye(3))).max() > 1e-6
     rng = np.random.default_rng(3)
     warp = rng.uniform(-1.5, 1.5, (*shape, 3)).astype(np.float32)
@@ -139,12 +139,10 @@ def test_a_warp_file_alone_is_the_transform_in_all_48_orders_of_axes(tmp_path: P
 
 
 def test_distances_of_warps_and_labels_do_not_depend_on_how_files_are_stored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    """evaluate.py over all 48 orders of axes of an oblique, anisotropic grid: equal but for the
+    """`evaluate` over all 48 orders of axes of an oblique, anisotropic grid: equal but for the
     order of some hundred float64 sums, 700 · 2^-53 at most."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "python"))
-    evaluate = importlib.import_module("evaluate").evaluate
     rng = np.random.default_rng(4)
     grid = GRIDS["oblique, anisotropic, left-handed"]
     warps = [rng.normal(0, 1, (*SHAPE, 3)).astype(np.float32) for _ in range(2)]
@@ -169,7 +167,7 @@ def test_distances_of_warps_and_labels_do_not_depend_on_how_files_are_stored(
         assert numbers == pytest.approx(found[0], rel=1e-12)
 
 
-# ------------------------------------------------------------------------- what register.py writes
+# ------------------------------------------------------------------------- what `register` writes
 
 
 @pytest.fixture(scope="module")

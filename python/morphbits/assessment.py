@@ -1,7 +1,7 @@
 """How well a model registers phantoms it never saw: overlap, distance to the true warp, folds.
 
 The phantoms are those of a dataset (`morphbits.datasets.phantom`), made in memory; the template is
-the fixed image. Registration is the exact port's, as `python/register.py` does it unperturbed.
+the fixed image. Registration is the exact port's, as `morphbits register` does it unperturbed.
 
 Arrays: X Y Z space, V warp component; labels int32, images and warps float32, warps in voxels.
 """

@@ -140,8 +140,8 @@ def load_warp(path: str | Path, orientation: str = "") -> Image:
     if image.intent:
         kind = FOREIGN.get(image.intent, f"something else (intent code {image.intent})")
         raise UserError(
-            f"{path} holds {kind}, not a displacement in voxels of its own grid, as register.py "
-            "and voxelmorph write it; give such a warp"
+            f"{path} holds {kind}, not a displacement in voxels of its own grid, as `morphbits "
+            "register` and voxelmorph write it; give such a warp"
         )
     if image.data.ndim != 4 or image.data.shape[3] != 3:
         raise UserError(f"{path} has shape {by(image.data.shape)}; a warp is X × Y × Z × 3")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from morphbits import cli
 from morphbits.config import ExecutionConfig, ExperimentConfig, Perturbation
 from morphbits.training import RunConfig, TrainConfig
 
@@ -51,17 +52,18 @@ def test_every_script_that_a_verb_runs_is_there() -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_passes_on_where_data_and_results_are(verb: str) -> None:
     for line in make("-n", verb, "DATA=/d", "RESULTS=/r").splitlines():
-        for name in re.findall(r"python/\w+\.py", line):
-            script = (ROOT / name).read_text()
+        for name in re.findall(r"python/morphbits (\S+)", line):
+            module = importlib.util.find_spec(f"morphbits.{cli.VERBS[name].module}")
+            script = Path(str(module and module.origin)).read_text()
             for option in ("--data='/d'", "--results='/r'"):
                 taken = f'"{option.partition("=")[0]}"' in script
                 assert option in line or not taken, f"{name} is not told {option}"
 
 
 def command(*arguments: str) -> list[str]:
-    """The words that `make inference` hands to run_matrix.py."""
-    (line,) = (x for x in make("-n", *arguments).splitlines() if "run_matrix" in x)
-    return line.partition("run_matrix.py")[2].split()
+    """The words that `make inference` hands to `morphbits inference`."""
+    (line,) = (x for x in make("-n", *arguments).splitlines() if "morphbits inference" in x)
+    return line.partition("morphbits inference")[2].split()
 
 
 def test_only_what_the_user_sets_is_passed_on() -> None:
@@ -78,7 +80,7 @@ def test_every_variable_of_inference_is_an_option_of_its_script() -> None:
     others |= set("LABELS TARGETS SYNTH_PROCS SUBJECT NOTES DEVICE".split())
     others |= set("LOSS SMOOTHNESS LEARNING_RATE".split())
     assert len(options) == len(set(VARIABLES) - others)
-    script = [sys.executable, ROOT / "python" / "run_matrix.py", "--help"]
+    script = [*cli.command("inference"), "--help"]
     usage = subprocess.run(script, text=True, capture_output=True, check=True).stdout
     assert [option for option in options if not re.search(rf"{option}\b", usage)] == []
 
@@ -87,11 +89,11 @@ def test_every_variable_of_training_is_an_option_of_its_script() -> None:
     (line,) = (
         x
         for x in make("-n", "train-single", *(f"{v}=1" for v in VARIABLES)).splitlines()
-        if "train_single" in x
+        if "morphbits train" in x
     )
     options = re.findall(r"--[a-z-]+", line)
     assert {"--experiment", "--epochs", "--steps", "--model-dir", "--resume"} <= set(options)
-    script = [sys.executable, ROOT / "python" / "train_single.py", "--help"]
+    script = [*cli.command("train"), "--help"]
     usage = subprocess.run(script, text=True, capture_output=True, check=True).stdout
     assert [option for option in options if not re.search(rf"{option}\b", usage)] == []
 

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import csv
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from support.corr_standin import LABELS, head, make_source, tools_of_the_environment
 
+from morphbits import cli
 from morphbits.datasets.corr_table import select
 from morphbits.errors import UserError
 from morphbits.models.weights import Architecture, init_weights, save_h5
 from morphbits.studies.paper.plan import PaperPlan
 
-PYTHON = Path(__file__).parents[2] / "python"
-
 
 def paper(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     tools_of_the_environment()
     return subprocess.run(
-        [sys.executable, str(PYTHON / "paper.py"), "--engine=native", *words],
+        [*cli.command("paper"), "--engine=native", *words],
         cwd=folder, text=True, capture_output=True, check=False,
     )  # fmt: skip
 

@@ -1,9 +1,8 @@
-"""python/register.py: what it writes, and one sentence for each thing a user gets wrong."""
+"""morphbits register: what it writes, and one sentence for each thing a user gets wrong."""
 
 from __future__ import annotations
 
 import gzip
-import importlib
 import json
 import os
 import resource
@@ -16,11 +15,9 @@ import nibabel
 import numpy as np
 import pytest
 
-from morphbits import images
-from morphbits.errors import run_cli
+from morphbits import cli, images
 from morphbits.models.weights import Architecture, init_weights, save_h5
 
-PYTHON = Path(__file__).parents[2] / "python"
 AFFINE = np.array([[-2.0, 0, 0, 30], [0, 0, 2, -20], [0, -2, 0, 25], [0, 0, 0, 1]])
 
 Register = Callable[..., int]
@@ -51,13 +48,11 @@ def arguments(folder: Path, **changes: str | Path) -> list[str]:
 @pytest.fixture
 def register(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Register:
     """Runs the script in this process; returns its exit status."""
-    monkeypatch.syspath_prepend(str(PYTHON))
-    script = importlib.import_module("register")
 
     def run(**changes: str | Path) -> int:
-        monkeypatch.setattr(sys, "argv", ["register.py", *arguments(folder, **changes)])
+        monkeypatch.setattr(sys, "argv", ["morphbits", "register", *arguments(folder, **changes)])
         with pytest.raises(SystemExit) as ended:
-            run_cli(script.main)
+            cli.main()
         return int(ended.value.code or 0)
 
     return run
@@ -210,7 +205,7 @@ def test_a_full_disk_keeps_what_was_there(folder: Path, register: Register) -> N
     assert register() == 0
     before = {path: path.read_bytes() for path in (folder / "out").iterdir()}
     result = subprocess.run(
-        [sys.executable, PYTHON / "register.py", *arguments(folder, engine="ieee", seed="2")],
+        [*cli.command("register"), *arguments(folder, engine="ieee", seed="2")],
         capture_output=True,
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)),
@@ -232,7 +227,7 @@ def test_a_folder_without_permission_is_one_sentence(
 def test_tensorflow_runs_and_plain_is_another_configuration(folder: Path) -> None:
     warps, hashes = [], []
     for flags in ([], ["--plain"]):
-        command = [sys.executable, PYTHON / "register.py"]
+        command = cli.command("register")
         command += arguments(folder, framework="tensorflow") + flags
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr

@@ -1,8 +1,7 @@
-"""python/run_matrix.py before its first sample: dry run, the gate of two hours, bad options."""
+"""morphbits inference before its first sample: dry run, the gate of two hours, bad options."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from collections.abc import Callable
@@ -11,13 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from morphbits import bids, images
+from morphbits import bids, cli, images
 from morphbits.engines import verrou
-from morphbits.errors import UserError, run_cli
+from morphbits.errors import UserError
 from morphbits.models.weights import Architecture, init_weights, save_h5
 from morphbits.samples import experiment
-
-PYTHON = Path(__file__).parents[2] / "python"
 
 RunMatrix = Callable[..., int]
 
@@ -26,16 +23,14 @@ RunMatrix = Callable[..., int]
 def run_matrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunMatrix:
     """Runs the script in this process and folder, engine ieee on phantoms; its exit status."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(PYTHON))
-    script = importlib.import_module("run_matrix")
     architecture = Architecture((4, 4, 4, 4), (4,) * 6, 5)
     save_h5(tmp_path / "tiny.h5", architecture, init_weights(architecture, 1))
 
     def run(*words: str) -> int:
         chosen = ["--engine=ieee", "--dataset=phantom", "--size=4mm", "--model=tiny.h5"]
-        monkeypatch.setattr(sys, "argv", ["run_matrix.py", *chosen, *words])
+        monkeypatch.setattr(sys, "argv", ["morphbits", "inference", *chosen, *words])
         with pytest.raises(SystemExit) as ended:
-            run_cli(script.main)
+            cli.main()
         return int(ended.value.code or 0)
 
     return run

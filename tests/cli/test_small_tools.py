@@ -1,9 +1,8 @@
-"""make_phantom.py, normalize.py, warp.py, evaluate.py: what they write and what they refuse."""
+"""morphbits phantom, normalize, warp, evaluate: what they write and what they refuse."""
 
 from __future__ import annotations
 
 import csv
-import importlib
 import json
 import sys
 from collections.abc import Callable
@@ -13,26 +12,22 @@ import nibabel
 import numpy as np
 import pytest
 
-from morphbits import bids, images
+from morphbits import bids, cli, images
 from morphbits.bids import Dataset
 from morphbits.datasets import phantom
-from morphbits.errors import run_cli
 from morphbits.samples.provenance import data_sha256
 
-PYTHON = Path(__file__).parents[2] / "python"
 Run = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a script as its user would; gives the exit status and all that was printed."""
+    """Runs a verb as its user would; gives the exit status and all that was printed."""
 
-    def call(script: str, *words: object) -> tuple[int, str]:
-        monkeypatch.syspath_prepend(str(PYTHON))
-        monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, words)])
-        main = importlib.import_module(script).main
+    def call(verb: str, *words: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["morphbits", verb, *map(str, words)])
         with pytest.raises(SystemExit) as ended:
-            run_cli(main)
+            cli.main()
         printed = capsys.readouterr()
         return int(ended.value.code or 0), printed.out + printed.err
 
@@ -45,12 +40,12 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def test_make_phantom(tmp_path: Path, run: Run, dataset: Dataset) -> None:
-    status, printed = run("make_phantom", "--subjects", 2, "--size", "4mm", "--data", tmp_path)
+    status, printed = run("phantom", "--subjects", 2, "--size", "4mm", "--data", tmp_path)
     assert status == 0 and "2 subjects" in printed and "phantoms: 2/2 made" in printed
     made = bids.phantom_dataset(tmp_path, "4mm")
     for subject in dataset.subjects():
         assert made.moving(subject).read_bytes() == dataset.moving(subject).read_bytes()
-    status, printed = run("make_phantom", "--size", "4mm", "--data", tmp_path, "--seed", 9)
+    status, printed = run("phantom", "--size", "4mm", "--data", tmp_path, "--seed", 9)
     assert status == 2 and "delete that folder" in printed
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from support.corr_standin import LABELS, git, make_source, served, small_image
 
-from morphbits import images
+from morphbits import cli, images
 from morphbits.datasets import corr_install
 from morphbits.datasets.corr_table import scans, select
 from morphbits.errors import UserError
@@ -63,7 +63,7 @@ def writable(root: Path) -> None:
 
 
 def command(root: Path, *words: str, source: str = "") -> list[str]:
-    script = [sys.executable, str(PYTHON / "install_corr.py"), "--data", "data"]
+    script = [*cli.command("corr"), "--data", "data"]
     place = ["--source", source or str(root / "RawDataBIDS"), "--table", str(root / "table.csv")]
     return [*script, *place, *words]
 

@@ -10,13 +10,13 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from morphbits import cli
+
 VALIDATOR = os.environ.get("BIDS_VALIDATOR") or shutil.which("bids-validator-deno")
-PYTHON = Path(__file__).parents[2] / "python"
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,7 +29,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two phantoms and an experiment on them."""
     root = tmp_path_factory.mktemp("validator")
     words = ["--engine=ieee", "--dataset=phantom", "--size=4mm", "--subjects=2", "--runs=2"]
-    command = [sys.executable, str(PYTHON / "run_matrix.py"), *words, "--experiment=here"]
+    command = [*cli.command("inference"), *words, "--experiment=here"]
     subprocess.run(command, cwd=root, check=True, capture_output=True)
     return root
 

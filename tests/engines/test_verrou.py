@@ -284,7 +284,7 @@ def test_only_verrou_perturbs_a_whole_process() -> None:
 
 def _sanity(root: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(root / "python" / "verrou_sanity.py")],
+        [sys.executable, str(root / "python" / "morphbits"), "verrou-sanity"],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": str(root / "python")},

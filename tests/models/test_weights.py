@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
+from morphbits import cli
 from morphbits.errors import UserError
 from morphbits.models.weights import (
     DIGEST,
@@ -219,8 +219,7 @@ def test_untrained_weights_are_he_normal_and_a_function_of_the_seed() -> None:
 
 
 def test_make_model(tmp_path: Path) -> None:
-    script = Path(__file__).parents[2] / "python" / "make_model.py"
-    command = [sys.executable, str(script), "--enc", "4", "4", "--dec", "4", "4", "4"]
+    command = [*cli.command("make-model"), "--enc", "4", "4", "--dec", "4", "4", "4"]
     output = tmp_path / "w.h5"
     subprocess.run([*command, "--seed", "7", "--output", str(output)], check=True)
     assert read_architecture(output) == Architecture((4, 4), (4, 4, 4))

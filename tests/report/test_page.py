@@ -7,7 +7,6 @@ import io
 import json
 import re
 import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -17,14 +16,13 @@ import pytest
 from PIL import Image as Picture
 from support.small_experiment import make_dataset, make_experiment
 
-from morphbits import bids, report
+from morphbits import bids, cli, report
 from morphbits.bids import Subject
 from morphbits.errors import UserError
 from morphbits.report import experiment as reading
 from morphbits.report import figures, tables
 from morphbits.stats.analysis import analyse
 
-PYTHON = Path(__file__).parents[2] / "python"
 VOID = {"meta", "link", "img", "br", "hr", "input", "col"}
 
 
@@ -304,27 +302,27 @@ def test_missing_steps_are_named(tmp_path: Path) -> None:
         report.build(tmp_path, "nothing")
     dataset = make_dataset(tmp_path / "data", 1)
     make_experiment(tmp_path, "bare", dataset, 2)
-    with pytest.raises(UserError, match=r"significance\.py --experiment bare"):
+    with pytest.raises(UserError, match="significance --experiment bare"):
         report.build(tmp_path, "bare")
 
 
-def test_entry_scripts_and_summary(tmp_path: Path) -> None:
+def test_the_verbs_and_their_summary(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "data", 1)
     make_experiment(tmp_path / "results", "cli", dataset, 2)
 
-    def run(script: str, *words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(PYTHON / script), "--experiment", *words]
+    def run(verb: str, *words: str) -> subprocess.CompletedProcess[str]:
+        command = [*cli.command(verb), "--experiment", *words]
         return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
 
-    done = run("significance.py", "cli", "--jobs", "1")
+    done = run("significance", "cli", "--jobs", "1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "results/cli/significance.csv"
-    done = run("report.py", "cli")
+    done = run("report", "cli")
     assert done.returncode == 0, done.stderr
     assert "results/cli/report.html" in done.stdout
     mean = reading.read(tmp_path / "results", "cli").mean_bits("image")
     assert re.search(rf"^mean +{mean:.2f}", done.stdout, re.MULTILINE)
-    done = run("report.py", "none")
+    done = run("report", "none")
     assert done.returncode == 2
     assert (
         done.stderr.startswith("error: there is no experiment") and "Traceback" not in done.stderr

@@ -20,15 +20,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def parsed(command: str) -> tuple[ExperimentConfig, ExecutionConfig]:
-    """What run_matrix.py is asked for when a shell runs this command."""
+    """What `morphbits inference` is asked for when a shell runs this command."""
     variables = {word.partition("=")[0] for word in shlex.split(command)[2:]}
     environment = {k: v for k, v in os.environ.items() if k not in variables and "MAKE" not in k}
     done = subprocess.run(
         ["bash", "-c", command.replace("make ", "make --no-print-directory -n ", 1)],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    (line,) = (x for x in done.stdout.splitlines() if "run_matrix.py" in x)
-    words = shlex.split(line.partition("run_matrix.py")[2])
+    (line,) = (x for x in done.stdout.splitlines() if "morphbits inference" in x)
+    words = shlex.split(line.partition("morphbits inference")[2])
     parser = config.parser("")
     config.add_arguments(parser, ExperimentConfig)
     config.add_arguments(parser, ExecutionConfig)

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.toy_experiment import PYTHON, Toy
+from support.toy_experiment import Toy
 
+from morphbits import cli
 from morphbits.config import to_arguments
 from morphbits.samples.verify import verify
 
@@ -39,13 +40,13 @@ def test_datalad_run_records_the_verb_and_what_it_made(toy: Toy, tmp_path: Path)
     here = toy.but(subjects=1, results=results)
     call("datalad", "create", "-c", "text2git", "results", cwd=tmp_path)
     options = to_arguments(here.settings) + to_arguments(here.execution)
-    verb = shlex.join([sys.executable, str(PYTHON / "run_matrix.py"), *options])
+    verb = shlex.join([*cli.command("inference"), *options])
     call("datalad", "run", "-m", "two samples", "-o", "toy", verb, cwd=results)
     assert len(here.finished()) == 6
     assert call("git", "status", "--porcelain", cwd=results) == ""
     record = call("git", "log", "-1", "--format=%B", cwd=results)
     command = json.loads(record[record.index("{") : record.rindex("}") + 1])
-    assert "run_matrix.py" in command["cmd"] and command["exit"] == 0
+    assert "morphbits inference" in command["cmd"] and command["exit"] == 0
     (moved,) = here.folder.glob("sample-01/sub-001/anat/*_T1w.nii.gz")
     assert moved.is_symlink() and "annex/objects" in str(moved.readlink())
 

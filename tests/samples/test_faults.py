@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from support.toy_experiment import PYTHON, Toy
 
-from morphbits import images
+from morphbits import cli, images
 from morphbits.config import to_arguments
 
 # every other look at the clock is a day earlier
@@ -46,7 +46,7 @@ def test_a_clock_that_jumps_changes_nothing_but_dates(toy: Toy, tmp_path: Path) 
     said = subprocess.run([sys.executable, "-c", code], env=jumping, capture_output=True)
     assert abs(float(said.stdout)) > 80_000, "the clock does not jump here"
 
-    words = [sys.executable, str(PYTHON / "run_matrix.py")]
+    words = cli.command("inference")
     words += to_arguments(toy.settings) + to_arguments(toy.but(jobs=1).execution)
     done = subprocess.run(words, env=jumping, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -98,10 +98,10 @@ def test_results_that_cannot_be_written_are_read_and_kept(toy: Toy, disk: Path) 
     more = here.but(runs=3).run()
     assert more.returncode == 2 and len(more.stderr.splitlines()) == 1
     assert "cannot be written to (Read-only file system)" in more.stderr
-    words = [sys.executable, str(PYTHON / "verify.py"), "--experiment=toy", f"--results={disk}"]
+    words = [*cli.command("verify"), "--experiment=toy", f"--results={disk}"]
     verified = subprocess.run([*words, "--again=0"], capture_output=True, text=True)
     assert verified.returncode == 0 and "12 samples, none wrong" in verified.stdout
-    words = [sys.executable, str(PYTHON / "significance.py"), "--experiment=toy"]
+    words = [*cli.command("significance"), "--experiment=toy"]
     made = subprocess.run([*words, f"--results={disk}"], capture_output=True, text=True)
     assert made.returncode == 2 and len(made.stderr.splitlines()) == 1, made.stderr
     assert here.finished() == finished
@@ -121,7 +121,7 @@ def test_of_two_runs_started_at_once_one_makes_everything(toy: Toy) -> None:
 @pytest.mark.slow
 def test_killed_at_any_moment_nothing_finished_is_lost(toy: Toy) -> None:
     """The whole verb, analysis and report included, killed with its workers at random moments."""
-    words = [sys.executable, str(PYTHON / "run_matrix.py")]
+    words = cli.command("inference")
     long = toy.but(runs=12, engine="native")
     words += to_arguments(long.settings) + to_arguments(long.execution)
     moments, before = random.Random(5), {}

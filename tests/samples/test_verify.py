@@ -6,19 +6,16 @@ import gzip
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support.toy_experiment import Toy
 
-from morphbits import bids, images
+from morphbits import bids, cli, images
 from morphbits.errors import UserError
 from morphbits.samples import provenance
 from morphbits.samples.verify import Finding, verify
-
-SCRIPT = Path(__file__).resolve().parents[2] / "python" / "verify.py"
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +64,7 @@ def edit(toy: Toy, old: str, new: str) -> None:
 
 
 def test_nothing_is_wrong_with_what_was_just_made(made: Toy) -> None:
-    words = [sys.executable, str(SCRIPT), "--experiment=toy", "--again=2"]
+    words = [*cli.command("verify"), "--experiment=toy", "--again=2"]
     words += [f"--results={made.execution.results}"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -108,9 +108,9 @@ def test_what_is_read_of_a_run_is_what_it_left(
         place = len(whole) // 2
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(UserError, match=what):
-            trainings.execute_all([run], 1, Path("unused"))
+            trainings.execute_all([run], 1, ["unused"])
         path.write_bytes(whole)
-    trainings.execute_all([run], 1, Path("unused"))
+    trainings.execute_all([run], 1, ["unused"])
 
 
 def test_one_run_has_no_spread_and_another_recipe_is_refused(
@@ -120,12 +120,12 @@ def test_one_run_has_no_spread_and_another_recipe_is_refused(
         trainings.plan(tmp_path, "toy", RECIPE, 1)
     other = [replace(planned[0], recipe=replace(planned[0].recipe, smoothness=0.5))]
     with pytest.raises(UserError, match=r"trained with smoothness 0\.1 \(now 0\.5\)"):
-        trainings.execute_all(other, 1, Path("unused"))
+        trainings.execute_all(other, 1, ["unused"])
     monkeypatch.setattr(trainings, "made_with", lambda recipe: {"torch": "9.9"})
-    trainings.execute_all(planned, 1, Path("unused"))  # all are done: only read
+    trainings.execute_all(planned, 1, ["unused"])  # all are done: only read
     more = [*planned, replace(planned[0], folder=tmp_path / "more")]
     with pytest.raises(UserError, match=r"torch \S+ \(now 9\.9\)"):
-        trainings.execute_all(more, 1, Path("unused"))
+        trainings.execute_all(more, 1, ["unused"])
     for wrong in ({"init_seed": 5}, {"rounding_seed": 5}, {"mode": "upward"}):
         with pytest.raises(UserError, match=next(iter(wrong))):
             trainings.plan(tmp_path, "toy", replace(RECIPE, **wrong), 2)  # type: ignore[arg-type]
@@ -155,10 +155,10 @@ def test_verrou_trains_and_a_process_without_it_registers(tmp_path: Path) -> Non
     by_arm = {run.arm: run for run in runs}
     assert by_arm["repeated"].recipe.engine == "ieee"
     assert by_arm["nearest"].recipe.engine == by_arm["rounding"].recipe.engine == "verrou"
-    under, without = trainings.commands(by_arm["rounding"], Path("script.py"))
+    under, without = trainings.commands(by_arm["rounding"], ["script.py"])
     assert under[0].endswith("with_verrou.sh") and "nearness" in under
-    assert "--only-train" in under and without[0] == sys.executable
-    assert trainings.commands(by_arm["repeated"], Path("script.py"))[0][0] == sys.executable
+    assert "--only-train" in under and without[0] == "script.py"
+    assert trainings.commands(by_arm["repeated"], ["script.py"])[0][0] == "script.py"
 
 
 TRAINING = """
@@ -176,7 +176,7 @@ import pathlib, sys
 from support.toy_training import TOY
 from morphbits.studies.training_stability import trainings
 runs = trainings.plan(pathlib.Path(sys.argv[1]), "toy", TOY, 2)
-trainings.execute_all(runs, 2, pathlib.Path(sys.argv[2]))
+trainings.execute_all(runs, 2, [sys.executable, sys.argv[2]])
 """
 
 

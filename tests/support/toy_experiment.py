@@ -16,7 +16,7 @@ from morphbits.config import ExecutionConfig, ExperimentConfig, to_arguments
 SIZE = 16
 PYTHON = Path(__file__).resolve().parents[2] / "python"
 
-# what run_matrix.py does, without the estimate before it and the analysis after it
+# what `morphbits inference` does, without the estimate before it and the analysis after it
 DRIVER = """
 import argparse
 from morphbits.config import ExecutionConfig, ExperimentConfig, add_arguments

@@ -203,7 +203,7 @@ def test_a_rank_that_is_killed_is_named(tmp_path: Path) -> None:
     job = script(tmp_path, stderr=subprocess.PIPE)
     assert job.stdout is not None and job.stderr is not None
     job.stdout.readline()  # of the first rank: all have been started
-    os.kill(max(processes_of(tmp_path, b"train_ddp.py")), signal.SIGKILL)
+    os.kill(max(processes_of(tmp_path, b"train-ddp")), signal.SIGKILL)
     said = job.communicate(timeout=120)[1]
     assert job.returncode == 128 + signal.SIGKILL
     assert "was ended by SIGKILL (often memory ran out" in said
@@ -219,7 +219,7 @@ def test_ranks_save_and_end_when_what_started_them_is_killed(killed: str, tmp_pa
     assert job.stdout is not None
     while not job.stdout.readline().startswith("epoch 1/"):
         assert job.poll() is None
-    ranks = processes_of(tmp_path, b"train_ddp.py")
+    ranks = processes_of(tmp_path, b"train-ddp")
     assert len(ranks) == 2
     (parent,) = {*processes_of(tmp_path, killed.encode())} - {*ranks}
     os.kill(parent, signal.SIGKILL)

@@ -470,7 +470,7 @@ loss, or injury to subjects or patients resulting from the use or misuse of this
 DATASET_README = """\
 Phantoms: brains whose true registration is known
 
-Made on this machine by morphbits (python/make_phantom.py --size {size} --seed {seed}). No subject
+Made on this machine by morphbits (morphbits phantom --size {size} --seed {seed}). No subject
 is a person: each is the MNI152 template under a random diffeomorphism, with a contrast, a bias
 field and noise of its own.
 

@@ -1,6 +1,6 @@
 """Fetch the published SynthMorph models and the study's fixed image: what `make models` runs.
 
-    PYTHONPATH=python .venv/bin/python -m morphbits.models.download
+    morphbits models
 
 The models are those of Hoffmann et al. 2022 (doi:10.1109/TMI.2021.3116879); the image is the one
 that the study (arXiv:2308.01939) registered to. No checksum of them is published: the sha256 of
@@ -20,7 +20,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from morphbits import bids, config
-from morphbits.errors import UserError, run_cli
+from morphbits.errors import UserError
 
 SUMS = "SHA256SUMS"
 TIMEOUT = 30  # seconds without a byte after which a server counts as gone
@@ -129,7 +129,3 @@ def main(files: tuple[Published, ...] = PUBLISHED) -> int:
             print(f"error: {published.name}: {error}", file=sys.stderr, flush=True)
             status = 2
     return status
-
-
-if __name__ == "__main__":
-    run_cli(main)

@@ -181,7 +181,7 @@ def read(results: Path, experiment: str) -> Experiment:
     if not found.significance:
         raise UserError(
             f"{folder} has no significance.csv with rows; run"
-            f" python/significance.py --experiment {experiment} first"
+            f" morphbits significance --experiment {experiment} first"
         )
     _check_one_configuration(found)
     return found

@@ -1,4 +1,4 @@
-"""One registration from files to files: what ``python/register.py`` does."""
+"""One registration from files to files: what ``morphbits register`` does."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Start the ranks of a training on this machine, by torchrun.
 
-    python -m morphbits.training.launch TORCHRUN-OPTION... -- OPTION OF python/train_ddp.py...
+    python -m morphbits.training.launch TORCHRUN-OPTION... -- OPTION OF morphbits train-ddp...
 
 Options are looked at once, before any rank is started. What a rank says is all that is said:
 torchrun's own report of a rank that failed, with its traceback, is left out, and the exit status
@@ -40,9 +40,9 @@ def main() -> int:
     end_with_parent()
     at = sys.argv.index("--")
     meeting, words = sys.argv[1:at], sys.argv[at + 1 :]
-    config = loop.resolve(parse(__doc__, words, "train_ddp.py").config, Ranks())
+    config = loop.resolve(parse(__doc__, words, "morphbits train-ddp").config, Ranks())
     patience = PATIENCE
-    program = [str(ROOT / "python" / "train_ddp.py"), *words]
+    program = [str(ROOT / "python" / "morphbits"), "train-ddp", *words]
     if config.engine == "verrou":
         patience = PATIENCE_UNDER_VERROU
         verrou = [str(ROOT / "scripts" / "with_verrou.sh"), "--mode", config.mode, "--"]

@@ -2,16 +2,15 @@
 registration has TensorFlow's bytes, so that a perturbed sample differs from TensorFlow's result
 only in its roundings.
 
-Both sides are run as a user would run them, by register.py, each in a process of its own. Shown on
-AVX-512; where the processor has none, TensorFlow may add in another order and the test says by how
-much the results differ.
+Both sides are run as a user would run them, by `morphbits register`, each in a process of its own.
+Shown on AVX-512; where the processor has none, TensorFlow may add in another order and the test
+says by how much the results differ.
 """
 
 from __future__ import annotations
 
 import hashlib
 import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -19,10 +18,10 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from morphbits import cli
 from morphbits.engines.native.kernels.library import available_variants
 from morphbits.models.weights import Architecture, init_weights, save_h5
 
-PYTHON = Path(__file__).parents[3] / "python"
 WIDTHS = {
     "demo": ((16, 32, 32, 32), (32, 32, 32, 32, 16, 16)),
     "narrow": ((8, 16, 16, 16), (16,) * 6),
@@ -57,12 +56,12 @@ def inputs(folder: Path, shape: tuple[int, int, int], model: str, subnormals: bo
 
 
 def registered(arguments: list[str], folder: Path, *options: str) -> tuple[np.ndarray, np.ndarray]:
-    """Moved image and warp as register.py writes them."""
+    """Moved image and warp as `morphbits register` writes them."""
     out = folder / hashlib.sha256(repr(options).encode()).hexdigest()[:8]
     outputs = ("--moved", str(out / "moved.nii.gz"), "--warp", str(out / "warp.nii.gz"))
     out.mkdir()
-    command = [sys.executable, "register.py", *arguments, *outputs, *options]
-    subprocess.run(command, cwd=PYTHON, check=True, capture_output=True, timeout=600)
+    command = [*cli.command("register"), *arguments, *outputs, *options]
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
     return tuple(
         np.asanyarray(nib.load(out / f"{name}.nii.gz").dataobj) for name in ("moved", "warp")
     )

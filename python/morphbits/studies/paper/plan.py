@@ -145,7 +145,7 @@ class PaperPlan:
             raise UserError("every subject was left out by preprocessing: there is nothing to run")
 
     def inference(self) -> list[str]:
-        """The options of run_matrix.py."""
+        """The options of `morphbits inference`."""
         return [
             f"--experiment={self.name}",
             f"--dataset={self.dataset.name}",

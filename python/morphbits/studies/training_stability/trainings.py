@@ -200,14 +200,14 @@ def describe(experiment: str, planned: Sequence[Run], jobs: int) -> str:
     )
 
 
-def execute_all(planned: Sequence[Run], jobs: int, script: Path) -> None:
-    """Every run that is not done, `jobs` at a time, each in a process of its own: `script` is
+def execute_all(planned: Sequence[Run], jobs: int, program: Sequence[str]) -> None:
+    """Every run that is not done, `jobs` at a time, each in a process of its own: `program` is
     called with --run-folder and the recipe's options; where Verrou perturbs a training, once under
     Verrou to train, and once without to register."""
     for run in planned:
         if run.done:
             _check_identity(run, goes_on=not all(other.done for other in planned))
-    waiting = [(run, words) for run in planned if not run.done for words in commands(run, script)]
+    waiting = [(run, words) for run in planned if not run.done for words in commands(run, program)]
     running: dict[subprocess.Popen[bytes], Run] = {}
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     finished = sum(run.done for run in planned)
@@ -235,9 +235,9 @@ def execute_all(planned: Sequence[Run], jobs: int, script: Path) -> None:
             signal.signal(signal.SIGTERM, before)
 
 
-def commands(run: Run, script: Path) -> list[list[str]]:
+def commands(run: Run, program: Sequence[str]) -> list[list[str]]:
     """What trains a run and registers with it, one after the other."""
-    plain = [sys.executable, str(script), "--run-folder", str(run.folder)]
+    plain = [*program, "--run-folder", str(run.folder)]
     plain += config.to_arguments(run.recipe)
     if run.recipe.engine != "verrou":
         return [plain]

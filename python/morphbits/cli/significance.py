@@ -1,6 +1,6 @@
 """Significant bits of an experiment's samples: tables and maps, beside the samples.
 
-    python python/significance.py --experiment smoke
+    morphbits significance --experiment smoke
 
 Writes significance.csv, variability.csv, repeatability.csv, accuracy.csv and maps/ into
 results/<experiment>/ from the samples that are finished.
@@ -11,7 +11,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from morphbits import bids, config, machine
-from morphbits.errors import run_cli
 from morphbits.samples.experiment import recorded_dataset
 from morphbits.stats.analysis import analyse
 
@@ -32,7 +31,3 @@ def main() -> None:
     dataset = recorded_dataset(given.results, given.experiment)
     analyse(given.results, given.experiment, dataset, max(1, given.jobs))
     print(bids.experiment_file(given.results, given.experiment, "significance.csv"))
-
-
-if __name__ == "__main__":
-    run_cli(main)

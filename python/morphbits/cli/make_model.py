@@ -1,6 +1,6 @@
 """Write an untrained SynthMorph network, for benchmarks and tests.
 
-python make_model.py --enc 16 16 16 16 --dec 16 16 16 16 16 16 --seed 1 --output W.h5
+morphbits make-model --enc 16 16 16 16 --dec 16 16 16 16 16 16 --seed 1 --output W.h5
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from morphbits import axes, config
-from morphbits.errors import run_cli
 from morphbits.models.weights import Architecture, init_weights, save_h5
 
 
@@ -38,7 +37,3 @@ def main() -> None:
     )
     save_h5(args.output, architecture, init_weights(architecture, args.seed, args.flow_std))
     print(f"{args.output}: enc {args.enc}, dec {args.dec}, {architecture.parameters():,} weights")
-
-
-if __name__ == "__main__":
-    run_cli(main)

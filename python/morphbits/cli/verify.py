@@ -1,6 +1,6 @@
 """Check that the results of an experiment are whole and reproduce: what `make verify` runs.
 
-    python python/verify.py --experiment smoke --again 2
+    morphbits verify --experiment smoke --again 2
 
 Exit status 1 where something differs. SEED chooses which samples are made again.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from morphbits import config
-from morphbits.errors import run_cli
 from morphbits.samples import verify
 
 
@@ -36,7 +35,3 @@ def main() -> int:
     samples = {finding.sample for finding in findings}
     print(f"\n{len(samples)} samples, " + (f"{len(wrong)} wrong" if wrong else "none wrong"))
     return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    run_cli(main)

@@ -1,8 +1,9 @@
 """The page of an experiment: one HTML file that opens offline, from the tables and maps there.
 
-    python python/report.py --experiment smoke
+    morphbits report --experiment smoke
 
-Needs significance.csv (python/significance.py makes it); writes results/<experiment>/report.html.
+Needs significance.csv, which `morphbits significance` makes; writes
+results/<experiment>/report.html.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from morphbits import config, report
-from morphbits.errors import run_cli
 
 
 def main() -> None:
@@ -22,7 +22,3 @@ def main() -> None:
     given = parser.parse_args()
     print(report.summarize(given.results, given.experiment))
     print(report.build(given.results, given.experiment))
-
-
-if __name__ == "__main__":
-    run_cli(main)

@@ -1,11 +1,11 @@
 """The study as one command, from raw images to the published table: what `make paper` runs.
 
-    python python/paper.py --engine native --dry-run
+    morphbits paper --engine native --dry-run
 
 Gets CoRR, preprocesses it, runs python/experiments/paper.toml (--engine native:
-paper-native.toml), analyses it and compares it with the study. Further options go to
-run_matrix.py. Stops before anything starts where a piece is missing; killed at any point and
-started again, it continues.
+paper-native.toml), analyses it and compares it with the study. Further options are those of
+`morphbits inference`. If a piece is missing, it stops before anything starts. If it was killed,
+the same command continues.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import sys
 from pathlib import Path
 
 from morphbits import config
+from morphbits.cli import command
 from morphbits.datasets import corr_install, corr_table
-from morphbits.errors import UserError, run_cli
+from morphbits.errors import UserError
 from morphbits.preprocessing import ROUTES, open_route
 from morphbits.studies.paper import comparison
 from morphbits.studies.paper.plan import PaperPlan
@@ -57,9 +58,8 @@ def main() -> None:
         return
     plan.prepare(options.source, options.jobs)
     words = [*plan.inference(), *further, *([f"--jobs={options.jobs}"] if options.jobs else [])]
-    script = Path(__file__).with_name("run_matrix.py")
     done = subprocess.run(
-        [sys.executable, str(script), *words, *(["--yes"] if options.yes else [])], check=False
+        [*command("inference"), *words, *(["--yes"] if options.yes else [])], check=False
     )
     if done.returncode:
         raise UserError("the samples are not complete, see above; run again to continue")
@@ -67,7 +67,3 @@ def main() -> None:
         print("the same command again says how far it is, and compares at the end")
         return
     print(comparison.in_words(comparison.compare(plan.results, plan.name)))
-
-
-if __name__ == "__main__":
-    run_cli(main)

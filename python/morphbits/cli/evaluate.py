@@ -1,13 +1,13 @@
 """Evaluate registrations: overlap or surface distance of label maps, or distance of two warps.
 
-    python python/evaluate.py --pairs pairs.csv --measure dice --output dice.csv
+    morphbits evaluate --pairs pairs.csv --measure dice --output dice.csv
 
 pairs.csv has a line for each pair: `a,b` are two label maps on one grid (dice; surface, the mean
 distance; hausdorff95, the 95 % Hausdorff distance), or a warp and the true warp (warp; a third
 column, `mask`, names the label map whose non-zero voxels count). Warps are this suite's or
 voxelmorph's; those of other programs are refused. Paths are relative to the list.
 One line comes out for each pair and label, in mm where not Dice. Label maps are brought onto the
-fixed grid by warp.py --labels.
+fixed grid by `morphbits warp --labels`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import io
 from pathlib import Path
 
 from morphbits import config, images
-from morphbits.errors import UserError, run_cli
+from morphbits.errors import UserError
 from morphbits.stats import accuracy
 
 MEASURES = ("dice", "surface", "hausdorff95", "warp")
@@ -29,7 +29,9 @@ def evaluate(measure: str, pair: dict[str, Path]) -> dict[str, float]:
     a, b = load(pair["a"]), load(pair["b"])
     mask = images.load_labels(pair["mask"]) if measure == "warp" else a
     if not (images.same_grid(a, b) and images.same_grid(a, mask)):
-        raise UserError(f"{a.path} and {b.path} are not on one grid: bring them there (warp.py)")
+        raise UserError(
+            f"{a.path} and {b.path} are not on one grid: bring them there (morphbits warp)"
+        )
     if measure == "warp":
         for warp in (a, b):
             images.say_if_unnamed(warp)
@@ -75,7 +77,3 @@ def main() -> None:
     if args.output:
         images.write_atomically(args.output, table.getvalue().encode())
     print(args.output or table.getvalue().rstrip())
-
-
-if __name__ == "__main__":
-    run_cli(main)

@@ -1,6 +1,6 @@
 """Register one image to another, with or without perturbing the arithmetic.
 
-    python python/register.py --moving sub-001_T1w.nii.gz --fixed template.nii.gz \
+    morphbits register --moving sub-001_T1w.nii.gz --fixed template.nii.gz \
         --moved out/moved.nii.gz --warp out/warp.nii.gz --engine native --mode random --seed 1
 
 Reads NIfTI, Analyze, MGZ, npz and npy (notes/images.md); writes the moved image and the warp on
@@ -15,7 +15,6 @@ from pathlib import Path
 
 from morphbits import config
 from morphbits.config import DEMO_MODEL, RegisterConfig, add_arguments, from_arguments
-from morphbits.errors import run_cli
 from morphbits.samples.single import Files, register_files
 
 
@@ -33,7 +32,3 @@ def main() -> None:
     files = Files(*(getattr(arguments, name) for name in Files.__annotations__))
     chosen = from_arguments(RegisterConfig, arguments)
     print(register_files(files, chosen, say=partial(print, flush=True)))
-
-
-if __name__ == "__main__":
-    run_cli(main)

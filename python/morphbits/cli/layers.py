@@ -1,7 +1,7 @@
 """Where a registration's bits go: `make layers`, `make precision`, `make orders`.
 
-    python python/layers.py stages --runs 5
-    python python/layers.py precision --experiment native-random-phantom-2mm-demo --subject 2
+    morphbits layers stages --runs 5
+    morphbits layers precision --experiment native-random-phantom-2mm-demo --subject 2
 
 stages: only one stage of the network perturbed, and all but one; the bits of every activation.
 precision: every result in fewer bits, and float16, bfloat16 and tf32.
@@ -16,7 +16,6 @@ import functools
 
 from morphbits import config
 from morphbits.config import ExecutionConfig, ExperimentConfig, add_arguments, from_arguments
-from morphbits.errors import run_cli
 from morphbits.stats.analysis import write_table
 from morphbits.studies.layers import computation, page
 
@@ -49,7 +48,3 @@ def main() -> None:
     else:
         write_table(folder / "precision.csv", computation.precisions(case, settings.runs, say))
     say(page.write(folder, case, notes=arguments.notes))
-
-
-if __name__ == "__main__":
-    run_cli(main)

@@ -1,6 +1,6 @@
 """Make the phantom dataset: brains whose true registration is known.
 
-    python python/make_phantom.py --subjects 3
+    morphbits phantom --subjects 3
 
 From the MNI152 template that nilearn brings along, so no network is needed. What is there already
 is kept; the same seed gives the same bytes.
@@ -13,7 +13,6 @@ from pathlib import Path
 
 from morphbits import config
 from morphbits.datasets import phantom
-from morphbits.errors import run_cli
 
 
 def main() -> None:
@@ -38,7 +37,3 @@ def main() -> None:
 
     dataset = phantom.make_dataset(args.data, args.subjects, args.seed, args.size, progress)
     print(f"\n{dataset.root}: {len(dataset.subjects())} subjects, fixed image {dataset.fixed()}")
-
-
-if __name__ == "__main__":
-    run_cli(main)

@@ -1,6 +1,6 @@
 """Prove in seconds that Verrou perturbs what it should and nothing else: `make verrou-sanity`.
 
-    python python/verrou_sanity.py
+    morphbits verrou-sanity
 
 Runs in the image (`make docker`) where Verrou is not on this machine itself.
 """
@@ -12,12 +12,12 @@ import sys
 
 from morphbits.engines.verrou import SCRIPTS, found
 from morphbits.engines.verrou.sanity import check
-from morphbits.errors import UserError, run_cli
+from morphbits.errors import UserError
 
 
 def main() -> None:
     if found() == "container":
-        inside = ["--", "python", "python/verrou_sanity.py"]
+        inside = ["--", "python", "-m", "morphbits", "verrou-sanity"]
         sys.exit(subprocess.call([str(SCRIPTS / "in_container.sh"), *inside]))
     failed = 0
     for what, holds, evidence in check():
@@ -25,7 +25,3 @@ def main() -> None:
         failed += not holds
     if failed:
         raise UserError(f"{failed} of the checks failed: samples made here would mean nothing")
-
-
-if __name__ == "__main__":
-    run_cli(main)

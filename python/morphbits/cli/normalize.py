@@ -1,6 +1,6 @@
 """Bring every image of a folder to values in [0, 1] (min–max), as registration networks expect.
 
-    python python/normalize.py --input data/phantom-2mm --output data/phantom-2mm-normalized
+    morphbits normalize --input data/phantom-2mm --output data/phantom-2mm-normalized
 
 Keeps the folder's structure and each image's grid. Without --pattern: all T1-weighted images.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from morphbits import config, images
 from morphbits.config import Reading, add_arguments, from_arguments
-from morphbits.errors import UserError, run_cli
+from morphbits.errors import UserError
 
 
 def main() -> None:
@@ -35,7 +35,3 @@ def main() -> None:
         out = args.output / path.relative_to(args.input)
         images.save(out, images.normalize(image.data), image.affine, image.codes)
         print(f"{out}: {image.data.min():g} … {image.data.max():g} to 0 … 1")
-
-
-if __name__ == "__main__":
-    run_cli(main)

@@ -1,6 +1,6 @@
 """Compare the native engine with Verrou, the evidence that it can be trusted: `make compare`.
 
-    python python/compare.py --framework tensorflow --samples 10 --jobs 2
+    morphbits compare --framework tensorflow --samples 10 --jobs 2
 
 The same network on the same small pair of images, `--samples` of each: mean significant bits, the
 distribution of the ratio of standard deviations per voxel, a map of it, operations and time. The
@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from morphbits import config
-from morphbits.errors import UserError, run_cli
+from morphbits.errors import UserError
 from morphbits.studies.agreement.samples import (
     all_orders,
     facts,
@@ -56,7 +56,3 @@ def main() -> None:
     print(f"maps     {write_maps(samples, results)}")
     if not agrees:
         raise UserError(f"{natives[0].name} does not agree with {verrou.name}")
-
-
-if __name__ == "__main__":
-    run_cli(main)

@@ -1,6 +1,6 @@
 """Ask which part of the network loses the bits, by Verrou's delta debugging: `make localize`.
 
-    python python/localize.py --by task
+    morphbits localize --by task
 
 Parts are the layers and the steps after them (task), or compiled functions (symbol). A small pair
 of images and an untrained network of 16 features; dozens of runs of half a minute each.
@@ -11,7 +11,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from morphbits import config
-from morphbits.errors import run_cli
 from morphbits.studies.agreement.samples import small_case
 from morphbits.studies.localization import localize
 
@@ -39,7 +38,3 @@ def main() -> None:
     folder = arguments.results.resolve() / "localize" / f"{arguments.by}-{arguments.size}"
     case = small_case(folder / "case", arguments.data, arguments.size)
     print(localize(arguments.by, arguments.runs, case, folder))
-
-
-if __name__ == "__main__":
-    run_cli(main)

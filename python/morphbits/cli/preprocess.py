@@ -1,6 +1,6 @@
 """Raw CoRR to brains ready to register: what `make preprocess` runs.
 
-    python python/preprocess.py --subjects 3 --route open
+    morphbits preprocess --subjects 3 --route open
 
 Killed at any point and started again, it makes only what is missing.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from morphbits import config, preprocessing
 from morphbits.config import Reading, add_arguments, from_arguments
 from morphbits.datasets import corr_table
-from morphbits.errors import UserError, run_cli
+from morphbits.errors import UserError
 from morphbits.machine import cores
 from morphbits.preprocessing import open_route
 
@@ -38,7 +38,3 @@ def main() -> None:
     print(f"{len(outcomes) - excluded} of {len(outcomes)} images are ready, {excluded} left out")
     if excluded == len(outcomes):
         raise UserError("no image is ready")
-
-
-if __name__ == "__main__":
-    run_cli(main)

@@ -1,24 +1,27 @@
 """Train a registration model in one process.
 
-    python python/train_single.py --experiment train-demo
+    morphbits train --experiment train-demo
 
 The recipe is python/experiments/NAME.toml; options given here override it. Writes to --model-dir
-(RESULTS/NAME): model.h5, which register.py and voxelmorph load, model.toml (recipe, versions,
-accuracy on phantoms it never saw), loss.png, log.csv, times.csv, TensorBoard's events and
-checkpoint.pt. --resume continues where a training was stopped or killed, to the same bytes.
+(RESULTS/NAME): model.h5, which `morphbits register` and voxelmorph load, model.toml (recipe,
+versions, accuracy on phantoms it never saw), loss.png, log.csv, times.csv, TensorBoard's events
+and checkpoint.pt. --resume continues where a training was stopped or killed, to the same bytes.
 """
 
 from __future__ import annotations
 
 from morphbits.assessment import describe
-from morphbits.errors import run_cli
 from morphbits.report.training import plot_loss
 from morphbits.synthesis.settings import Ranks
 from morphbits.training import estimate, loop
 from morphbits.training.options import parse
 
 
-def main(description: str | None, ranks: Ranks) -> None:
+def main() -> None:
+    train(__doc__, Ranks())
+
+
+def train(description: str | None, ranks: Ranks) -> None:
     """Train as one of `ranks`; the first of them describes what came out."""
     asked = parse(description)
     config = loop.resolve(asked.config, ranks)
@@ -28,8 +31,4 @@ def main(description: str | None, ranks: Ranks) -> None:
     if ranks.rank == 0:
         plot_loss(asked.folder)
         print(describe(model, config, ranks.size).read_text(encoding="utf-8"))
-        print(f"python python/register.py --model {model} … registers with it")
-
-
-if __name__ == "__main__":
-    run_cli(lambda: main(__doc__, Ranks()))
+        print(f"morphbits register --model {model} … registers with it")

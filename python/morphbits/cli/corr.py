@@ -1,6 +1,6 @@
 """Get the study's images of CoRR by DataLad, verified: what `./install-corr.sh` runs.
 
-    ./install-corr.sh --subjects 3 --dry-run
+    morphbits corr --subjects 3 --dry-run
 
 Killed at any point and started again, it gets only what is missing.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from morphbits import config
 from morphbits.datasets import corr_install, corr_table
-from morphbits.errors import UserError, run_cli
+from morphbits.errors import UserError
 
 
 def main() -> None:
@@ -42,7 +42,3 @@ def main() -> None:
     print(f"{there} of {len(scans)} images are in {options.data / 'corr'}, verified")
     if missing:
         raise UserError("images are missing, see above; run again to get them")
-
-
-if __name__ == "__main__":
-    run_cli(main)

@@ -1,6 +1,6 @@
 """Train the same small network many times and report what varies: is training stable?
 
-    python python/training_stability.py --runs 5
+    morphbits training-stability --runs 5
 
 Trains RUNS times each with nothing varied, with other first weights, with other data, and with
 every rounding random (native engine; --engine verrou: Verrou), and writes
@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from morphbits import bids, config, machine
+from morphbits.cli import command
 from morphbits.config import add_arguments, from_arguments
-from morphbits.errors import run_cli
 from morphbits.parent import end_with_parent
 from morphbits.studies.training_stability import trainings
 from morphbits.studies.training_stability.page import build
@@ -51,11 +51,7 @@ def main() -> None:
     cores = machine.cores()
     jobs = arguments.jobs or max(1, cores // (planned[0].recipe.threads or 1))
     print(trainings.describe(arguments.experiment, planned, jobs), flush=True)
-    trainings.execute_all(planned, jobs, Path(__file__))
+    trainings.execute_all(planned, jobs, command("training-stability"))
     study = trainings.analyse(planned, arguments.experiment)
     folder = bids.experiment_folder(arguments.results, arguments.experiment)
     print(f"written to {build(study, folder)}")
-
-
-if __name__ == "__main__":
-    run_cli(main)

@@ -1,6 +1,6 @@
 """Apply a saved warp to an image (linear) or, with --labels, to a label map (nearest).
 
-    python python/warp.py --moving data/phantom-2mm/sub-001/anat/sub-001_T1w.nii.gz \
+    morphbits warp --moving data/phantom-2mm/sub-001/anat/sub-001_T1w.nii.gz \
         --warp data/phantom-2mm/derivatives/phantom/sub-001/anat/\
 sub-001_from-T1w_to-MNI152_mode-image_xfm.nii.gz --moved moved.nii.gz
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from morphbits import config, images
 from morphbits.config import Reading, add_arguments, from_arguments
-from morphbits.errors import UserError, run_cli
+from morphbits.errors import UserError
 from morphbits.images import Image
 from morphbits.samples.provenance import data_sha256
 
@@ -80,7 +80,3 @@ def recorded_shift(warp: Image, sample: Path) -> np.ndarray | None:
         return np.array(record["provenance"]["alignment"], np.float64)[:3, 3]
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{sample} is no sample.json of a registration ({error!r})") from error
-
-
-if __name__ == "__main__":
-    run_cli(main)

@@ -1,6 +1,6 @@
 """Fill an experiment with samples, then significance and the report: what `make inference` runs.
 
-    python python/run_matrix.py --subjects 3 --runs 5 --engine native --dataset phantom
+    morphbits inference --subjects 3 --runs 5 --engine native --dataset phantom
 
 Killed at any point and started again, it makes only what is missing.
 """
@@ -12,7 +12,7 @@ import sys
 
 from morphbits import config
 from morphbits.config import ExecutionConfig, ExperimentConfig, add_arguments
-from morphbits.errors import UserError, run_cli
+from morphbits.errors import UserError
 from morphbits.samples import estimate, experiment
 
 
@@ -57,7 +57,3 @@ def _analyse(plan: experiment.Plan) -> None:
     analyse(plan.results, plan.name, plan.dataset, min(plan.jobs, estimate.cores()))
     print(report.summarize(plan.results, plan.name))
     print(report.build(plan.results, plan.name))
-
-
-if __name__ == "__main__":
-    run_cli(main)
