@@ -207,8 +207,8 @@ def test_the_spread_of_a_long_dot_product_is_that_of_a_scalar_brute_force() -> N
     """1,728 products, sequential: the standard deviation over samples agrees with a loop that
     rounds each operation in float64 with numpy's own random directions.
 
-    Tolerance: a standard deviation over n samples has a relative standard
-    error of 1/sqrt(2(n − 1)); five of them for each side.
+    Tolerance: a standard deviation over n samples has a relative standard error of
+    1/sqrt(2(n − 1)), the ratio of two has 1/sqrt(n − 1); five of these.
     """
     samples, n = 1500, 64 * 27
     generator = np.random.default_rng(3)
@@ -224,7 +224,7 @@ def test_the_spread_of_a_long_dot_product_is_that_of_a_scalar_brute_force() -> N
     w = torch.from_numpy(b).view(1, n, 1, 1, 1)
     out = convolve(Rounding("random", key=17), x, w, None, geometry=((1,) * 3, (0,) * 3, (1,) * 3))
     ratio = out.std().item() / acc.std(ddof=1)
-    assert abs(ratio - 1) < 2 * 5 / np.sqrt(2 * (samples - 1))
+    assert abs(ratio - 1) < 5 / np.sqrt(samples - 1)
     # both are biased against the exact sum alike: a property of the mode (five standard errors)
     error = 5 * acc.std() * np.sqrt(2 / samples)
     assert abs(out.double().mean().item() - acc.mean(dtype=np.float64)) < error

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.exact_replay import rounded, same_bytes
+from support.frequencies import assert_frequency
 
 from morphbits.engines.native.kernels import reference
 from morphbits.engines.native.kernels.library import (
@@ -149,8 +150,7 @@ def test_the_random_bits_are_those_of_the_definition(variant: str, dtype: torch.
 
 @pytest.mark.parametrize("distance", [0.25, 0.5, 0.8125])
 def test_frequencies(variant: str, dtype: torch.dtype, distance: float) -> None:
-    """`random` goes up half of the time, `nearness` as often as the distance says, to five
-    standard errors."""
+    """`random` goes up half of the time, `nearness` as often as the distance says."""
     n = 4000 if variant == "naive" else 200_000
     ulp = torch.finfo(dtype).eps
     one, rest = torch.ones(n, dtype=dtype), torch.full((n,), distance * ulp, dtype=dtype)
@@ -158,26 +158,23 @@ def test_frequencies(variant: str, dtype: torch.dtype, distance: float) -> None:
         for mode, p in (("random", 0.5), ("nearness", distance if sign > 0 else 1 - distance)):
             r = Rounding(mode, key=11, variant=variant)
             out = elementwise(r, "add", sign * one, sign * rest)
-            up = out > 1 if sign > 0 else out == -1
-            frequency = up.double().mean().item()
-            assert abs(frequency - p) < 5 * math.sqrt(p * (1 - p) / n), (mode, sign)
+            up, down = (1 + ulp, 1) if sign > 0 else (-1, -1 - ulp)
+            assert ((out == up) | (out == down)).all()
+            assert_frequency(out == up, p, (mode, sign))
 
 
 def test_neighbouring_elements_and_operators_draw_independently() -> None:
-    """Correlations of the directions between elements at small distances and between keys: zero to
-    five errors."""
+    """Directions of elements at small distances, and of one element under several keys, are alike
+    half of the time."""
     n = 1 << 20
     one, rest = torch.ones(n), torch.full((n,), 2.0**-24)
-    draw = [
-        (elementwise(Rounding("random", key=k), "add", one, rest) > 1).double() * 2 - 1
-        for k in range(4)
-    ]
+    up = [elementwise(Rounding("random", key=k), "add", one, rest) > 1 for k in range(4)]
     for lag in (1, 2, 3, 16, 31, 32, 1024):
-        assert abs((draw[0][:-lag] * draw[0][lag:]).mean()) < 5 / math.sqrt(n - lag)
+        assert_frequency(up[0][:-lag] == up[0][lag:], 0.5, lag)
     for i in range(4):
-        assert abs(draw[i].mean()) < 5 / math.sqrt(n)
+        assert_frequency(up[i], 0.5, i)
         for j in range(i):
-            assert abs((draw[i] * draw[j]).mean()) < 5 / math.sqrt(n)
+            assert_frequency(up[i] == up[j], 0.5, (i, j))
 
 
 @given(data=st.data())

@@ -12,6 +12,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support.exact_replay import same_bytes, word
+from support.frequencies import assert_frequency
 
 from morphbits.engines.native.kernels import functions, reference
 from morphbits.engines.native.kernels.library import MODES, Rounding, available_variants
@@ -133,12 +134,10 @@ def test_sixteen_bits_are_neighbours_and_the_bits_decide(
 
 
 def test_nearness_rounds_sixteen_bits_by_distance() -> None:
-    """Five standard errors of a frequency of 0.3 in n draws."""
-    n = 100_000
     for half in HALVES:
-        x = torch.full((n,), 1 + 0.3 * torch.finfo(half).eps)
-        share = (functions.narrow(Rounding("nearness", key=1), x, half) > 1).double().mean().item()
-        assert abs(share - 0.3) < 5 * math.sqrt(0.3 * 0.7 / n)
+        x = torch.full((100_000,), 1 + 0.3125 * torch.finfo(half).eps)  # exact in float32
+        found = functions.narrow(Rounding("nearness", key=1), x, half)
+        assert_frequency(found > 1, 0.3125, half)
 
 
 def test_random_is_one_half_and_alike_on_any_threads(dtype: torch.dtype) -> None:
@@ -146,9 +145,9 @@ def test_random_is_one_half_and_alike_on_any_threads(dtype: torch.dtype) -> None
     once = functions.function(Rounding("random", key=3), "exp", x)
     again = functions.function(Rounding("random", key=3, threads=3), "exp", x)
     assert same_bytes(once, again)
-    low = once.min()
-    share = (once > low).double().mean().item()
-    assert len(once.unique()) == 2 and abs(share - 0.5) < 5 * math.sqrt(0.25 / 100_000)
+    down, up = once.unique()
+    assert torch.nextafter(down, up) == up
+    assert_frequency(once == up, 0.5)
 
 
 def test_flush_takes_subnormals_for_zero() -> None:
