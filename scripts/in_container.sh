@@ -48,7 +48,7 @@ done
 for path in "${reads[@]}"; do [ -e "$path" ] || fail "$path: is not there"; done
 [ $action = print ] || for path in "${writes[@]}"; do mkdir -p "$path"; done
 
-# What the command runs in, for the record of what it makes (morphbits/samples/provenance.py).
+# What the command runs in, for the record of what it makes (morphbits/provenance.py).
 if [ $action = print ]; then id=ID; else id=$(image_id) || fail "$image: there is no such image; 'make docker' builds it"; fi
 
 # Unique: a container outlives its client when that is killed, and must not stand in the way of the next.

@@ -20,7 +20,7 @@ from support.odd_images import OBLIQUE, RIGID, SHAPE, mgh, nifti, pair, patched,
 from morphbits import images
 from morphbits.errors import UserError
 from morphbits.images import Image
-from morphbits.samples.provenance import file_sha256
+from morphbits.provenance import file_sha256
 
 DATA = volume()
 FAR = RIGID.copy()

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from morphbits.errors import UserError
-from morphbits.samples.provenance import code_revision, cpu
+from morphbits.provenance import code_revision, cpu
 
 NOTES = Path(__file__).parents[2] / "notes"
 

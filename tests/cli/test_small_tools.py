@@ -15,7 +15,7 @@ import pytest
 from morphbits import bids, cli, images
 from morphbits.bids import Dataset
 from morphbits.datasets import phantom
-from morphbits.samples.provenance import data_sha256
+from morphbits.provenance import data_sha256
 
 Run = Callable[..., tuple[int, str]]
 

@@ -18,8 +18,8 @@ from morphbits.engines import verrou
 from morphbits.engines.verrou import markers
 from morphbits.engines.verrou.counters import Table
 from morphbits.errors import UserError
+from morphbits.provenance import configuration
 from morphbits.samples.matrix import Unit
-from morphbits.samples.provenance import configuration
 from morphbits.samples.runner import key_of, seen
 
 ROOT = Path(__file__).parents[2]

@@ -28,14 +28,14 @@ from unittest import mock
 
 import numpy as np
 
-from morphbits import bids, engines, registration
+from morphbits import bids, engines, provenance, registration
 from morphbits.bids import Dataset, Subject
 from morphbits.config import MODES, ExperimentConfig, RegisterConfig, to_mapping
 from morphbits.images import Image
 from morphbits.models.weights import Architecture, init_weights, read_weights, save_h5
 from morphbits.report import page
 from morphbits.report.experiment import Experiment, Record
-from morphbits.samples import experiment, matrix, provenance
+from morphbits.samples import experiment, matrix
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.toy_experiment import SIZE, volume

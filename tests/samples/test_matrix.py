@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.toy_experiment import Toy
 
-from morphbits import bids, datasets, engines
+from morphbits import bids, datasets, engines, provenance
 from morphbits.bids import Subject
 from morphbits.config import ExperimentConfig, RegisterConfig
 from morphbits.errors import UserError
-from morphbits.samples import estimate, experiment, matrix, provenance
+from morphbits.samples import estimate, experiment, matrix
 from morphbits.samples.matrix import Unit, read_state, sample_seed
 from morphbits.samples.worker import from_task, run_unit, to_task
 

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from support.toy_experiment import PYTHON, Toy
 
-from morphbits import engines
+from morphbits import engines, provenance
 from morphbits.errors import UserError
-from morphbits.samples import estimate, experiment, provenance, runner
+from morphbits.samples import estimate, experiment, runner
 from morphbits.samples.matrix import Unit, read_state
 from morphbits.samples.worker import to_task
 

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from support.toy_experiment import Toy
 
-from morphbits import bids, cli, images
+from morphbits import bids, cli, images, provenance
 from morphbits.errors import UserError
-from morphbits.samples import provenance
 from morphbits.samples.verify import Finding, verify
 
 

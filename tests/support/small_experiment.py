@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from morphbits import bids, images
+from morphbits import bids, images, provenance
 from morphbits.bids import Dataset, Subject
-from morphbits.samples import provenance
 
 SHAPE = (24, 28, 20)
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])

@@ -22,7 +22,7 @@ from morphbits import config, images
 from morphbits.config import Reading, add_arguments, from_arguments
 from morphbits.errors import UserError
 from morphbits.images import Image
-from morphbits.samples.provenance import data_sha256
+from morphbits.provenance import data_sha256
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from morphbits import bids, datasets, engines, images
+from morphbits import bids, datasets, engines, images, provenance
 from morphbits.bids import Dataset, Subject
 from morphbits.config import (
     ExecutionConfig,
@@ -30,7 +30,7 @@ from morphbits.engines import verrou
 from morphbits.errors import UserError
 from morphbits.models.weights import model_orientation, read_architecture
 from morphbits.registration import head_warning
-from morphbits.samples import estimate, matrix, provenance, runner, slurm
+from morphbits.samples import estimate, matrix, runner, slurm
 from morphbits.samples.matrix import Unit
 
 NAMED_EXPERIMENTS = Path(__file__).parents[2] / "experiments"

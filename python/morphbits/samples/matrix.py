@@ -19,11 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from morphbits import bids
+from morphbits import bids, provenance
 from morphbits.bids import Dataset, Subject
 from morphbits.config import ExperimentConfig, RegisterConfig
 from morphbits.errors import UserError
-from morphbits.samples import provenance
 
 REFERENCES = ("ieee", "plain", "again", "threads")
 # What the framework itself computes can depend on its number of threads, so that number is fixed

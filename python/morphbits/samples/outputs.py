@@ -13,8 +13,8 @@ import numpy as np
 
 from morphbits import images
 from morphbits.errors import UserError
+from morphbits.provenance import data_sha256
 from morphbits.registration import Result
-from morphbits.samples.provenance import data_sha256
 
 
 def save_result(result: Result, moved: Path, warp: Path) -> dict[str, Any]:

@@ -25,10 +25,9 @@ from typing import IO, Any
 from tqdm import tqdm
 
 import morphbits
-from morphbits import engines
+from morphbits import engines, provenance
 from morphbits.engines import verrou
 from morphbits.errors import UserError
-from morphbits.samples import provenance
 from morphbits.samples.matrix import Unit, read_state
 from morphbits.samples.worker import PATHS, to_task
 

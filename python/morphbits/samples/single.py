@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from morphbits import images
+from morphbits import images, provenance
 from morphbits.config import RegisterConfig
 from morphbits.errors import UserError, disk_full
 from morphbits.images import Prepared
 from morphbits.registration import Result, prepare, register, seconds_estimate
-from morphbits.samples import estimate, provenance
+from morphbits.samples import estimate
 from morphbits.samples.outputs import replace_all, save_result, staging
 
 

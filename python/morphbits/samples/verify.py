@@ -22,11 +22,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from morphbits import bids, images
+from morphbits import bids, images, provenance
 from morphbits.bids import Subject
 from morphbits.config import RegisterConfig, from_mapping
 from morphbits.errors import UserError
-from morphbits.samples import provenance, runner
+from morphbits.samples import runner
 from morphbits.samples.matrix import Unit
 
 CHECKS = ("record", "configuration", "inputs", "moved", "warp", "made again")

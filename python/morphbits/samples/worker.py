@@ -21,12 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from morphbits import bids, images
+from morphbits import bids, images, provenance
 from morphbits.bids import Subject
 from morphbits.config import RegisterConfig, from_mapping, to_mapping
 from morphbits.errors import UserError, disk_full
 from morphbits.registration import prepare, register
-from morphbits.samples import provenance
 from morphbits.samples.matrix import Unit, unit_outputs
 from morphbits.samples.outputs import save_result, staging
 

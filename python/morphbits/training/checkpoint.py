@@ -25,7 +25,7 @@ from morphbits.config import to_mapping
 from morphbits.engines import verrou
 from morphbits.errors import UserError
 from morphbits.imagefiles import write_atomically
-from morphbits.samples.provenance import file_sha256, versions
+from morphbits.provenance import file_sha256, versions
 from morphbits.training.recipe import TrainConfig
 
 NAME = "checkpoint.pt"

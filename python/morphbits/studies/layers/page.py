@@ -15,12 +15,11 @@ import matplotlib
 import matplotlib.ticker
 from matplotlib.figure import Figure as Canvas
 
-from morphbits import bids, images
+from morphbits import bids, images, provenance
 from morphbits.config import ExecutionConfig
 from morphbits.report import html
 from morphbits.report.figures import COLOURS, GREY, STYLE, Figure, svg
 from morphbits.report.tables import Table, number, small
-from morphbits.samples import provenance
 from morphbits.stats.analysis import Row, read_table
 from morphbits.stats.significance import FLOAT32_BITS
 from morphbits.studies.layers.computation import Case

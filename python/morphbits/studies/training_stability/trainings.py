@@ -44,7 +44,7 @@ from morphbits.errors import UserError
 from morphbits.images import NetworkGrid
 from morphbits.models.weights import read_weights
 from morphbits.parent import PARENT
-from morphbits.samples.provenance import file_sha256
+from morphbits.provenance import file_sha256
 from morphbits.stats.significance import quantiles, significant_bits
 from morphbits.stats.variability import standard_deviation
 from morphbits.synthesis.settings import Ranks
