@@ -28,7 +28,7 @@ from morphbits import engines
 from morphbits.config import Arithmetic, RegisterConfig, hashed
 from morphbits.errors import UserError
 from morphbits.imageformats import other_half
-from morphbits.models.weights import model_orientation
+from morphbits.models.model import open_model
 
 # installed distributions whose version can change a byte of a sample, by framework
 _READING = ("nibabel", "numpy", "scipy")
@@ -78,16 +78,13 @@ def versions(framework: str) -> dict[str, str]:
     return found
 
 
-def inputs(files: Mapping[str, Path], model: Path, config: Arithmetic) -> dict[str, str]:
-    """Checksums of the files and the model, and the axes that images are brought into for it."""
-    return {
-        **{name: file_sha256(path) for name, path in files.items()},
-        "model": file_sha256(model),
-        "model_orientation": model_orientation(model, config.model_orientation) or "fixed",
-    }
+def inputs(files: Mapping[str, Path], model: Path, config: Arithmetic) -> dict[str, Any]:
+    """Checksums of the files, and what the model says of itself (`Model.identity`)."""
+    checksums = {name: file_sha256(path) for name, path in files.items()}
+    return checksums | open_model(model, config).identity(file_sha256)
 
 
-def configuration(config: RegisterConfig, inputs: Mapping[str, str]) -> dict[str, Any]:
+def configuration(config: RegisterConfig, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """All that can change a byte of this sample, and nothing else.
 
     ``inputs`` are what the function of that name gives. Which options belong to it, and when,

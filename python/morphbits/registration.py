@@ -6,7 +6,6 @@ V the warp's component, B batch, C channel.
 
 from __future__ import annotations
 
-import filecmp
 import functools
 import os
 import sys
@@ -17,16 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from morphbits import engines, images
-from morphbits.config import DEMO_MODEL, Arithmetic, RegisterConfig
+from morphbits import engines
+from morphbits.config import Arithmetic, RegisterConfig
 from morphbits.errors import UserError
 from morphbits.images import Image, Prepared
 from morphbits.machine import memory_free
-from morphbits.models.weights import model_orientation, read_architecture
+from morphbits.models.model import Model, open_model
 
-# Litres that a head has, and no brain. Extracted brains: two scans 1.6 and 2.0 (extracted
-# loosely), 35 phantoms 1.7 to 2.0, the MNI152 template 1.9; made heads with a neck: 2.9 to 3.3.
-LARGEST_BRAIN = 2.4
 # Multiplications and additions a second of one thread (notes/benchmarks/native_amd-epyc_*.md;
 # under Verrou 25 ns each): processors differ by a factor of two.
 SPEEDS = {"nearest": 18e9, "random": 10e9, "nearness": 7e8, "verrou": 4e7, "ieee": 2e10}
@@ -48,9 +44,10 @@ def register(prepared: Prepared, model: Path, config: RegisterConfig) -> Result:
     """Register a pair that `prepare` gave for this model; only the network runs inside the
     engine's region, and cropping back to the fixed grid comes after it, unperturbed."""
     engine = engines.get(config.engine)
-    check_memory(model, int(prepared.fixed.size), config.engine)
+    opened = open_model(model, config)
+    check_memory(model, opened.memory(int(prepared.fixed.size), config.engine), prepared)
     compute = _tensorflow if config.framework == "tensorflow" else _torch
-    moved_XYZ, warp_XYZV, counts, seconds = compute(engine, prepared, model, config)
+    moved_XYZ, warp_XYZV, counts, seconds = compute(engine, prepared, opened, config)
     for name, array in (("moved image", moved_XYZ), ("warp", warp_XYZV)):
         if not np.isfinite(array).all():
             raise UserError(
@@ -79,41 +76,26 @@ def register(prepared: Prepared, model: Path, config: RegisterConfig) -> Result:
 
 
 def prepare(moving: Image, fixed: Image, model: Path, config: Arithmetic) -> Prepared:
-    """The pair as this model takes it; see `images.prepare`."""
-    orientation = model_orientation(model, config.model_orientation)
-    prepared = images.prepare(moving, fixed, config.align, config.crop, orientation)
+    """The pair as this model takes it."""
+    opened = open_model(model, config)
+    prepared = opened.prepare(moving, fixed)
     for role, image in (("moving", moving), ("fixed", fixed)):
-        if warning := head_warning(model, image):
-            prepared.steps.append(f"{role}: {warning}")
+        if doubt := opened.doubt(image):
+            prepared.steps.append(f"{role}: {doubt}")
     return prepared
-
-
-def head_warning(model: Path, image: Image) -> str:
-    """A sentence for a whole head before the demo model, which knows extracted brains; or none."""
-    if not _is_demo(model) or (volume := images.litres(image)) <= LARGEST_BRAIN:
-        return ""
-    return (
-        f"warning: {volume:.1f} litres of it are brighter than its background, so this seems to "
-        "be a whole head; the demo model registers extracted brains only (make preprocess)"
-    )
-
-
-@functools.cache
-def _is_demo(model: Path) -> bool:
-    return filecmp.cmp(model, DEMO_MODEL, shallow=False)
 
 
 _Computed = tuple[np.ndarray, np.ndarray, engines.Counts, float]
 
 
 def _torch(
-    engine: engines.Engine, prepared: Prepared, model: Path, config: RegisterConfig
+    engine: engines.Engine, prepared: Prepared, model: Model, config: RegisterConfig
 ) -> _Computed:
     import torch
 
     if config.engine == "native" and "tensorflow" in sys.modules:
         raise RuntimeError("TensorFlow and the native engine must not share a process")
-    network = _torch_model(model, os.stat(model).st_mtime_ns)
+    network = model.network()
     moving_BCXYZ, fixed_BCXYZ = (
         torch.from_numpy(np.ascontiguousarray(volume))[None, None]
         for volume in (prepared.moving, prepared.fixed)
@@ -130,13 +112,6 @@ def _torch(
     return moved_BCXYZ[0, 0].numpy(), warp_XYZV, counts, seconds
 
 
-@functools.lru_cache(maxsize=1)
-def _torch_model(model: Path, modified: int) -> Any:
-    from morphbits.models.synthmorph_torch import SynthMorph
-
-    return SynthMorph.load(model).eval()
-
-
 def _first_unperturbed(config: RegisterConfig) -> bool:
     """Whether to compute once before the region: under Verrou, which would else perturb what only
     a first call does (tracing, folding constants, making kernels), in a process's first sample."""
@@ -144,13 +119,14 @@ def _first_unperturbed(config: RegisterConfig) -> bool:
 
 
 def _tensorflow(
-    engine: engines.Engine, prepared: Prepared, model: Path, config: RegisterConfig
+    engine: engines.Engine, prepared: Prepared, model: Model, config: RegisterConfig
 ) -> _Computed:
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1" if config.onednn == "on" else "0"
     from morphbits.models import synthmorph_tf
 
     synthmorph_tf.set_threads(config.threads)
-    network = _tensorflow_model(model, os.stat(model).st_mtime_ns)
+    (path,) = model.files
+    network = _tensorflow_model(path, os.stat(path).st_mtime_ns)
     if _first_unperturbed(config):
         synthmorph_tf.register(network, prepared.moving, prepared.fixed, plain=config.plain)
     with engine.region(config, config.threads) as counts:
@@ -169,29 +145,14 @@ def _tensorflow_model(model: Path, modified: int) -> Any:
     return synthmorph_tf.load(model)
 
 
-def check_memory(model: Path, voxels: int, engine: str) -> None:
+def check_memory(model: Path, needed: int, prepared: Prepared) -> None:
     """Refuse a network grid that cannot fit, before the system ends the process for it."""
-    needed, free = memory_estimate(model, voxels, engine), memory_free()
-    if needed > free:
+    if needed > (free := memory_free()):
         raise UserError(
-            f"{model}: a grid of {voxels:,} voxels needs about {needed / 2**30:.1f} GB of memory "
-            f"and {free / 2**30:.1f} GB are free; give a smaller fixed image or a smaller model"
+            f"{model}: a grid of {prepared.fixed.size:,} voxels needs about "
+            f"{needed / 2**30:.1f} GB of memory and {free / 2**30:.1f} GB are free; give a "
+            "smaller fixed image or a smaller model"
         )
-
-
-def memory_estimate(model: Path, voxels: int, engine: str) -> int:
-    """Bytes that one registration needs: the process, and float32 values per voxel of the grid.
-
-    The widest moment is the first convolution's output, which the framework's own kernels hold
-    twice (their layout and torch's), or else the sampling of warps. Measured at 160×192×224: first
-    layer 16 wide 1.83 GB (both), 64 wide 2.89 GB (native) and 3.98 GB (torch), 256 wide 9.36 GB
-    (native). There the pooling needs most: the features, an eighth of them, and twice that for
-    its indices.
-    """
-    width = read_architecture(model).enc[0]
-    native = max(width + 26, width + width * 3 // 8 + 2)
-    convolution = native if engine == "native" else 2 * width + 4
-    return 400_000_000 + 4 * voxels * max(convolution, 52)
 
 
 def seconds_estimate(model: Path, voxels: int, config: RegisterConfig) -> float | None:
@@ -201,4 +162,4 @@ def seconds_estimate(model: Path, voxels: int, config: RegisterConfig) -> float 
     if kind not in SPEEDS or (config.precision, config.perturb) != ("24", "all"):
         return None
     threads = 1 if config.engine == "verrou" else config.threads
-    return read_architecture(model).multiplications(voxels) / SPEEDS[kind] / threads
+    return open_model(model, config).multiplications(voxels) / SPEEDS[kind] / threads

@@ -32,6 +32,7 @@ from morphbits import bids, engines, provenance, registration
 from morphbits.bids import Dataset, Subject
 from morphbits.config import MODES, ExperimentConfig, RegisterConfig, to_mapping
 from morphbits.images import Image
+from morphbits.models import vxm_dense
 from morphbits.models.weights import Architecture, init_weights, read_weights, save_h5
 from morphbits.report import page
 from morphbits.report.experiment import Experiment, Record
@@ -116,7 +117,7 @@ def fixed_versions() -> Iterator[None]:
             (provenance, "versions", lambda framework: {framework: "VERSION"}),
             (provenance, "cpu", lambda: {"name": "PROCESSOR"}),
             (provenance, "file_sha256", lambda path: f"sha256 of {path.name}"),
-            (provenance, "model_orientation", lambda path, asked: asked),
+            (vxm_dense, "model_orientation", lambda path, asked: asked),
             *((engines.get(name), "version", lambda: "KERNEL") for name in ("native", "verrou")),
         ):
             stack.enter_context(mock.patch.object(module, name, fixed))

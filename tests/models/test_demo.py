@@ -16,6 +16,8 @@ from morphbits.assessment import assess_phantom
 from morphbits.config import DEMO_MODEL, RegisterConfig, from_toml
 from morphbits.datasets import phantom
 from morphbits.images import Image
+from morphbits.models import vxm_dense
+from morphbits.models.model import open_model
 from morphbits.models.synthmorph_torch import SynthMorph
 from morphbits.models.weights import Architecture, init_weights, save_h5
 from morphbits.training import TrainConfig
@@ -60,6 +62,10 @@ def test_described_accuracy_is_an_improvement() -> None:
         assert error["after"] < error["before"], size
 
 
+def _doubt(model: Path, image: Image) -> str:
+    return open_model(model, RegisterConfig()).doubt(image)
+
+
 def test_a_whole_head_is_warned_of_and_a_brain_is_not(tmp_path: Path) -> None:
     """However bright fat is, or noisy the air; the phantom is the largest of the first 35."""
     head, _ = corr_standin.head(1, "4mm")
@@ -68,16 +74,16 @@ def test_a_whole_head_is_warned_of_and_a_brain_is_not(tmp_path: Path) -> None:
     noisy = np.hypot(head.data + noise[0], noise[1])
     for data in (head.data, fat, noisy):
         image = replace(head, data=data.astype(np.float32))
-        assert "seems to be a whole head" in registration.head_warning(DEMO_MODEL, image)
+        assert "seems to be a whole head" in _doubt(DEMO_MODEL, image)
     template, made = phantom.template("4mm"), phantom.make_phantom(1, 13, "4mm")
     brains = [Image(each.image, each.affine) for each in (template, made)]
     for brain in brains:
-        assert 1 < images.litres(brain) < registration.LARGEST_BRAIN
-        assert registration.head_warning(DEMO_MODEL, brain) == ""
+        assert 1 < images.litres(brain) < vxm_dense.LARGEST_BRAIN
+        assert _doubt(DEMO_MODEL, brain) == ""
     steps = registration.prepare(head, brains[0], DEMO_MODEL, RegisterConfig()).steps
     assert sum("seems to be a whole head" in step for step in steps) == 1
 
     other, copy = tmp_path / "other.h5", tmp_path / "copy.h5"
     save_h5(other, Architecture((4, 4), (4, 4)), init_weights(Architecture((4, 4), (4, 4)), 1))
-    assert registration.head_warning(other, head) == ""
-    assert registration.head_warning(Path(shutil.copy(DEMO_MODEL, copy)), head)
+    assert _doubt(other, head) == ""
+    assert _doubt(Path(shutil.copy(DEMO_MODEL, copy)), head)

@@ -8,7 +8,6 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from morphbits import bids
 from morphbits.errors import UserError
 from morphbits.machine import cores, memory_free
-from morphbits.registration import memory_estimate
+from morphbits.models.model import Model
 from morphbits.samples.matrix import Unit
 from morphbits.samples.runner import Worker, alone, key_of
 from morphbits.stats.significance import METHODS, significant_bits
@@ -29,9 +28,9 @@ BITS_SECONDS = 0.033  # of `_seconds_of_bits` there
 TRIALS = (16, 32)  # voxels along each axis of the units that are made to see how long they take
 
 
-def default_jobs(model: Path, voxels: int, units: int) -> int:
+def default_jobs(model: Model, voxels: int, units: int) -> int:
     """As many workers as there are cores, units to make, and memory for."""
-    plain = memory_estimate(model, voxels, "ieee")  # a reference of every experiment, the widest
+    plain = model.memory(voxels, "ieee")  # a reference of every experiment, the widest
     by_memory = int(0.9 * memory_free() // plain)
     return max(1, min(cores(), units, by_memory))
 

@@ -28,8 +28,7 @@ from morphbits.config import (
 from morphbits.datasets import derivative, selection
 from morphbits.engines import verrou
 from morphbits.errors import UserError
-from morphbits.models.weights import model_orientation, read_architecture
-from morphbits.registration import head_warning
+from morphbits.models.model import Model, open_model
 from morphbits.samples import estimate, matrix, runner, slurm
 from morphbits.samples.matrix import Unit
 
@@ -134,13 +133,12 @@ def make_plan(
     say(f"dataset  {dataset.name} ({why_dataset})")
     for line in selection.in_words(dataset.left_out):
         say(f"not used {line}")
-    architecture = read_architecture(settings.model)
-    axes = model_orientation(settings.model, settings.model_orientation)
-    lie = f"trained in axes {axes}" if axes else "in the fixed image's axes (MODEL_ORIENTATION=)"
-    say(f"model    {settings.model}, {architecture.parameters():,} parameters, {lie}")
+    model = open_model(settings.model, settings)
+    say(f"model    {model.in_words()}")
 
-    subjects, voxels = _subjects(settings, dataset, execution)
-    for line in _head_warnings(settings, dataset, execution, subjects):
+    subjects, shape = _subjects(settings, dataset, execution)
+    voxels = model.voxels(shape)
+    for line in _doubts(model, settings, dataset, execution, subjects):
         say(line)
     work = len(subjects) * (settings.runs + len(matrix.REFERENCES))
     if execution.executor == "slurm":
@@ -149,7 +147,7 @@ def make_plan(
         jobs, cores = execution.jobs or work, 1
         where = f"workers  tasks of Slurm, {execution.jobs or 'as many as it starts'} at a time"
     else:
-        jobs = execution.jobs or estimate.default_jobs(settings.model, voxels, work)
+        jobs = execution.jobs or estimate.default_jobs(model, voxels, work)
         cores = max(1, estimate.cores() // jobs)
         where = f"workers  {jobs}"
     threads = execution.threads or (1 if settings.engine == "verrou" else cores)
@@ -206,14 +204,14 @@ def _each(found: Mapping[str, estimate.Cost]) -> dict[str, float]:
 
 def _subjects(
     settings: ExperimentConfig, dataset: Dataset, execution: ExecutionConfig
-) -> tuple[Sequence[Subject], int]:
-    """The subjects and the voxels of the network's grid; makes phantoms that are not there yet."""
+) -> tuple[Sequence[Subject], tuple[int, ...]]:
+    """The subjects and the shape of the fixed image; makes phantoms that are not there yet."""
     if dataset == bids.phantom_dataset(execution.data, settings.size):
         from morphbits.datasets import phantom
 
         if execution.dry_run:
             subjects = [phantom.subject(k) for k in range(1, settings.subjects + 1)]
-            return subjects, _network_voxels(phantom.SIZES[settings.size].voxels)
+            return subjects, phantom.SIZES[settings.size].voxels
         _make_phantoms(settings, execution.data)
     subjects = dataset.subjects()[: settings.subjects]
     if len(subjects) < settings.subjects:
@@ -227,7 +225,7 @@ def _subjects(
             f"{settings.subjects}: give SUBJECTS={len(subjects)}"
         )
     fixed = images.load(dataset.fixed(), settings.orientation, settings.nan)
-    return subjects, _network_voxels(fixed.data.shape)
+    return subjects, fixed.data.shape
 
 
 def notes(plan: Plan) -> list[str]:
@@ -256,7 +254,8 @@ def _make_phantoms(settings: ExperimentConfig, data: Path) -> None:
         phantom.make_dataset(data, settings.subjects, size=settings.size, progress=progress)
 
 
-def _head_warnings(
+def _doubts(
+    model: Model,
     settings: ExperimentConfig,
     dataset: Dataset,
     execution: ExecutionConfig,
@@ -270,13 +269,8 @@ def _head_warnings(
             image = images.load(path, settings.orientation, settings.nan)
         except UserError:
             continue  # its samples fail with this reason, and the others' are made
-        if warning := head_warning(settings.model, image):
-            yield f"{path}: {warning}"
-
-
-def _network_voxels(shape: tuple[int, ...]) -> int:
-    x, y, z = images.NetworkGrid.around(shape).size
-    return x * y * z
+        if doubt := model.doubt(image):
+            yield f"{path}: {doubt}"
 
 
 def _identity(settings: ExperimentConfig, dataset: Dataset) -> dict[str, Any]:

@@ -28,6 +28,7 @@ import morphbits
 from morphbits import engines, provenance
 from morphbits.engines import verrou
 from morphbits.errors import UserError
+from morphbits.models.model import open_model
 from morphbits.samples.matrix import Unit, read_state
 from morphbits.samples.worker import PATHS, to_task
 
@@ -215,8 +216,9 @@ def without_links(unit: Unit) -> Unit:
 def reads(unit: Unit) -> list[Path]:
     """What a process that makes this unit reads: the dataset, and of fixed image, model and the
     targets of links to files (a dataset of git-annex has them) those that lie elsewhere."""
-    dataset, files = _dataset_of(unit.moving), [unit.fixed, unit.model]
-    for path in (unit.moving, unit.fixed, unit.model):
+    model = open_model(unit.model, unit.config).files
+    dataset, files = _dataset_of(unit.moving), [unit.fixed, *model]
+    for path in (unit.moving, unit.fixed, *model):
         while path.is_relative_to(dataset) and path.is_symlink():
             files.append(path.resolve())
             path = Path(os.path.normpath(path.parent / path.readlink()))

@@ -34,7 +34,7 @@ from morphbits import bids
 from morphbits.config import ExecutionConfig
 from morphbits.engines.verrou import SCRIPTS
 from morphbits.errors import UserError
-from morphbits.registration import memory_estimate
+from morphbits.models.model import open_model
 from morphbits.samples.matrix import Unit, read_state
 from morphbits.samples.runner import Outcome, key_of, reads, remove_leftovers, without_links
 from morphbits.samples.worker import to_task
@@ -108,7 +108,8 @@ def request(
     share = execution.task_samples or int(WORTH_A_TASK / max(longest, 1e-3))
     share = min(max(share, math.ceil(len(todo) / most), 1), len(todo))
     engines = {unit.config.engine for unit in todo}
-    memory = max(memory_estimate(todo[0].model, voxels, engine) for engine in engines)
+    model = open_model(todo[0].model, todo[0].config)
+    memory = max(model.memory(voxels, engine) for engine in engines)
     return Request(
         tasks=[alike[start : start + share] for start in range(0, len(alike), share)],
         at_once=execution.jobs,

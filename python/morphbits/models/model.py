@@ -1,0 +1,59 @@
+"""What the suite asks of a registration network, and which networks there are.
+
+A model is named by a path (`MODEL=`, `--model`). To add a kind of model: a class with what `Model`
+asks for, and its line in `open_model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from morphbits.config import Arithmetic
+from morphbits.images import Image, Prepared
+from morphbits.models.vxm_dense import VxmDense
+
+
+class Model(Protocol):
+    """A registration network, and what an experiment must know of it.
+
+    What it reads is looked at when it is asked for, not before.
+    """
+
+    frameworks: ClassVar[tuple[str, ...]]  # that can compute it
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What it reads."""
+
+    def identity(self, checksum: Callable[[Path], str]) -> dict[str, Any]:
+        """What of it can change a byte of a sample: part of the sample's configuration, with the
+        key ``model``. ``checksum`` is that of a file."""
+
+    def in_words(self) -> str:
+        """What a run says of it."""
+
+    def doubt(self, image: Image) -> str:
+        """A sentence where the model was not made for such an image; else empty."""
+
+    def prepare(self, moving: Image, fixed: Image) -> Prepared:
+        """The pair as the network takes it, and the way back."""
+
+    def voxels(self, fixed_shape: tuple[int, ...]) -> int:
+        """Of the grid that the network sees for a fixed image of this shape."""
+
+    def network(self) -> Any:
+        """The torch module: (moving, fixed) → (moved (B, 1, X, Y, Z), warp (B, V, X, Y, Z) in
+        voxels of its grid), which announces its parts by `morphbits.stages`."""
+
+    def multiplications(self, voxels: int) -> int:
+        """Of one registration on a grid of so many voxels."""
+
+    def memory(self, voxels: int, engine: str) -> int:
+        """Bytes that one registration needs on such a grid, with those of the process."""
+
+
+def open_model(where: Path, config: Arithmetic) -> Model:
+    """The model of that name with the options of the configuration."""
+    return VxmDense(where, config)
