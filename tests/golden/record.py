@@ -98,7 +98,12 @@ OPTIONS: list[dict[str, Any]] = [
     {"perturb": "only:flow"},
     {"seed": 2},
 ]
-TRAININGS: list[dict[str, Any]] = [{}, NATIVE, NATIVE | {"mode": "nearness", "seed": 2}]
+TRAININGS: list[dict[str, Any]] = [
+    {},
+    NATIVE,
+    NATIVE | {"mode": "nearest"},
+    NATIVE | {"mode": "nearness", "seed": 2},
+]
 
 
 def title(changes: dict[str, Any]) -> str:

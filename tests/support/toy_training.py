@@ -35,7 +35,6 @@ from morphbits.synthesis.settings import Ranks, SourceConfig
 from morphbits.training import RunConfig, TrainConfig, group, loop
 from morphbits.training.group import processes
 from morphbits.training.rounding import Rounding
-from morphbits.training.weights import Weights
 
 TOY = TrainConfig(
     enc="2 3", dec="3 2", epochs=3, steps=4, learning_rate=1e-2, smoothness=0.1, threads=1
@@ -106,8 +105,7 @@ def train_toy(
         if silent == (training.ranks.rank, training.step):
             time.sleep(15)
         if differ == (training.ranks.rank, training.step):
-            values = training.weights.values
-            values[0] = torch.nextafter(values[0], torch.tensor(2.0))
+            change_a_bit(next(training.model.parameters()), 0)
         if infinite == (training.ranks.rank, training.step):
             terms["loss"] = torch.tensor(float("inf"))
         return agree(training, terms, *arguments)  # type: ignore[arg-type]
@@ -117,15 +115,15 @@ def train_toy(
     if streams_of_their_own:
         rank = ranks.rank
         Rounding.of_all = lambda self, step: self.of_rank(step, rank)  # type: ignore[method-assign]
-    update, get = Weights.update, engines.get
+    step, get = torch.optim.Adam.step, engines.get
     if updates_of_their_own:
         here = ranks.rank
 
-        def own_update(weights: Weights, *rates: float) -> None:
-            update(weights, *rates)
-            weights.values[here] = torch.nextafter(weights.values[here], torch.tensor(2.0))
+        def own_step(optimizer: torch.optim.Adam) -> None:
+            step(optimizer)
+            change_a_bit(optimizer.param_groups[0]["params"][0], here)
 
-        Weights.update = own_update  # type: ignore[method-assign]
+        torch.optim.Adam.step = own_step  # type: ignore[assignment, method-assign]
         counted = SimpleNamespace(
             region=lambda *_: nullcontext(engines.Counts(operations=1)), version=lambda: "toy"
         )
@@ -133,10 +131,17 @@ def train_toy(
     try:
         return loop.train(config, folder, run, ranks)
     finally:
-        Weights.update, engines.get = update, get  # type: ignore[method-assign]
+        torch.optim.Adam.step, engines.get = step, get  # type: ignore[method-assign]
         loop._Training._agree = agree  # type: ignore[method-assign]
         Rounding.of_all = of_all  # type: ignore[method-assign]
         sources.open_source = real
+
+
+@torch.no_grad()
+def change_a_bit(parameter: torch.Tensor, place: int) -> None:
+    """The next number upwards, in the first tap of a kernel."""
+    tap = parameter[place, ..., 0]
+    tap.copy_(torch.nextafter(tap, torch.tensor(2.0)))
 
 
 def outputs(folder: Path) -> list[bytes]:

@@ -34,12 +34,12 @@ Made = Mapping[str, str]
 
 @dataclass(frozen=True)
 class State:
-    """Where a training is: updates done, weights (N,), Adam's moments (2, N), and the digests of
-    its logs up to there, by their names."""
+    """Where a training is: updates done, the states of model and optimizer, and the digests of its
+    logs up to there, by their names."""
 
     step: int
-    values: Tensor
-    moments: Tensor
+    weights: Mapping[str, Tensor]
+    optimizer: Mapping[str, Any]
     logs: Mapping[str, str]
 
 
@@ -110,11 +110,11 @@ def save(folder: Path, config: TrainConfig, ranks: int, made: Made, state: State
         "ranks": ranks,
         "epoch": state.step // config.steps,
         "step": state.step,
-        "weights": state.values,
-        "moments": state.moments,
+        "weights": dict(state.weights),
+        "optimizer": dict(state.optimizer),
         "logs": dict(state.logs),
     }
-    content["digest"] = _digest(content)
+    content["digest"] = digest(content)
     written = io.BytesIO()  # torch's writer has errors of its own for a disk that is full
     torch.save(content, written)
     try:
@@ -126,15 +126,16 @@ def save(folder: Path, config: TrainConfig, ranks: int, made: Made, state: State
         ) from None
 
 
-def _digest(content: Mapping[str, Any]) -> str:
-    """A hash of everything in a checkpoint but itself."""
-    tensors = {name: content[name] for name in ("weights", "moments")}
-    rest = {name: value for name, value in content.items() if name not in (*tensors, "digest")}
-    layout = [[name, str(x.dtype), list(x.shape)] for name, x in tensors.items()]
-    digest = hashlib.sha256(json.dumps([rest, layout], sort_keys=True).encode())
-    for tensor in tensors.values():
-        digest.update(tensor.contiguous().numpy())
-    return digest.hexdigest()
+def digest(content: Mapping[str, Any]) -> str:
+    """A hash of all numbers, words and tensors in nested mappings and lists."""
+    found = hashlib.sha256()
+
+    def described(x: Tensor) -> list[Any]:
+        found.update(x.cpu().numpy().tobytes())
+        return [str(x.dtype), list(x.shape)]
+
+    found.update(json.dumps(content, default=described).encode())
+    return found.hexdigest()
 
 
 def differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -145,19 +146,20 @@ def differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 def load(folder: Path, config: TrainConfig, ranks: int, made: Made) -> State:
     """The folder's checkpoint, made by this configuration, number of processes and software."""
-    path = folder / NAME
+    path, content = folder / NAME, {}
     try:
-        content: dict[str, Any] = torch.load(path, weights_only=True)
-        if content["digest"] != _digest(content):
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content.pop("digest") != digest(content):
             raise ValueError("other bytes than were written")
         then, was_made = TrainConfig.recorded(content["config"]), dict(content["made"])
         then["processes"] = content["ranks"]
-        state = State(*(content[name] for name in ("step", "weights", "moments", "logs")))
+        state = State(*(content[name] for name in ("step", "weights", "optimizer", "logs")))
     except Exception as error:  # torch and pickle raise many kinds for a damaged file
-        kind = type(error).__name__
+        what = f"is damaged or no checkpoint of this suite ({type(error).__name__})"
+        if "moments" in content:  # of one vector of all weights
+            what = "was written by an earlier version of this suite, whose trainings end with it"
         raise UserError(
-            f"{path}: is damaged or no checkpoint of this suite ({kind}); start again in another "
-            "MODEL_DIR (--model-dir)"
+            f"{path}: {what}; start again in another MODEL_DIR (--model-dir)"
         ) from None
     now = {**to_mapping(config), "processes": ranks}
     if config.schedule == "constant":  # more epochs, or fewer, change no step

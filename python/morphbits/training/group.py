@@ -3,9 +3,6 @@
 Sums over ranks are taken in the order of the ranks, whatever the number of machines and the way
 messages go: the same ranks give the same bytes everywhere, and replicas are identical. A process
 that dies ends the others: their next exchange fails.
-
-Method: reduce-scatter and all-gather of the gradient (as in data-parallel training), the sum of
-each part by one rank.
 """
 
 from __future__ import annotations
@@ -13,13 +10,15 @@ from __future__ import annotations
 import datetime
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
 
 from morphbits.errors import SaidElsewhere, UserError, disk_full, in_words
 from morphbits.parent import end_with_parent
@@ -27,6 +26,7 @@ from morphbits.synthesis.settings import Ranks
 
 PATIENCE = datetime.timedelta(minutes=10)  # for a rank that is there but does not answer
 T = TypeVar("T")
+Average = Callable[[dist.GradBucket], Tensor]
 
 
 class Group:
@@ -36,24 +36,27 @@ class Group:
         self.ranks, self.device = ranks, device
         self.first = ranks.rank == 0
 
-    def exchange(self, gradient: Tensor) -> Tensor:
-        """This rank's part of all ranks' gradients (ranks, N / ranks), from each rank's (N,)."""
-        parts_RN = torch.empty_like(gradient)
-        dist.all_to_all_single(parts_RN, gradient)
-        return parts_RN.view(self.ranks.size, -1)
+    def parallel(self, module: nn.Module, average: Average) -> nn.Module:
+        """`module`; with several ranks, backward passes through it leave what `average` makes of
+        each bucket of gradients."""
+        if self.ranks.size == 1:
+            return module
+        parallel = DistributedDataParallel(module, gradient_as_bucket_view=True)
+        parallel.register_comm_hook(None, lambda _, bucket: _done(average(bucket)))
+        return parallel
 
-    def collect(self, part: Tensor, whole: Tensor) -> None:
-        """Fill `whole` (N,) with every rank's part (N / ranks,)."""
-        dist.all_gather(list(whole.chunk(self.ranks.size)), part)
+    def collect(self, own_N: Tensor) -> list[Tensor]:
+        """Every rank's numbers, as many as this one's."""
+        parts = [torch.empty_like(own_N) for _ in range(self.ranks.size)]
+        dist.all_gather(parts, own_N)
+        return parts
 
     def gather(self, row: list[float]) -> Tensor:
         """Every rank's row of numbers, (ranks, numbers), float64."""
         row_N = torch.tensor(row, dtype=torch.float64, device=self.device)
         if self.ranks.size == 1:
             return row_N[None].cpu()
-        rows_RN = [torch.empty_like(row_N) for _ in range(self.ranks.size)]
-        dist.all_gather(rows_RN, row_N)
-        return torch.stack(rows_RN).cpu()
+        return torch.stack(self.collect(row_N)).cpu()
 
     def broadcast(self, values: Tensor) -> None:
         """Give every rank the first one's values."""
@@ -91,6 +94,20 @@ class Group:
                 f"0 {when}: nothing of this was saved; look for faulty memory or a machine of "
                 "another kind, and resume from the last checkpoint"
             )
+
+
+def mean(parts_RN: Sequence[Tensor]) -> Tensor:
+    """The mean over ranks, summed in their order, (N,)."""
+    total = parts_RN[0].clone()
+    for part in parts_RN[1:]:
+        total += part
+    return total / float(len(parts_RN))
+
+
+def _done(result: Tensor) -> Future[Tensor]:
+    future: Future[Tensor] = Future()
+    future.set_result(result)
+    return future
 
 
 @contextmanager

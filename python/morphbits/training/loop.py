@@ -7,14 +7,16 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from morphbits import machine
 from morphbits.config import option
@@ -24,18 +26,17 @@ from morphbits.synthesis import sources
 from morphbits.synthesis.pair import Pair
 from morphbits.synthesis.prefetch import Key, Prefetch, prefetch
 from morphbits.synthesis.settings import Ranks
-from morphbits.training import checkpoint, estimate
-from morphbits.training.group import Group
+from morphbits.training import checkpoint, estimate, optimizers
+from morphbits.training.group import Group, mean
 from morphbits.training.log import Log
 from morphbits.training.network import (
     TERMS,
+    Objective,
     OneDnnConvolution,
     deterministic,
-    registration_loss,
 )
 from morphbits.training.recipe import TrainConfig
 from morphbits.training.rounding import Rounding
-from morphbits.training.weights import Weights
 
 # Of the last layer's first weights, as in voxelmorph: training starts near no warp.
 FLOW_STD = 1e-5
@@ -143,9 +144,11 @@ class _Training:
         self.ranks, self.device = group.ranks, group.device
         ranks = self.ranks
         assert config.init_seed is not None and config.threads is not None
-        self.model = init_model(config.architecture(), config.init_seed, FLOW_STD).to(self.device)
-        shards = ranks.size if run.zero else 1
-        self.weights = Weights(self.model, ranks.size, ranks.rank % shards, shards)
+        self.model = init_model(config.architecture(), config.init_seed, FLOW_STD)
+        self.model.to(self.device)
+        self.model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.numbers = {x: n for n, x in enumerate[Tensor](self.model.parameters())}
+        self.optimizer = optimizers.build(self.model, run.zero and ranks.size > 1)
         self.rounding = Rounding(config, config.threads)
         self.warm: set[torch.Size] = set()
         self.step = 0
@@ -155,8 +158,10 @@ class _Training:
             state = group.from_first(
                 lambda: checkpoint.load(folder, config, ranks.size, self.made)
             )
-            self.weights.restore(state.values, state.moments, state.step)
+            self.model.load_state_dict(state.weights)
+            self.optimizer.load_state_dict(dict(state.optimizer))
             self.step, logs = state.step, state.logs
+        self.objective = group.parallel(Objective(self.model, config), self._average)
         self.updated = self.step < config.total_steps
         self.log: Log | None = None
         group.from_first(lambda: self._open_log(logs))
@@ -187,7 +192,7 @@ class _Training:
             if self.config.engine == "verrou":
                 self._warm_up(pair)
             with self.rounding.of_rank(self.step, self.ranks.rank):
-                terms = registration_loss(self.model, pair, self.config)
+                terms = self.objective(pair)
                 terms["loss"].backward()
             due = start - saved > 60 * self.run.save_minutes
             signalled, due = self._agree(terms, stop(), due, pairs.waited - waited)
@@ -211,9 +216,11 @@ class _Training:
         if pair.moving.shape in self.warm:
             return
         self.warm.add(pair.moving.shape)
-        registration_loss(self.model, pair, self.config)["loss"].backward()
-        for parameter in self.weights.parameters:
-            parameter.grad = None
+        parallel = self.objective
+        alone = parallel.no_sync() if isinstance(parallel, DistributedDataParallel) else None
+        with alone or nullcontext():
+            parallel(pair)["loss"].backward()
+        self.optimizer.zero_grad()
 
     def _sum_up(self) -> None:
         """Say what the training took, and that what should be perturbed was."""
@@ -253,33 +260,28 @@ class _Training:
             f"is {rate:g}"
         )
 
+    def _average(self, bucket: dist.GradBucket) -> Tensor:
+        """The mean of all ranks' gradients, added in the order of the ranks."""
+        buffer_N, parameters = bucket.buffer(), bucket.parameters()
+        with self.rounding.paused():
+            parts_RN = self.group.collect(buffer_N)
+        sizes = [parameter.numel() for parameter in parameters]
+        rows = zip(*(part.split(sizes) for part in parts_RN), strict=True)
+        for parameter, own, row in zip(parameters, buffer_N.split(sizes), rows, strict=True):
+            with self.rounding.of_sum(self.step, self.numbers[parameter]):
+                own.copy_(mean(row))
+        return buffer_N
+
     def _update(self) -> None:
-        """The mean of all ranks' gradients, then Adam: the same on every rank."""
-        weights, group, size = self.weights, self.group, self.ranks.size
-        weights.collect_gradient()
+        """One step by the mean of all ranks' gradients: the same on every rank."""
         self.rate = self.config.rate(self.step)
-        if self.config.engine == "native" and size > 1:
-            # every rank takes the whole sum itself: all draw the same roundings for it
-            gathered = weights.gradient.new_empty(size * len(weights.gradient))
-            group.collect(weights.gradient, gathered)
-            with self.rounding.of_all(self.step):
-                weights.gradient.copy_(_mean(gathered.view(size, -1)))
-                weights.update(self.rate, self.config.flow_rate)
-            return
-        if size > 1:
-            parts_RN = group.exchange(weights.gradient)
-            with self.rounding.of_rank(self.step, self.ranks.rank, "sum"):
-                part = _mean(parts_RN)
-            if self.run.zero:
-                weights.gradient[weights.own] = part
-            else:
-                group.collect(part, weights.gradient)
+        optimizers.set_rate(self.optimizer, self.rate, self.config.flow_rate)
         with self.rounding.of_all(self.step):
-            weights.update(self.rate, self.config.flow_rate)
-        if self.run.zero and size > 1:
-            group.collect(weights.values[weights.own].clone(), weights.values)
+            self.optimizer.step()
+        self.optimizer.zero_grad()
         if self.config.engine == "verrou":  # whose processes cannot share a stream
-            group.broadcast(weights.values)
+            for parameter in self.numbers:
+                self.group.broadcast(parameter.detach())
 
     def _log(self, seconds: float) -> None:
         if self.log:
@@ -288,16 +290,12 @@ class _Training:
 
     def _save(self) -> None:
         """A checkpoint, of replicas that are the same; and the model where it is to be kept."""
-        weights, ranks = self.weights, self.ranks
-        if not weights.values.isfinite().all():  # the same on every rank
+        weights = {name: x.cpu() for name, x in self.model.state_dict().items()}
+        if not all(x.isfinite().all() for x in weights.values()):  # the same on every rank
             raise self._not_finite("the weights are")
-        self.group.check_same(weights.digest(), f"after step {self.step}")
-        moments = weights.moments
-        if self.run.zero and ranks.size > 1:
-            whole = [self.weights.values.new_empty(len(weights.values)) for _ in range(2)]
-            for part, row in zip(weights.moments, whole, strict=True):
-                self.group.collect(part, row)
-            moments = torch.stack(whole)
+        self.group.check_same(checkpoint.digest(weights), f"after step {self.step}")
+        if hasattr(self.optimizer, "consolidate_state_dict"):  # of moments that ranks share
+            self.optimizer.consolidate_state_dict()
         if not self.log:
             return
         # the checkpoint last: what it says is done is then in the other files
@@ -305,9 +303,8 @@ class _Training:
         epoch, within = divmod(self.step, self.config.steps)
         if self.run.keep_every and within == 0 and epoch % self.run.keep_every == 0:
             self.model.save(self.folder / f"epoch-{epoch:04d}.h5")
-        values = weights.values.cpu().clone()
-        state = checkpoint.State(self.step, values, moments.cpu(), logs)
-        checkpoint.save(self.folder, self.config, ranks.size, self.made, state)
+        state = checkpoint.State(self.step, weights, self.optimizer.state_dict(), logs)
+        checkpoint.save(self.folder, self.config, self.ranks.size, self.made, state)
 
     def _stop(self, signalled: int) -> None:
         if self.log:
@@ -318,14 +315,6 @@ class _Training:
                 flush=True,
             )
         raise Stopped(128 + signalled)
-
-
-def _mean(parts_RN: Tensor) -> Tensor:
-    """The mean over ranks, summed in their order, (N,)."""
-    total = parts_RN[0].clone()
-    for part in parts_RN[1:]:
-        total += part
-    return total / float(len(parts_RN))
 
 
 def _on(device: torch.device, pair: Pair) -> Pair:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from morphbits import losses
@@ -65,17 +65,27 @@ def deterministic(threads: int) -> Iterator[None]:
     memory: Any = torch.utils.deterministic
     enabled, cores = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
     filling = memory.fill_uninitialized_memory
-    # what use_deterministic_algorithms does, without the compiler that it imports for seconds
-    torch._C._set_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     torch.set_num_threads(threads)
     # it fills what is about to be overwritten, and costs an eighth of a step
     memory.fill_uninitialized_memory = False
     try:
         yield
     finally:
-        torch._C._set_deterministic_algorithms(enabled)
+        torch.use_deterministic_algorithms(enabled)
         torch.set_num_threads(cores)
         memory.fill_uninitialized_memory = filling
+
+
+class Objective(nn.Module):
+    """The network and what its training minimizes: batch of pairs → TERMS."""
+
+    def __init__(self, model: SynthMorph, config: TrainConfig) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+
+    def forward(self, pair: Pair) -> dict[str, Tensor]:
+        return registration_loss(self.model, pair, self.config)
 
 
 def registration_loss(model: SynthMorph, pair: Pair, config: TrainConfig) -> dict[str, Tensor]:

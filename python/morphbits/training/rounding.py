@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 
 from morphbits import engines
 from morphbits.config import Arithmetic, Perturbation
+from morphbits.engines.verrou import markers
 from morphbits.training.recipe import TrainConfig
 
 
@@ -27,15 +28,32 @@ class Rounding:
         self.operations = 0
 
     @contextmanager
-    def of_rank(self, step: int, rank: int, what: str = "") -> Iterator[None]:
+    def of_rank(self, step: int, rank: int) -> Iterator[None]:
         """What only this rank computes at `step`."""
-        with self._stream(f"step {step} rank {rank} {what}".rstrip()):
+        with self._stream(f"step {step} rank {rank}"):
             yield
 
     @contextmanager
     def of_all(self, step: int) -> Iterator[None]:
         """What every rank computes alike at `step`."""
         with self._stream(f"step {step} all ranks update"):
+            yield
+
+    @contextmanager
+    def of_sum(self, step: int, number: int) -> Iterator[None]:
+        """The sum over ranks of the gradient of a parameter, in the backward pass of a rank. All
+        draw the same, each parameter by itself: they come in any order."""
+        if self.config.engine == "native":
+            with self._stream(f"step {step} all ranks sum {number}"):
+                yield
+        else:  # processes under Verrou cannot share a stream, and the first one's update counts
+            yield
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What moves numbers in the middle of a perturbed computation. It rounds nothing, but
+        clocks are read and compared in floating point, and Verrou would draw for that."""
+        with markers.paused() if self.config.engine == "verrou" else nullcontext():
             yield
 
     @contextmanager

@@ -109,3 +109,17 @@ def perturbed(seed: int) -> Iterator[Count]:
         if not whole_process:
             library.morphbits_stop()
     count_of_region.table = count() - before
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """Perturbation off for a while, inside of ``perturbed``; its random numbers then go on."""
+    folder = _folder()
+    if folder is None or (settings() or {})["region"] == "process":
+        yield
+        return
+    _library(folder).morphbits_stop()
+    try:
+        yield
+    finally:
+        _library(folder).morphbits_start()
