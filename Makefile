@@ -229,7 +229,7 @@ lock: $(stamp) ## resolve python/*.in into the lock files (keeps what still fits
 .PHONY: clean
 clean: ## remove what make can make again; results/ and data/ stay
 	[ ! -L .venv ] || rm .venv
-	rm -rf .cache python/.pytest_cache python/.mypy_cache python/.hypothesis
+	rm -rf .cache build python/build python/*.egg-info python/.pytest_cache python/.mypy_cache python/.hypothesis
 	rm -rf python/morphbits/engines/native/kernels/_build
 	find python tests -name __pycache__ -prune -exec rm -rf {} +
 

@@ -32,6 +32,8 @@ REGIONS = ("registration", "process")
 LIBM = ("perturbed", "excluded")
 ALIGNMENTS = ("auto", "header", "centre")
 DEMO_MODEL = Path(__file__).parent / "models" / "demo.h5"
+# in a clone a link to python/experiments
+EXPERIMENTS = (Path(__file__).parent / "experiments").resolve()
 
 Config = TypeVar("Config")
 Hashed = Literal["always", "changed", "never"] | Callable[[Any], bool]

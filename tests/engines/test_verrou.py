@@ -277,6 +277,14 @@ def test_the_configuration_holds_what_verrou_was_told(monkeypatch: pytest.Monkey
     )
 
 
+def test_an_installed_package_has_no_scripts_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verrou, "SCRIPTS", tmp_path / "scripts")
+    with pytest.raises(UserError, match=r"with_verrou\.sh is not part of the installed package"):
+        verrou.script_path("with_verrou.sh")
+
+
 def test_only_verrou_perturbs_a_whole_process() -> None:
     with pytest.raises(UserError, match="region process does nothing with engine native"):
         RegisterConfig(engine="native", region="process")

@@ -17,7 +17,7 @@ from support.toy_experiment import Toy
 
 from morphbits import bids, datasets, engines, provenance
 from morphbits.bids import Subject
-from morphbits.config import ExperimentConfig, RegisterConfig
+from morphbits.config import EXPERIMENTS, ExperimentConfig, RegisterConfig
 from morphbits.errors import UserError
 from morphbits.samples import estimate, experiment, matrix
 from morphbits.samples.matrix import Unit, read_state, sample_seed
@@ -328,7 +328,7 @@ def test_a_reference_has_only_what_its_engine_knows(toy: Toy) -> None:
 
 
 def test_named_experiments_are_valid_and_the_command_line_goes_first() -> None:
-    files = experiment.NAMED_EXPERIMENTS.glob("*.toml")
+    files = EXPERIMENTS.glob("*.toml")
     names = [path.stem for path in files if "runs" in tomllib.loads(path.read_text())]
     assert {"smoke", "paper", "phantom-full-size", "paper-native"} <= set(names)
     for name in names:

@@ -16,6 +16,7 @@ import pytest
 from support import slurm_cluster
 from support.toy_experiment import Toy
 
+from morphbits.engines.verrou import script_path
 from morphbits.errors import UserError
 from morphbits.samples import experiment, runner, slurm
 from morphbits.samples.matrix import Unit
@@ -144,7 +145,7 @@ def test_a_task_in_the_image_sees_its_inputs_and_writes_to_the_experiment(by_slu
     request = asked(by_slurm)
     words = slurm.command(by_slurm.folder, request.tasks, "apptainer")
     data, model = Path(by_slurm.settings.dataset), by_slurm.settings.model
-    assert words[:3] == ["env", "CONTAINER=apptainer", str(slurm.SCRIPTS / "in_container.sh")]
+    assert words[:3] == ["env", "CONTAINER=apptainer", script_path("in_container.sh")]
     assert [words[i + 1] for i, word in enumerate(words) if word == "--read"] == [
         str(data),
         str(model),
@@ -168,8 +169,7 @@ def test_where_there_is_no_slurm_it_says_so(
     with pytest.raises(UserError, match="EXECUTOR=slurm needs sbatch, which is not on this"):
         experiment.make_plan(by_slurm.settings, by_slurm.execution, print)
     assert not by_slurm.folder.exists()
-    script = slurm.SCRIPTS / "submit_slurm.sh"
-    words = ["/bin/bash", str(script), "--array=1-2", "--", "true"]
+    words = ["/bin/bash", script_path("submit_slurm.sh"), "--array=1-2", "--", "true"]
     answer = subprocess.run(words, capture_output=True, text=True)
     assert answer.returncode == 2 and "sbatch is not on this machine" in answer.stderr
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from morphbits.engines.verrou import SCRIPTS, found
+from morphbits.engines.verrou import found, script_path
 from morphbits.engines.verrou.sanity import check
 from morphbits.errors import UserError
 
@@ -18,7 +18,7 @@ from morphbits.errors import UserError
 def main() -> None:
     if found() == "container":
         inside = ["--", "python", "-m", "morphbits", "verrou-sanity"]
-        sys.exit(subprocess.call([str(SCRIPTS / "in_container.sh"), *inside]))
+        sys.exit(subprocess.call([script_path("in_container.sh"), *inside]))
     failed = 0
     for what, holds, evidence in check():
         print(f"{'ok' if holds else 'FAILED':8}{what} ({evidence})", flush=True)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from morphbits import bids, datasets, engines, images, provenance
 from morphbits.bids import Dataset, Subject
 from morphbits.config import (
+    EXPERIMENTS,
     ExecutionConfig,
     ExperimentConfig,
     engines_for,
@@ -32,14 +33,12 @@ from morphbits.models.model import Model, open_model
 from morphbits.samples import estimate, matrix, runner, slurm
 from morphbits.samples.matrix import Unit
 
-NAMED_EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-
 
 def from_options(arguments: argparse.Namespace) -> tuple[ExperimentConfig, ExecutionConfig]:
     """Defaults, then ``experiments/<name>.toml`` where the experiment's name has one, then the
     command line."""
     execution = from_arguments(ExecutionConfig, arguments)
-    path = NAMED_EXPERIMENTS / f"{execution.experiment}.toml"
+    path = EXPERIMENTS / f"{execution.experiment}.toml"
     base = from_toml(ExperimentConfig, path) if execution.experiment and path.exists() else None
     return from_arguments(ExperimentConfig, arguments, base), execution
 

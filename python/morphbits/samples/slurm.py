@@ -32,7 +32,7 @@ from tqdm import tqdm
 import morphbits
 from morphbits import bids
 from morphbits.config import ExecutionConfig
-from morphbits.engines.verrou import SCRIPTS
+from morphbits.engines.verrou import script_path
 from morphbits.errors import UserError
 from morphbits.models.model import open_model
 from morphbits.samples.matrix import Unit, read_state
@@ -228,7 +228,7 @@ def command(folder: Path, tasks: Sequence[Sequence[Unit]], container: str) -> li
     inputs = {path for unit in units for path in reads(unit)}
     mounts = [word for path in sorted(inputs) for word in ("--read", str(path))]
     mounts += ["--write", str(folder)]
-    start = ["env", f"CONTAINER={container}", str(SCRIPTS / "in_container.sh")]
+    start = ["env", f"CONTAINER={container}", script_path("in_container.sh")]
     return [*start, *mounts, "--", "python", *module]
 
 
@@ -242,7 +242,7 @@ def submit(folder: Path, asked: Request, container: str = "") -> str:
     _tasks(folder).write_text("\n".join(lines) + "\n", encoding="utf-8")
     words = [*asked.options(folder), "--", *command(folder, asked.tasks, container)]
     answer = subprocess.run(
-        [str(SCRIPTS / "submit_slurm.sh"), *words], capture_output=True, text=True
+        [script_path("submit_slurm.sh"), *words], capture_output=True, text=True
     )
     if answer.returncode:
         reason = answer.stderr.strip().splitlines() or ["no reason given"]

@@ -24,7 +24,7 @@ import numpy as np
 
 from morphbits import images, stages
 from morphbits.config import RegisterConfig
-from morphbits.engines.verrou import SCRIPTS, markers
+from morphbits.engines.verrou import markers, script_path
 from morphbits.errors import UserError
 from morphbits.registration import prepare, register
 
@@ -119,7 +119,7 @@ def _write_scripts(folder: Path, case: tuple[Path, Path, Path]) -> list[str]:
     """The two scripts that Verrou's tools call: run DIR, and compare REFERENCE DIR."""
     me = [sys.executable, "-m", "morphbits.studies.localization"]
     path = f"export PYTHONPATH={shlex.quote(str(Path(__file__).parents[2]))}\n"
-    under_verrou = [str(SCRIPTS / "with_verrou.sh"), "--localize", "--mode", "random", "--", *me]
+    under_verrou = [script_path("with_verrou.sh"), "--localize", "--mode", "random", "--", *me]
     files = [str(file.resolve()) for file in case]
     texts = {
         "run.sh": f'{shlex.join(under_verrou)} run "$1" {shlex.join(files)}',

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from morphbits import bids, config
-from morphbits.config import add_arguments, from_arguments, from_toml
+from morphbits.config import EXPERIMENTS, add_arguments, from_arguments, from_toml
 from morphbits.errors import UserError
 from morphbits.training.loop import RunConfig
 from morphbits.training.recipe import TrainConfig
-
-RECIPES = Path(__file__).parents[2] / "experiments"
 
 
 @dataclass(frozen=True)
@@ -48,9 +46,9 @@ def parse(
 
 def recipe(experiment: str) -> TrainConfig:
     """The recipe of that name."""
-    path = RECIPES / f"{experiment}.toml"
+    path = EXPERIMENTS / f"{experiment}.toml"
     if not path.exists():
-        names = ", ".join(sorted(p.stem for p in RECIPES.glob("*train*.toml")))
+        names = ", ".join(sorted(p.stem for p in EXPERIMENTS.glob("*train*.toml")))
         raise UserError(
             f"{path}: there is no such recipe; write it, or choose another one (such as {names})"
         )

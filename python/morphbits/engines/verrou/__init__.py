@@ -26,6 +26,17 @@ SCRIPTS = Path(__file__).parents[4] / "scripts"
 IMAGE = "morphbits"
 
 
+def script_path(name: str) -> str:
+    """The path of a script of the repository, which an installed package does not have."""
+    path = SCRIPTS / name
+    if not path.is_file():
+        raise UserError(
+            f"scripts/{name} is not part of the installed package: clone the repository and run "
+            "this from there"
+        )
+    return str(path)
+
+
 @contextmanager
 def region(config: Arithmetic, threads: int) -> Iterator[Counts]:
     """Perturbed by Verrou from ``config.seed`` on; nothing perturbed is an error, not a result."""
@@ -80,11 +91,11 @@ def command(
             f"and there is no image {IMAGE}: 'make docker' builds it, ENGINE=native needs neither"
         )
     if where == "machine":
-        return [str(SCRIPTS / "with_verrou.sh"), *options, "--", python]
+        return [script_path("with_verrou.sh"), *options, "--", python]
     mounts = [word for path in reads for word in ("--read", str(path))]
     mounts += [word for path in writes for word in ("--write", str(path))]
     inside = ["scripts/with_verrou.sh", *options, "--", "python"]
-    return [str(SCRIPTS / "in_container.sh"), *mounts, "--", *inside]
+    return [script_path("in_container.sh"), *mounts, "--", *inside]
 
 
 def order(config: Arithmetic) -> str:
@@ -117,7 +128,9 @@ def found() -> str | None:
             f"VERROU_PREFIX={prefix}: has no bin/valgrind with the tool Verrou; it must name the "
             "folder that Verrou was installed to (left out: `valgrind` on the PATH, or the image)"
         )
-    words = [str(SCRIPTS / "in_container.sh"), "--image-id"]
+    if not SCRIPTS.is_dir():  # in an installed package
+        return None
+    words = [script_path("in_container.sh"), "--image-id"]
     image = subprocess.run(words, capture_output=True, text=True)
     if image.returncode == 0:
         return "container"

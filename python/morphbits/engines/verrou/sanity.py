@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from morphbits.engines.verrou import SCRIPTS, markers
+from morphbits.engines.verrou import markers, script_path
 from morphbits.errors import UserError
 
 ADDITIONS = 1000  # of tenths in the region; as many of eighths
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def _probe(mode: str, what: str) -> Any:
-    words = [str(SCRIPTS / "with_verrou.sh"), "--mode", mode, "--seed", "1", "--"]
+    words = [script_path("with_verrou.sh"), "--mode", mode, "--seed", "1", "--"]
     words += [sys.executable, "-m", "morphbits.engines.verrou.sanity", what]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     answer = subprocess.run(words, capture_output=True, text=True, env=environment)

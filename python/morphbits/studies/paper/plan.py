@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from morphbits import bids
-from morphbits.config import ExecutionConfig, ExperimentConfig, from_toml
+from morphbits.config import EXPERIMENTS, ExecutionConfig, ExperimentConfig, from_toml
 from morphbits.datasets import corr_install
 from morphbits.datasets.corr_table import Scan
 from morphbits.engines import verrou
@@ -54,7 +54,7 @@ class PaperPlan:
 
     def settings(self) -> ExperimentConfig:
         """`experiments/<name>.toml`, and what was chosen otherwise."""
-        base = from_toml(ExperimentConfig, experiment.NAMED_EXPERIMENTS / f"{self.name}.toml")
+        base = from_toml(ExperimentConfig, EXPERIMENTS / f"{self.name}.toml")
         model = self.model or self.data / base.model.relative_to("data")
         return replace(base, runs=self.runs, model=model, dataset=self.dataset.name)
 

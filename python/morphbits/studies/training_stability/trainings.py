@@ -39,7 +39,7 @@ from tqdm import tqdm
 from morphbits import assessment, bids, config
 from morphbits.config import STOCHASTIC_MODES
 from morphbits.datasets import phantom
-from morphbits.engines.verrou import SCRIPTS
+from morphbits.engines.verrou import script_path
 from morphbits.errors import UserError
 from morphbits.images import NetworkGrid
 from morphbits.models.weights import read_weights
@@ -241,7 +241,7 @@ def commands(run: Run, program: Sequence[str]) -> list[list[str]]:
     plain += config.to_arguments(run.recipe)
     if run.recipe.engine != "verrou":
         return [plain]
-    verrou = [str(SCRIPTS / "with_verrou.sh"), "--mode", run.recipe.mode, "--"]
+    verrou = [script_path("with_verrou.sh"), "--mode", run.recipe.mode, "--"]
     return [[*verrou, *plain, "--only-train"], plain]
 
 
