@@ -71,7 +71,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_error_in_a_kernel_ends_the_process(library: Path) -> None:
     command = [SCRIPT, sys.executable, "-c", CALLS, library, *KERNELS]
     done = subprocess.run(
-        command, cwd=build.SOURCES.parents[3], capture_output=True, text=True, check=True
+        command, cwd=build.SOURCES.parents[4], capture_output=True, text=True, check=True
     )
     reports = done.stderr.split("ended with ")
     statuses = [int(report.split()[0]) for report in reports[1:]]

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from morphbits.engines.native import layouts, operands, rules, selftest  # noqa: F401  (fills the table)
 from morphbits.engines.native.kernels.gpu import NoKernel
-from morphbits.engines.native.rules.arithmetic import HALVES, Hand
+from morphbits.engines.native.rules.arithmetic import SIXTEEN_BITS, Operator
 from morphbits.engines.native.rules.context import Context
 from morphbits.engines.native.rules.promotion import common, in_one_type
 from morphbits.engines.native.rules.registry import (
@@ -128,10 +128,11 @@ class RandomRounding(Context, TorchDispatchMode):
                     result = func(*args, **kwargs)
                     if not _floats(tree_leaves(result)):  # of whole numbers, whole numbers
                         return result
-                if not rule.halves and any(map(_is_half, given)):
-                    result = self._in_single(rule, func, args, kwargs)
+                op = Operator(self, func)
+                if not rule.sixteen_bits and any(map(_is_sixteen, given)):
+                    result = self._in_single(rule, op, args, kwargs)
                 else:
-                    result = rule.handler(self, func, *args, **kwargs)
+                    result = rule.handler(op, *args, **kwargs)
                 in_order = all(map(layouts.in_order, (*given, *tree_leaves(result))))
                 if name.endswith("_") or in_order:
                     return result
@@ -144,7 +145,7 @@ class RandomRounding(Context, TorchDispatchMode):
             return func(*args, **kwargs)
         if written(func) and name not in self.allowed:
             return self._into(func, args, kwargs)
-        result = in_one_type(self, func, args, kwargs)
+        result = in_one_type(Operator(self, func), args, kwargs)
         if result is not NotImplemented:
             return result
         if name in self.allowed:
@@ -203,7 +204,7 @@ class RandomRounding(Context, TorchDispatchMode):
         if "dtype" not in named(func, args, rest) and makes_a_type(func):
             rest["dtype"] = to[0].dtype
         results = self.apply(func.overloadpacket, *args, **rest)
-        hand, single = Hand(self, func.overloadpacket.__name__), isinstance(results, torch.Tensor)
+        op, single = Operator(self, func), isinstance(results, torch.Tensor)
         for x, result in zip(to, tree_leaves(results), strict=True):
             if is_complex(x) and x.dtype != result.dtype:
                 raise UserError(
@@ -211,47 +212,46 @@ class RandomRounding(Context, TorchDispatchMode):
                 )
             if x.shape != result.shape:
                 x.resize_(result.shape).as_strided_(result.shape, result.stride())
-            x.copy_(hand.to(result, x.dtype))
+            x.copy_(op.to(result, x.dtype))
         return to[0] if single else tuple(to)
 
     def _in_single(
-        self, rule: Rule, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, rule: Rule, op: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """An operator on float16 or bfloat16: in float32, and its results rounded to the types
         that torch gives them."""
-        hand = Hand(self, func.overloadpacket.__name__)
-        if kwargs.get("dtype") in HALVES:  # what is summed is brought to it first
-            args = (hand.to(args[0], kwargs["dtype"]), *args[1:])
-        if hand.name in OF_ITS_TYPE:
-            args, kwargs = _of_one_type(hand, args, kwargs)
+        if kwargs.get("dtype") in SIXTEEN_BITS:  # what is summed is brought to it first
+            args = (op.to(args[0], kwargs["dtype"]), *args[1:])
+        if op.name in OF_ITS_TYPE:
+            args, kwargs = _of_one_type(op, args, kwargs)
         wide = tree_map(_in_float32, (args, kwargs))
         outer, self._widened = self._widened, True
         try:
-            result = rule.handler(self, func, *wide[0], **wide[1])
+            result = rule.handler(op, *wide[0], **wide[1])
         finally:
             self._widened = outer
         # what the operator changed in place
-        for argument, *values in zip(func._schema.arguments, args, wide[0], strict=False):
+        for argument, *values in zip(op.func._schema.arguments, args, wide[0], strict=False):
             written = argument.alias_info is not None and argument.alias_info.is_write
             if not written and not argument.name.startswith("running_"):
                 continue
             for before, after in zip(*map(tree_leaves, values), strict=True):
-                if _is_half(before) and not _same_bits(before.to(torch.float32), after):
-                    before.resize_(after.shape).copy_(hand.to(after, before.dtype))
-        if hand.name.endswith("_"):
-            return args[0] if func._schema.returns else None
+                if _is_sixteen(before) and not _same_bits(before.to(torch.float32), after):
+                    before.resize_(after.shape).copy_(op.to(after, before.dtype))
+        if op.name.endswith("_"):
+            return args[0] if op.func._schema.returns else None
         leaves, structure = tree_flatten(result)
         try:
-            returned = tree_leaves(layouts.on_meta(func, args, kwargs))
+            returned = tree_leaves(layouts.on_meta(op.func, args, kwargs))
         except NotImplementedError:  # torch does not say: the type that came in
-            half = next(x for x in tree_leaves((args, kwargs)) if _is_half(x))
-            returned = [half if is_floating(x) else x for x in leaves]
+            first = next(x for x in tree_leaves((args, kwargs)) if _is_sixteen(x))
+            returned = [first if is_floating(x) else x for x in leaves]
         types = [x.dtype if is_floating(x) else None for x in returned]
-        if hand.name in STATISTICS:
+        if op.name in STATISTICS:
             single = any(x.dtype == torch.float32 for x in filter(is_floating, args[1:]))
             types[1:] = [torch.float32 if single else args[0].dtype] * 2
         narrowed = [
-            hand.to(x, dtype) if isinstance(x, torch.Tensor) and dtype is not None else x
+            op.to(x, dtype) if isinstance(x, torch.Tensor) and dtype is not None else x
             for x, dtype in zip(leaves, types, strict=True)
         ]
         return tree_unflatten(narrowed, structure)
@@ -261,16 +261,16 @@ class RandomRounding(Context, TorchDispatchMode):
             return operator(*args, **kwargs)
 
 
-def _of_one_type(hand: Hand, args: Any, kwargs: Any) -> tuple[Any, Any]:
+def _of_one_type(op: Operator, args: Any, kwargs: Any) -> tuple[Any, Any]:
     """Operands and numbers in the 16 bits of the result, if it has 16."""
     given = tree_leaves((args, kwargs))
     dtype = common([x for x in given if isinstance(x, torch.Tensor)])
-    if dtype not in HALVES:
+    if dtype not in SIXTEEN_BITS:
         return args, kwargs
 
     def typed(x: Any) -> Any:
         if isinstance(x, torch.Tensor):
-            return x if x.dtype in (dtype, torch.bool) else hand.to(x, dtype)
+            return x if x.dtype in (dtype, torch.bool) else op.to(x, dtype)
         number = isinstance(x, int | float) and not isinstance(x, bool)
         return torch.tensor(x, dtype=dtype).item() if number else x  # as a constant: to nearest
 
@@ -278,7 +278,7 @@ def _of_one_type(hand: Hand, args: Any, kwargs: Any) -> tuple[Any, Any]:
 
 
 def _in_float32(x: Any) -> Any:
-    if not _is_half(x):
+    if not _is_sixteen(x):
         return x
     return x.to(torch.float32) if isinstance(x, torch.Tensor) else torch.float32
 
@@ -288,8 +288,8 @@ def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(a.view(torch.int32), b.view(torch.int32))
 
 
-def _is_half(x: Any) -> bool:
-    return (x.dtype if isinstance(x, torch.Tensor) else x) in HALVES
+def _is_sixteen(x: Any) -> bool:
+    return (x.dtype if isinstance(x, torch.Tensor) else x) in SIXTEEN_BITS
 
 
 @contextmanager

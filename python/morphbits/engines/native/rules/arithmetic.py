@@ -1,7 +1,6 @@
 """The elementary operations of one operator, each rounded by the mode: the rules' language.
 
-    h = Hand(mode, "addcmul")
-    h.add(a, h.mul(h.mul(value, b), c))
+    op.add(a, op.mul(op.mul(value, b), c))
 
 Tensors broadcast; a Python number is a constant of the program and rounds to nearest when it
 becomes a tensor, as in torch itself. Everything that is computed here is counted under the
@@ -11,6 +10,7 @@ operator's name. Every call is an operator of the random stream by itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from functools import partial
 from math import prod
 from typing import Any
@@ -22,22 +22,42 @@ from morphbits.engines.native.kernels.library import Rounding, elementwise
 from morphbits.engines.native.orders import probe_sums
 from morphbits.engines.native.orders.probe_sums import FoundSum
 from morphbits.engines.native.rules.context import Context
+from morphbits.engines.native.rules.registry import check
 from morphbits.errors import UserError
 
-CHAIN = 256  # terms of a chain of a sum: see `Hand.sum`
-HALVES = (torch.float16, torch.bfloat16)
+CHAIN = 256  # terms of a chain of a sum: see `Operator.sum`
+SIXTEEN_BITS = (torch.float16, torch.bfloat16)
 Operand = torch.Tensor | float | int
 
 
-class Hand:
-    """Perturbed arithmetic under the name of one operator."""
+class Operator:
+    """A call of an operator of torch, as its rule sees it.
 
-    def __init__(self, context: Context, name: str) -> None:
-        self.mode, self.name = context, name
+    func: the overload that was called; name: that of its operator, under which everything is
+    counted; context: the region. The methods are perturbed arithmetic.
+    """
+
+    def __init__(self, context: Context, func: Any) -> None:
+        self.context, self.func = context, func
+        self.name: str = func.overloadpacket.__name__
+
+    def named(self, name: str) -> Operator:
+        """The same call, counted under another name."""
+        other = copy(self)
+        other.name = name
+        return other
+
+    def redispatch(self, operator: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call an operator of torch: it is perturbed by its own rule."""
+        return self.context.apply(operator, *args, **kwargs)
+
+    def check(self, *tensors: torch.Tensor) -> None:
+        """UserError unless the kernels take these tensors."""
+        check(self.func, *tensors)
 
     def rounding(self, operations: int) -> Rounding:
         """The random bits of the next kernel, of so many elementary operations."""
-        return self.mode.next_rounding(self.name, operations)
+        return self.context.next_rounding(self.name, operations)
 
     # ---- one operation an element
 
@@ -91,10 +111,10 @@ class Hand:
             return torch.tensor(x, dtype=dtype)
         if x.dtype == dtype or not dtype.is_floating_point:
             return x.to(dtype)
-        if dtype in HALVES:
+        if dtype in SIXTEEN_BITS:
             name = f"{self.name} (conversion)"
             single = self.to(x, torch.float32)
-            return functions.narrow(self.mode.next_rounding(name, x.numel()), single, dtype)
+            return functions.narrow(self.context.next_rounding(name, x.numel()), single, dtype)
         if x.dtype.itemsize <= 2:
             return x.to(dtype)
         wide = x.to(torch.float64)
@@ -106,7 +126,7 @@ class Hand:
         if dtype == torch.float64:
             return wide
         name = f"{self.name} (conversion)"
-        return elementwise(self.mode.next_rounding(name, x.numel()), "narrow", wide)
+        return elementwise(self.context.next_rounding(name, x.numel()), "narrow", wide)
 
     def wide(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """`x` in `dtype`, and then in the type in which numbers of `dtype` are computed."""
@@ -172,13 +192,13 @@ class Hand:
 
     def _order(self, x: torch.Tensor, axes: Sequence[int], torchs: bool) -> FoundSum | None:
         """The order of a sum, where it is measured from the framework's kernel."""
-        mode = self.mode
-        if mode.accumulation != "probe" or not (torchs and mode.probes(x)):
-            mode.not_probed(f"{self.name} (sums)", "chains of up to 256")
+        context = self.context
+        if context.accumulation != "probe" or not (torchs and context.probes(x)):
+            context.not_probed(f"{self.name} (sums)", "chains of up to 256")
             return None
-        kernel = partial(mode.outside, partial(torch.sum, dim=axes))
-        found = probe_sums.sum_order(kernel, x, axes, mode.threads)
-        mode.probed(f"{self.name} {found.layer}", found.words)
+        kernel = partial(context.outside, partial(torch.sum, dim=axes))
+        found = probe_sums.sum_order(kernel, x, axes, context.threads)
+        context.probed(f"{self.name} {found.layer}", found.words)
         return found if found.parts else None
 
     def mean(

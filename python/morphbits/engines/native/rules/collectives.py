@@ -16,8 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from morphbits.engines.native.rules.arithmetic import HALVES, Hand
-from morphbits.engines.native.rules.context import Context
+from morphbits.engines.native.rules.arithmetic import SIXTEEN_BITS, Operator
 from morphbits.engines.native.rules.registry import rule
 from morphbits.errors import UserError
 
@@ -31,8 +30,8 @@ ORDER = (
 class _Ranks:
     """One operator on a group: its sums, under the name of the operator."""
 
-    def __init__(self, context: Context, func: Any, group: Any, how: Any) -> None:
-        self.mode, self.func = context, func
+    def __init__(self, op: Operator, group: Any, how: Any) -> None:
+        self.op = op
         word = how if isinstance(how, str) else dist.ReduceOp.RedOpType(how.op()).name
         self.how = word.upper()
         if isinstance(group, str):
@@ -47,7 +46,8 @@ class _Ranks:
             return False
         if self.how == "PREMUL_SUM":
             raise UserError(
-                f"the native engine has no rule for {self.func} with {self.how}: multiply before"
+                f"the native engine has no rule for {self.op.func} with {self.how}: multiply "
+                "before"
             )
         return self.how in ADDS
 
@@ -68,22 +68,24 @@ class _Ranks:
     @contextmanager
     def _stream(self, number: int = 0) -> Iterator[None]:
         """The stream `number` of this sum, the same on all ranks."""
-        mode, selected = self.mode, self.mode.selection.holds()
-        kind = zlib.crc32(repr((mode.mode, mode.flush, mode.precision, selected)).encode())
-        key = mode.key() - (mode.key() >> 63 << 64)  # signed
-        row = torch.tensor([kind, mode.position, key])
+        context, selected = self.op.context, self.op.context.selection.holds()
+        kind = zlib.crc32(
+            repr((context.mode, context.flush, context.precision, selected)).encode()
+        )
+        key = context.key() - (context.key() >> 63 << 64)  # signed
+        row = torch.tensor([kind, context.position, key])
         rows_RN = torch.stack(self._gather(row.to(self._device()))).cpu()
         if len(set(rows_RN[:, 0].tolist())) > 1:
             raise UserError(
-                f"the ranks that meet in {self.func} are in regions of random_rounding with other "
-                "modes, precisions or stages: give all the same"
+                f"the ranks that meet in {self.op.func} are in regions of random_rounding with "
+                "other modes, precisions or stages: give all the same"
             )
-        own = mode.seed
-        mode.seed, mode.position = int(rows_RN[0, 2]) % 2**64, number << 32
+        own = context.seed
+        context.seed, context.position = int(rows_RN[0, 2]) % 2**64, number << 32
         try:
             yield
         finally:
-            mode.seed, mode.position = own, int(rows_RN[:, 1].max()) + 1
+            context.seed, context.position = own, int(rows_RN[:, 1].max()) + 1
 
     def _device(self) -> torch.device:
         cuda = torch.device("cuda", torch.cuda.current_device()) if _on_cuda(self.group) else None
@@ -106,13 +108,13 @@ class _Ranks:
         return [_as_values(part, like) for part in received.split(size)]
 
     def _join(self, parts: Sequence[Tensor]) -> Tensor:
-        h = Hand(self.mode, self.func.overloadpacket.__name__)
+        op = self.op
 
         def joined(operation: str, a: Tensor, b: Tensor | int) -> Tensor:
-            if a.dtype not in HALVES:
-                return getattr(h, operation)(a, b)  # type: ignore[no-any-return]
+            if a.dtype not in SIXTEEN_BITS:
+                return getattr(op, operation)(a, b)  # type: ignore[no-any-return]
             wide = b.float() if isinstance(b, Tensor) else b
-            return h.to(getattr(h, operation)(a.float(), wide), a.dtype)
+            return op.to(getattr(op, operation)(a.float(), wide), a.dtype)
 
         total = parts[0]
         for part in parts[1:]:
@@ -142,24 +144,22 @@ def _done(tensors: Any) -> Any:
 
 if dist.is_available():
 
-    @rule("c10d::allreduce_ c10d::allreduce_coalesced_", ORDER, halves=True)
-    def _allreduce(
-        context: Context, func: Any, tensors: list[Tensor], group: Any, how: Any, *rest: Any
-    ) -> Any:
-        ranks = _Ranks(context, func, group, how)
+    @rule("c10d::allreduce_ c10d::allreduce_coalesced_", ORDER, sixteen_bits=True)
+    def _allreduce(op: Operator, tensors: list[Tensor], group: Any, how: Any, *rest: Any) -> Any:
+        ranks = _Ranks(op, group, how)
         if not ranks.rounds(tensors):
-            return func(tensors, group, how, *rest)
+            return op.func(tensors, group, how, *rest)
         ranks.reduce(tensors)
-        return _done(tensors) if len(func._schema.returns) == 1 else (tensors, _done(tensors))
+        return _done(tensors) if len(op.func._schema.returns) == 1 else (tensors, _done(tensors))
 
-    @rule("c10d::reduce_", ORDER, halves=True)
+    @rule("c10d::reduce_", ORDER, sixteen_bits=True)
     def _reduce(
-        context: Context, func: Any, tensors: list[Tensor], group: Any, how: Any, root: int,
+        op: Operator, tensors: list[Tensor], group: Any, how: Any, root: int,
         *rest: Any,
     ) -> Any:  # fmt: skip
-        ranks = _Ranks(context, func, group, how)
+        ranks = _Ranks(op, group, how)
         if not ranks.rounds(tensors):
-            return func(tensors, group, how, root, *rest)
+            return op.func(tensors, group, how, root, *rest)
         ranks.reduce(tensors, root)
         return _done(tensors)
 
@@ -167,36 +167,36 @@ if dist.is_available():
         "c10d::reduce_scatter_ c10d::_reduce_scatter_base_ c10d::reduce_scatter_tensor_coalesced_",
         "each rank gathers its part, then joins it in the order of the ranks, one operation an "
         "element; AVG: then one division",
-        halves=True,
+        sixteen_bits=True,
     )
     def _reduce_scatter(
-        context: Context, func: Any, outputs: Any, inputs: Any, group: Any, how: Any,
+        op: Operator, outputs: Any, inputs: Any, group: Any, how: Any,
         *rest: Any,
     ) -> Any:  # fmt: skip
-        ranks = _Ranks(context, func, group, how)
+        ranks = _Ranks(op, group, how)
         listed = [outputs] if isinstance(outputs, Tensor) else outputs
         given = [inputs] if isinstance(inputs, Tensor) else inputs
         if not ranks.rounds(listed):
-            return func(outputs, inputs, group, how, *rest)
+            return op.func(outputs, inputs, group, how, *rest)
         parts = [
             list(x.contiguous().view(ranks.size, -1)) if isinstance(x, Tensor) else x
             for x in given
         ]
         ranks.scatter(listed, parts)
-        return _done(listed) if len(func._schema.returns) == 1 else (outputs, _done(listed))
+        return _done(listed) if len(op.func._schema.returns) == 1 else (outputs, _done(listed))
 
     @rule(
         "_c10d_functional::all_reduce _c10d_functional::all_reduce_ "
         "_c10d_functional::all_reduce_coalesced _c10d_functional::all_reduce_coalesced_",
         ORDER,
-        halves=True,
+        sixteen_bits=True,
     )
-    def _all_reduce(context: Context, func: Any, given: Any, how: str, group: Any) -> Any:
-        ranks = _Ranks(context, func, group, how)
+    def _all_reduce(op: Operator, given: Any, how: str, group: Any) -> Any:
+        ranks = _Ranks(op, group, how)
         tensors = [given] if isinstance(given, Tensor) else given
         if not ranks.rounds(tensors):
-            return func(given, how, group)
-        if not func.overloadpacket.__name__.endswith("_"):
+            return op.func(given, how, group)
+        if not op.name.endswith("_"):
             tensors = [x.clone() for x in tensors]
         ranks.reduce(tensors)
         return tensors[0] if isinstance(given, Tensor) else tensors
@@ -205,15 +205,13 @@ if dist.is_available():
         "_c10d_functional::reduce_scatter_tensor "
         "_c10d_functional::reduce_scatter_tensor_coalesced",
         "as reduce_scatter_",
-        halves=True,
+        sixteen_bits=True,
     )
-    def _scatter_tensor(
-        context: Context, func: Any, given: Any, how: str, size: int, group: Any
-    ) -> Any:
-        ranks = _Ranks(context, func, group, how)
+    def _scatter_tensor(op: Operator, given: Any, how: str, size: int, group: Any) -> Any:
+        ranks = _Ranks(op, group, how)
         tensors = [given] if isinstance(given, Tensor) else given
         if not ranks.rounds(tensors):
-            return func(given, how, size, group)
+            return op.func(given, how, size, group)
         outputs = [x.new_empty(x.shape[0] // size, *x.shape[1:]) for x in tensors]
         ranks.scatter(outputs, [list(x.chunk(size)) for x in tensors])
         return outputs[0] if isinstance(given, Tensor) else outputs

@@ -162,7 +162,7 @@ class Context(ABC):
         return elementwise(rounding, "round", x, in_place=True)
 
     @property
-    def halves(self) -> bool:
+    def widened(self) -> bool:
         """Whether the running operator is one on float16 or bfloat16, computed in float32."""
         return self._widened
 

@@ -23,9 +23,8 @@ from morphbits.engines.native.kernels import sums
 from morphbits.engines.native.kernels.library import Terms, convolution, convolution_size, rounded
 from morphbits.engines.native.orders import probe
 from morphbits.engines.native.orders.probe import widened
-from morphbits.engines.native.rules.arithmetic import Hand
-from morphbits.engines.native.rules.context import Context
-from morphbits.engines.native.rules.registry import check, refused, rule
+from morphbits.engines.native.rules.arithmetic import Operator
+from morphbits.engines.native.rules.registry import refused, rule
 from morphbits.errors import UserError
 
 
@@ -102,8 +101,7 @@ class _Own:
 
     def order(
         self,
-        context: Context,
-        name: str,
+        op: Operator,
         tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
         steps: probe.Steps,
         convolve: probe.Convolve | None = None,
@@ -114,17 +112,16 @@ class _Own:
         dims = self.image.dim() - 2
         shapes = ("×".join(map(str, (*v.shape[:2], *v.shape[5 - dims :]))) for v in tensors[:2])
         among = f", in {self.groups} groups" if self.groups > 1 else ""
-        layer = f"{name} {' by '.join(shapes)}{among}{part}"
+        layer = f"{op.name} {' by '.join(shapes)}{among}{part}"
         kernel = (layer, self.image.stride(), self.weight.stride(), self.image.shape)
-        outside = functools.partial(context.outside, convolve or self)
-        found = probe.order(outside, *tensors, steps, context.threads, kernel)
-        context.probed(layer, found.words)
+        outside = functools.partial(op.context.outside, convolve or self)
+        found = probe.order(outside, *tensors, steps, op.context.threads, kernel)
+        op.context.probed(layer, found.words)
         return found.terms
 
 
 def _forward(
-    context: Context,
-    name: str,
+    op: Operator,
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
@@ -138,24 +135,23 @@ def _forward(
         one = replace(g, groups=1)
         biases = [None] * g.groups if bias is None else bias.chunk(g.groups)
         parts = zip(x.chunk(g.groups, 1), weight.chunk(g.groups), biases, strict=True)
-        return torch.cat([_forward(context, name, *part, one, own) for part in parts], 1)
+        return torch.cat([_forward(op, *part, one, own) for part in parts], 1)
     if own:
         steps = probe.Steps(g.stride, g.padding, g.dilation)
-        terms = own.order(context, name, (x, weight, bias), steps)
+        terms = own.order(op, (x, weight, bias), steps)
     else:
-        terms = context.order(name, prod(weight.shape[2:]), weight.shape[1])
+        terms = op.context.order(op.name, prod(weight.shape[2:]), weight.shape[1])
     count = operations(x.shape, weight.shape, g, terms, bias is not None)
-    rounding = context.next_rounding(name, count, accumulates=True)
+    rounding = op.context.next_rounding(op.name, count, accumulates=True)
     if bias is not None:
-        bias = rounded(bias, context.precision.stored)
-    sides = context.factor(x), context.factor(weight)
+        bias = rounded(bias, op.context.precision.stored)
+    sides = op.context.factor(x), op.context.factor(weight)
     out = convolution(rounding, *sides, bias, g.stride, g.padding, g.dilation, terms)
-    return context.store(name, out)
+    return op.context.store(op.name, out)
 
 
 def _input_gradient(
-    context: Context,
-    name: str,
+    op: Operator,
     gradient: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
@@ -175,12 +171,10 @@ def _input_gradient(
         one = replace(g, groups=1)
         biases = [None] * g.groups if bias is None else bias.chunk(g.groups)
         parts = zip(gradient.chunk(g.groups, 1), weight.chunk(g.groups), biases, strict=True)
-        return torch.cat(
-            [_input_gradient(context, name, *part, size, one, own) for part in parts], 1
-        )
+        return torch.cat([_input_gradient(op, *part, size, one, own) for part in parts], 1)
     out = torch.zeros((gradient.shape[0], weight.shape[1], *size), dtype=gradient.dtype)
     if bias is not None:
-        bias = rounded(bias, context.precision.stored)
+        bias = rounded(bias, op.context.precision.stored)
         out += bias.view(-1, 1, 1, 1)  # what no tap reaches
     swapped = weight.transpose(0, 1)
     for remainder in product(*(range(s) for s in g.stride)):
@@ -205,16 +199,18 @@ def _input_gradient(
         if own:
             convolve = functools.partial(_placed, own, gradient.shape, weight.shape, found, place)
             at = f", remainder {remainder[3 - own.image.dim() + 2 :]}" if max(g.stride) > 1 else ""
-            terms = own.order(context, name, (part, kernel, bias), steps, convolve, at)
+            terms = own.order(op, (part, kernel, bias), steps, convolve, at)
         else:
-            terms = context.order(name, prod(kernel.shape[2:]), kernel.shape[1])
+            terms = op.context.order(op.name, prod(kernel.shape[2:]), kernel.shape[1])
         count = prod(counts) * out.shape[0] * out.shape[1]
         additions = len(terms.segment_end) - 1 + (bias is not None and not terms.bias_starts)
-        rounding = context.next_rounding(name, products + additions * count, accumulates=True)
-        sides = context.factor(probe.lengthened(part, kernel, steps)), context.factor(kernel)
+        rounding = op.context.next_rounding(
+            op.name, products + additions * count, accumulates=True
+        )
+        sides = op.context.factor(probe.lengthened(part, kernel, steps)), op.context.factor(kernel)
         result = convolution(rounding, *sides, bias, *steps.widened(), terms)
         x, y, z = map(slice, counts)
-        out[place] = context.store(name, result)[..., x, y, z]
+        out[place] = op.context.store(op.name, result)[..., x, y, z]
     return out
 
 
@@ -278,8 +274,7 @@ class _Axis:
 
 
 def _weight_gradient(
-    context: Context,
-    name: str,
+    op: Operator,
     gradient: torch.Tensor,
     x: torch.Tensor,
     kernel: Sequence[int],
@@ -317,9 +312,9 @@ def _weight_gradient(
     ends = sums.segments(len(voxels), out[2])
     count = products + (len(ends) - 1) * columns * g.groups * channels * prod(kernel)
     right = gradient.movedim(1, -1).reshape(-1, g.groups, columns).transpose(0, 1)
-    context.not_probed(name, "a chain for each row of the output")
+    op.context.not_probed(op.name, "a chain for each row of the output")
     return sums.contract(
-        context.next_rounding(name, count),
+        op.rounding(count),
         padded,
         right,
         shape=(g.groups, len(taps), columns),
@@ -333,7 +328,7 @@ def _weight_gradient(
 
 
 def _check(
-    func: Any,
+    op: Operator,
     arguments: tuple[Any, ...],
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -343,7 +338,7 @@ def _check(
 ) -> None:
     """The kernels are handed addresses: refuse what torch refuses, in its words."""
     tensors = [x, weight, *([] if bias is None else [bias])]
-    check(func, *tensors)
+    op.check(*tensors)
     if weight.dim() > 5:
         raise UserError("the native engine has no rule for 4-D convolutions")
     g = geometry
@@ -360,13 +355,13 @@ def _check(
         and min(*g.stride, *g.dilation, *weight.shape[2:]) > 0
         and min(g.padding) >= 0
     ):
-        refused(func, *arguments)
+        refused(op.func, *arguments)
     if not transposed:
         size = convolution_size(
             widened(x).shape[2:], widened(weight).shape[2:], g.stride, g.padding, g.dilation
         )
         if min(size) <= 0:
-            refused(func, *arguments)
+            refused(op.func, *arguments)
 
 
 @rule(
@@ -375,8 +370,7 @@ def _check(
     "own, measured; transposed: as the gradient of the input",
 )
 def _convolution(
-    context: Context,
-    func: Any,
+    op: Operator,
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
@@ -393,15 +387,14 @@ def _convolution(
     dims = weight.dim() - 2
     g = _three(dims, stride, padding, dilation, groups)
     given = (x, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
-    _check(func, given, x, weight, bias, g, transposed)
-    name = func.overloadpacket.__name__
+    _check(op, given, x, weight, bias, g, transposed)
     x3, w3 = widened(x), widened(weight)
     whole = None
-    if context.probes(x) and x.numel():
-        call = own or (lambda *tensors: func(*tensors, *given[3:]))
+    if op.context.probes(x) and x.numel():
+        call = own or (lambda *tensors: op.func(*tensors, *given[3:]))
         whole = _Own(call, x, weight, groups)
     if not transposed:
-        out = _forward(context, name, x3, w3, bias, g, whole)
+        out = _forward(op, x3, w3, bias, g, whole)
     else:
         more = _three(dims, stride, output_padding, dilation, 1).padding
         size = [
@@ -413,15 +406,14 @@ def _convolution(
             for d in range(3)
         ]
         if min(size) <= 0 or any(m >= max(s, d) for m, s, d in zip(more, g.stride, g.dilation)):  # noqa: B905
-            refused(func, *given)
-        out = _input_gradient(context, name, x3, w3, bias, size, g, whole)
+            refused(op.func, *given)
+        out = _input_gradient(op, x3, w3, bias, size, g, whole)
     return out.reshape(*out.shape[:2], *out.shape[5 - dims :])
 
 
 @rule("mkldnn_convolution", "as convolution")
 def _mkldnn_convolution(
-    context: Context,
-    func: Any,
+    op: Operator,
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
@@ -430,10 +422,10 @@ def _mkldnn_convolution(
     dilation: Sequence[int],
     groups: int,
 ) -> torch.Tensor:
-    plain = torch.ops.aten.convolution.default
+    plain = Operator(op.context, torch.ops.aten.convolution.default)
     given = (stride, padding, dilation, False, (0,), groups)
-    own = functools.partial(_call_mkldnn, func, padding, stride, dilation, groups)
-    return _convolution(context, plain, x, weight, bias, *given, own)
+    own = functools.partial(_call_mkldnn, op.func, padding, stride, dilation, groups)
+    return _convolution(plain, x, weight, bias, *given, own)
 
 
 def _call_mkldnn(func: Any, *given: Any) -> torch.Tensor:
@@ -447,8 +439,7 @@ def _call_mkldnn(func: Any, *given: Any) -> torch.Tensor:
     "chain for each row of the output, added in order; bias: as sum",
 )
 def _convolution_backward(
-    context: Context,
-    func: Any,
+    op: Operator,
     gradient: torch.Tensor,
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -465,39 +456,39 @@ def _convolution_backward(
     g = _three(dims, stride, padding, dilation, groups)
     settings = (stride, padding, dilation, transposed, output_padding, groups, output_mask)
     given = (gradient, x, weight, bias_sizes, *settings)
-    _check(func, given, x, weight, None, g, transposed)
-    check(func, gradient)
+    _check(op, given, x, weight, None, g, transposed)
+    op.check(gradient)
     expected = torch.ops.aten.convolution.default(
         *(v.to("meta") for v in (x, weight)), None, *settings[:-1]
     )
     if gradient.shape != expected.shape or gradient.dtype != x.dtype:
-        refused(func, *given)
+        refused(op.func, *given)
     g3, x3, w3 = widened(gradient), widened(x), widened(weight)
     to_x: torch.Tensor | None = None
     to_weight: torch.Tensor | None = None
     to_bias: torch.Tensor | None = None
     if output_mask[0]:
-        name, own = "convolution_backward (input)", None
-        if context.probes(x) and gradient.numel():
+        own, part = None, op.named("convolution_backward (input)")
+        if op.context.probes(x) and gradient.numel():
 
             def only_input(
                 gradient: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
             ) -> torch.Tensor:
-                return func(gradient, x, weight, None, *settings[:-1], (True, False, False))[0]
+                return op.func(gradient, x, weight, None, *settings[:-1], (True, False, False))[0]
 
             own = _Own(only_input, gradient, weight, groups)
         if transposed:
-            to_x = _forward(context, name, g3, w3, None, g, own)
+            to_x = _forward(part, g3, w3, None, g, own)
             to_x = to_x[..., : x3.shape[2], : x3.shape[3], : x3.shape[4]]
         else:
-            to_x = _input_gradient(context, name, g3, w3, None, x3.shape[2:], g, own)
+            to_x = _input_gradient(part, g3, w3, None, x3.shape[2:], g, own)
         to_x = to_x.reshape(x.shape)
     if output_mask[1]:
-        name = "convolution_backward (weight)"
+        part = op.named("convolution_backward (weight)")
         image, out = (g3, x3) if transposed else (x3, g3)
-        to_weight = _weight_gradient(context, name, out, image, w3.shape[2:], g)
+        to_weight = _weight_gradient(part, out, image, w3.shape[2:], g)
         to_weight = to_weight.reshape(weight.shape)
     if output_mask[2]:
         axes = [0, *range(2, gradient.dim())]
-        to_bias = Hand(context, "convolution_backward (bias)").sum(gradient, axes)
+        to_bias = op.named("convolution_backward (bias)").sum(gradient, axes)
     return to_x, to_weight, to_bias

@@ -12,21 +12,20 @@ from typing import Any
 
 import torch
 
-from morphbits.engines.native.rules.arithmetic import Hand
-from morphbits.engines.native.rules.context import Context
-from morphbits.engines.native.rules.registry import check, rule
+from morphbits.engines.native.rules.arithmetic import Operator
+from morphbits.engines.native.rules.registry import rule
 
 T = torch.Tensor
 
 
-def _log_sum(h: Hand, *terms: T) -> T:
+def _log_sum(op: Operator, *terms: T) -> T:
     """log(exp(a − m) + exp(b − m) + …) + m, m the greatest; −∞ where all are."""
     top = torch.stack(terms).amax(0)
     none = top == -inf
     top = torch.where(none, 0.0, top).to(top.dtype)
-    total = h.chain("add", torch.stack([h.function("exp", h.sub(x, top)) for x in terms]))
+    total = op.chain("add", torch.stack([op.function("exp", op.sub(x, top)) for x in terms]))
     total = torch.where(none, 1.0, total).to(top.dtype)
-    return torch.where(none, -inf, h.add(h.function("log", total), top)).to(top.dtype)
+    return torch.where(none, -inf, op.add(op.function("log", total), top)).to(top.dtype)
 
 
 class _States:
@@ -63,14 +62,14 @@ def _later(x_NS: T, by: int) -> T:
     return out
 
 
-def _forward(h: Hand, chances_TNS: T, states: _States, first_NS: T) -> T:
+def _forward(op: Operator, chances_TNS: T, states: _States, first_NS: T) -> T:
     """(T, N, S): logarithms of the sums over all ways to each state, from `first` on."""
     sums = [first_NS]
     never = torch.full((), -inf, dtype=first_NS.dtype)
     for chance in chances_TNS[1:]:
         last = sums[-1]
         two = torch.where(states.skips, _later(last, 2), never)
-        way = h.add(_log_sum(h, last, _later(last, 1), two), chance)
+        way = op.add(_log_sum(op, last, _later(last, 1), two), chance)
         sums.append(torch.where(states.there, way, never))
     return torch.stack(sums)
 
@@ -81,8 +80,7 @@ def _forward(h: Hand, chances_TNS: T, states: _States, first_NS: T) -> T:
     "then the log-probability; at the end two states in the same way",
 )
 def _ctc(
-    context: Context,
-    func: Any,
+    op: Operator,
     x: T,
     targets: T,
     inputs: T | Sequence[int],
@@ -90,20 +88,20 @@ def _ctc(
     blank: int = 0,
     zero_infinity: bool = False,
 ) -> tuple[T, T]:
-    check(func, x)
-    plain = func(x, targets, inputs, labels, blank, zero_infinity)  # says what does not fit
-    h, images = Hand(context, "_ctc_loss"), x.shape[1]
+    op.check(x)
+    plain = op.func(x, targets, inputs, labels, blank, zero_infinity)  # says what does not fit
+    images = x.shape[1]
     states = _States(targets, inputs, labels, blank, images)
     chances = states.chances(x)
     first = torch.full_like(chances[0], -inf)
     first[:, :2] = chances[0, :, :2]
     first = torch.where(states.there, first, -inf).to(x.dtype)
-    alpha = _forward(h, chances, states, first)
+    alpha = _forward(op, chances, states, first)
     every = torch.arange(images)
     end = alpha[states.times.clamp(min=1) - 1, every]
     last, label = (end.gather(1, (states.count - k).clamp(min=0)[:, None])[:, 0] for k in (1, 2))
     label = torch.where(states.labels > 0, label, -inf).to(x.dtype)
-    loss = -_log_sum(h, last, label)
+    loss = -_log_sum(op, last, label)
     none = torch.where(states.labels > 0, inf, 0.0).to(x.dtype)  # no time at all
     loss = torch.where(states.times > 0, loss, none)
     return loss, alpha.movedim(0, 1).contiguous().view(plain[1].shape)
@@ -114,7 +112,7 @@ def _earlier(x_NS: T, by: int) -> T:
     return _later(x_NS.flip(1), by).flip(1)
 
 
-def _backward(h: Hand, chances_TNS: T, states: _States) -> T:
+def _backward(op: Operator, chances_TNS: T, states: _States) -> T:
     """(T, N, S): logarithms of the sums over all ways from each state to the end."""
     state, never = torch.arange(states.classes.shape[1]), torch.full((), -inf)
     final = (state >= states.count[:, None] - 2) & states.there
@@ -124,7 +122,7 @@ def _backward(h: Hand, chances_TNS: T, states: _States) -> T:
     last, sums = torch.full_like(chances_TNS[0], -inf), []
     for t in reversed(range(len(chances_TNS))):
         two = torch.where(skips, _earlier(last, 2), never)
-        way = h.add(_log_sum(h, last, _earlier(last, 1), two), chances_TNS[t])
+        way = op.add(_log_sum(op, last, _earlier(last, 1), two), chances_TNS[t])
         left = (states.times - 1 - t)[:, None]
         way = torch.where(states.there & (left > 0), way, never)
         last = torch.where(final & (left == 0), chances_TNS[t], way)
@@ -138,8 +136,7 @@ def _backward(h: Hand, chances_TNS: T, states: _States) -> T:
     "its states, state by state; (exp(x) − exp(sum + loss − x))·gradient",
 )
 def _ctc_backward(
-    context: Context,
-    func: Any,
+    op: Operator,
     g: T,
     x: T,
     targets: T,
@@ -150,18 +147,18 @@ def _ctc_backward(
     blank: int,
     zero_infinity: bool = False,
 ) -> T:
-    check(func, g, x)
-    h, (times, images, _) = Hand(context, "_ctc_loss_backward"), x.shape
+    op.check(g, x)
+    (times, images, _) = x.shape
     states = _States(targets, inputs, labels, blank, images)
-    beta = _backward(h, states.chances(x), states)
+    beta = _backward(op, states.chances(x), states)
     during = torch.arange(times)[:, None] < states.times
     ways = torch.where(beta == -inf, -inf, alpha.movedim(1, 0)).to(x.dtype)
-    both = h.add(ways, beta)
+    both = op.add(ways, beta)
     sums = torch.full_like(x, -inf)
     for s in range(both.shape[2]):
         index = states.classes[:, s, None].expand(times, -1, 1)
-        sums = sums.scatter(2, index, _log_sum(h, sums.gather(2, index), both[:, :, s, None]))
-    expected = h.function("exp", h.sub(h.add(sums, loss[:, None]), x))
-    out = h.mul(h.sub(h.function("exp", x), expected), g[:, None])
+        sums = sums.scatter(2, index, _log_sum(op, sums.gather(2, index), both[:, :, s, None]))
+    expected = op.function("exp", op.sub(op.add(sums, loss[:, None]), x))
+    out = op.mul(op.sub(op.function("exp", x), expected), g[:, None])
     left_out = ~during | (zero_infinity & (loss == inf))
     return torch.where(left_out[..., None], torch.zeros((), dtype=x.dtype), out)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from morphbits.engines.native.rules.context import Context
+from morphbits.engines.native.rules.arithmetic import Operator
 from morphbits.engines.native.rules.elementwise import write
 from morphbits.engines.native.rules.registry import rule
 
@@ -48,15 +48,14 @@ _TAKEN = {
 }
 
 
-def _taken(context: Context, func: Any, *args: Any, **kwargs: Any) -> Any:
+def _taken(op: Operator, *args: Any, **kwargs: Any) -> Any:
     from torch._decomp import get_decompositions  # half a second of a process that needs none
 
-    table = get_decompositions([func])
-    if func in table:
-        return context.apply(table[func], *args, **kwargs)
-    name = func.overloadpacket.__name__
-    out = context.apply(getattr(torch.ops.aten, name.removesuffix("_")), *args, **kwargs)
-    return write(context, name, args[0], out)
+    table = get_decompositions([op.func])
+    if op.func in table:
+        return op.redispatch(table[op.func], *args, **kwargs)
+    out = op.redispatch(getattr(torch.ops.aten, op.name.removesuffix("_")), *args, **kwargs)
+    return write(op, args[0], out)
 
 
 for _name, _order in _TAKEN.items():

@@ -13,66 +13,62 @@ import torch
 from morphbits.engines.native.kernels import functions
 from morphbits.engines.native.kernels.functions import FUNCTIONS
 from morphbits.engines.native.kernels.library import Rounding, elementwise
-from morphbits.engines.native.rules.arithmetic import HALVES, Hand
-from morphbits.engines.native.rules.context import Context
+from morphbits.engines.native.rules.arithmetic import SIXTEEN_BITS, Operator
 from morphbits.engines.native.rules.promotion import common
-from morphbits.engines.native.rules.registry import check, refuse_as_torch, refused, rule
+from morphbits.engines.native.rules.registry import refuse_as_torch, refused, rule
 from morphbits.errors import UserError
 
 _ONE = "one operation an element"
 
 
-def write(context: Context, name: str, to: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+def write(op: Operator, to: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
     """`result` in the place of `to`, brought to its type by the mode."""
-    return to.copy_(Hand(context, name).to(result, to.dtype))
+    return to.copy_(op.to(result, to.dtype))
 
 
 def _binary(operation: str) -> Callable[..., Any]:
-    def handler(
-        context: Context, func: Any, a: Any, b: Any, alpha: float = 1, **options: Any
-    ) -> Any:
-        name = func.overloadpacket.__name__
+    def handler(op: Operator, a: Any, b: Any, alpha: float = 1, **options: Any) -> Any:
         dtype = torch.result_type(a, b)
         if not dtype.is_floating_point:  # a quotient of whole numbers
             dtype = torch.get_default_dtype()
         rounding_mode = options.get("rounding_mode")
-        in_place = name.endswith("_")
+        in_place = op.name.endswith("_")
         try:
             shape = np.broadcast_shapes(*(v.shape for v in (a, b) if hasattr(v, "shape")))
         except ValueError:
-            refused(func, a, b)
+            refused(op.func, a, b)
         if in_place and not (shape == a.shape and torch.can_cast(dtype, a.dtype)):
-            refused(func, a, b)
-        hand = Hand(context, name)
-        x, y = (hand.to(v, dtype) for v in (a, b))
-        if name == "rsub":
+            refused(op.func, a, b)
+        x, y = (op.to(v, dtype) for v in (a, b))
+        if op.name == "rsub":
             x, y = y, x
-        check(func, x, y)
+        op.check(x, y)
         if rounding_mode is not None:
-            whole = _whole_quotient(hand, x, y, rounding_mode)
-            return write(context, name, a, whole) if in_place else whole
+            whole = _whole_quotient(op, x, y, rounding_mode)
+            return write(op, a, whole) if in_place else whole
         if alpha != 1:
             scale = torch.tensor(alpha, dtype=dtype)
-            y = elementwise(context.next_rounding(name, y.numel()), "mul", y, scale)
-        rounding = context.next_rounding(name, prod(shape))
+            y = elementwise(op.rounding(y.numel()), "mul", y, scale)
+        rounding = op.rounding(prod(shape))
         if in_place and a.dtype != dtype:
             wide = elementwise(rounding, operation, x, y)
-            return write(context, "to", a, wide)
+            return write(op.named("to"), a, wide)
         return elementwise(rounding, operation, x, y, in_place)
 
     return handler
 
 
-def _whole_quotient(h: Hand, a: torch.Tensor, b: torch.Tensor, rounding: str) -> torch.Tensor:
+def _whole_quotient(op: Operator, a: torch.Tensor, b: torch.Tensor, rounding: str) -> torch.Tensor:
     """a / b as a whole number, toward zero or downward, in the operations of torch."""
     if rounding == "trunc":
-        return h.div(a, b).trunc()
-    rest = functions.function(Rounding("nearest", threads=h.mode.threads), "fmod", a, b)  # exact
-    quotient = h.div(h.sub(a, rest), b)
+        return op.div(a, b).trunc()
+    exact = Rounding("nearest", threads=op.context.threads)
+    rest = functions.function(exact, "fmod", a, b)
+    quotient = op.div(op.sub(a, rest), b)
     other_side = (rest != 0) & ((b < 0) != (rest < 0))
-    quotient = torch.where(other_side, h.sub(quotient, 1), quotient)
+    quotient = torch.where(other_side, op.sub(quotient, 1), quotient)
     below = quotient.floor()
-    whole = torch.where(h.sub(quotient, below) > 0.5, h.add(below, 1), below)
+    whole = torch.where(op.sub(quotient, below) > 0.5, op.add(below, 1), below)
     signed = torch.where(a.signbit() == b.signbit(), 0.0, -0.0).to(whole.dtype)
     whole = torch.where(quotient == 0, signed, whole)
     none = b == 0  # where the quotient is infinite or NaN
@@ -86,107 +82,102 @@ rule("div div_", f"{_ONE}; a whole quotient as torch finds it")(_binary("div"))
 
 
 @rule("floor_divide floor_divide_", "as `div` to a whole quotient")
-def _floor_divide(context: Context, func: Any, a: Any, b: Any) -> Any:
-    return _binary("div")(context, func, a, b, rounding_mode="floor")
+def _floor_divide(op: Operator, a: Any, b: Any) -> Any:
+    return _binary("div")(op, a, b, rounding_mode="floor")
 
 
 @rule("leaky_relu leaky_relu_", "one multiplication an element, used where it is negative")
-def _leaky_relu(
-    context: Context, func: Any, a: torch.Tensor, negative_slope: float = 0.01
-) -> torch.Tensor:
-    check(func, a)
-    name = func.overloadpacket.__name__
+def _leaky_relu(op: Operator, a: torch.Tensor, negative_slope: float = 0.01) -> torch.Tensor:
+    op.check(a)
     slope = torch.tensor(negative_slope, dtype=a.dtype)
-    rounding = context.next_rounding(name, a.numel())
-    return elementwise(rounding, "leaky_relu", a, slope, in_place=name.endswith("_"))
+    rounding = op.rounding(a.numel())
+    return elementwise(rounding, "leaky_relu", a, slope, in_place=op.name.endswith("_"))
 
 
 @rule("leaky_relu_backward", "one multiplication an element, used where it is negative")
 def _leaky_relu_backward(
-    context: Context,
-    func: Any,
+    op: Operator,
     gradient: torch.Tensor,
     x: torch.Tensor,
     negative_slope: float,
     self_is_result: bool,
 ) -> torch.Tensor:
-    check(func, gradient, x)
-    scaled = Hand(context, "leaky_relu_backward").mul(gradient, float(negative_slope))
+    op.check(gradient, x)
+    scaled = op.mul(gradient, float(negative_slope))
     return torch.where(x > 0, gradient, scaled)
 
 
-@rule("_to_copy", "one rounding an element that loses bits", halves=True)
-def _to_copy(context: Context, func: Any, a: torch.Tensor, **options: Any) -> torch.Tensor:
+@rule("_to_copy", "one rounding an element that loses bits", sixteen_bits=True)
+def _to_copy(op: Operator, a: torch.Tensor, **options: Any) -> torch.Tensor:
     dtype = options.get("dtype") or a.dtype
     if dtype == a.dtype or not dtype.is_floating_point:
-        return func(a, **options)
-    if dtype not in (torch.float32, torch.float64, *HALVES):
+        return op.func(a, **options)
+    if dtype not in (torch.float32, torch.float64, *SIXTEEN_BITS):
         raise UserError(
             f"the native engine has no rule for a conversion from {a.dtype} to {dtype}"
         )
-    return func(Hand(context, "to").to(a, dtype), **options)
+    return op.func(op.named("to").to(a, dtype), **options)
 
 
-@rule("copy", "one rounding an element that loses bits", halves=True)
+@rule("copy", "one rounding an element that loses bits", sixteen_bits=True)
 def _copied(
-    context: Context, func: Any, to: torch.Tensor, a: torch.Tensor, non_blocking: bool = False
+    op: Operator, to: torch.Tensor, a: torch.Tensor, non_blocking: bool = False
 ) -> torch.Tensor:
-    return _copy(context, torch.ops.aten.copy_.default, to.clone(), a, non_blocking)
+    return _copy(Operator(op.context, torch.ops.aten.copy_.default), to.clone(), a, non_blocking)
 
 
-@rule("copy_", "one rounding an element that loses bits", halves=True)
+@rule("copy_", "one rounding an element that loses bits", sixteen_bits=True)
 def _copy(
-    context: Context, func: Any, to: torch.Tensor, a: torch.Tensor, non_blocking: bool = False
+    op: Operator, to: torch.Tensor, a: torch.Tensor, non_blocking: bool = False
 ) -> torch.Tensor:
-    converted = _to_copy(context, torch.ops.aten._to_copy.default, a, dtype=to.dtype)
-    return func(to, converted, non_blocking)
+    converted = _to_copy(Operator(op.context, torch.ops.aten._to_copy.default), a, dtype=to.dtype)
+    return op.func(to, converted, non_blocking)
 
 
 def functional(formula: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """A handler of an operator and its in-place form from a formula of (hand, arguments), whose
+    """A handler of an operator and its in-place form from a formula of (op, arguments), whose
     tensors have one floating-point type: others are brought to that of torch first."""
 
-    def handler(context: Context, func: Any, *args: Any, **kwargs: Any) -> Any:
-        name = func.overloadpacket.__name__
-        hand, to = Hand(context, name), args[0]
+    def handler(op: Operator, *args: Any, **kwargs: Any) -> Any:
+        to = args[0]
         tensors = [x for x in args if isinstance(x, torch.Tensor)]
         dtype = tensors[0].dtype
         if not dtype.is_floating_point or any(x.dtype != dtype for x in tensors):
-            refuse_as_torch(func, args, kwargs)
+            refuse_as_torch(op.func, args, kwargs)
             dtype = common(tensors, [x for x in args if isinstance(x, float)])
             dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
-            args = tuple(hand.wide(x, dtype) if isinstance(x, torch.Tensor) else x for x in args)
-        check(func, *(x for x in args if isinstance(x, torch.Tensor)))
-        result = formula(hand, *args, **kwargs)
-        return write(context, name, to, result) if name.endswith("_") else hand.to(result, dtype)
+            args = tuple(op.wide(x, dtype) if isinstance(x, torch.Tensor) else x for x in args)
+        op.check(*(x for x in args if isinstance(x, torch.Tensor)))
+        result = formula(op, *args, **kwargs)
+        return write(op, to, result) if op.name.endswith("_") else op.to(result, dtype)
 
     return handler
 
 
 @rule("addcmul addcmul_", "value·b, times c, then the addition")
 @functional
-def _addcmul(h: Hand, a: Any, b: Any, c: Any, value: float = 1) -> torch.Tensor:
-    return h.add(a, h.mul(h.mul(value, b), c))
+def _addcmul(op: Operator, a: Any, b: Any, c: Any, value: float = 1) -> torch.Tensor:
+    return op.add(a, op.mul(op.mul(value, b), c))
 
 
 @rule("addcdiv addcdiv_", "value·b, divided by c, then the addition")
 @functional
-def _addcdiv(h: Hand, a: Any, b: Any, c: Any, value: float = 1) -> torch.Tensor:
-    return h.add(a, h.div(h.mul(value, b), c))
+def _addcdiv(op: Operator, a: Any, b: Any, c: Any, value: float = 1) -> torch.Tensor:
+    return op.add(a, op.div(op.mul(value, b), c))
 
 
-def lerp(h: Hand, a: torch.Tensor, b: torch.Tensor, weight: Any) -> torch.Tensor:
+def lerp(op: Operator, a: torch.Tensor, b: torch.Tensor, weight: Any) -> torch.Tensor:
     """Between `a` (weight 0) and `b` (1), as torch does."""
     if not isinstance(weight, torch.Tensor):
         weight = torch.tensor(weight, dtype=a.dtype)
-    distance = h.sub(b, a)
+    distance = op.sub(b, a)
     near = weight.abs() < 0.5
     if weight.dim() == 0:
         if near:
-            return h.add(a, h.mul(weight, distance))
-        return h.sub(b, h.mul(distance, h.sub(1, weight)))
-    from_a = h.add(a, h.mul(weight, distance))
-    from_b = h.sub(b, h.mul(distance, h.sub(1, weight)))
+            return op.add(a, op.mul(weight, distance))
+        return op.sub(b, op.mul(distance, op.sub(1, weight)))
+    from_a = op.add(a, op.mul(weight, distance))
+    from_b = op.sub(b, op.mul(distance, op.sub(1, weight)))
     return torch.where(near, from_a, from_b)
 
 
@@ -197,26 +188,26 @@ rule("lerp lerp_", "|weight| < ½: a + weight·(b − a), else b − (b − a)·
 
 @rule("sqrt sqrt_", _ONE)
 @functional
-def _sqrt(h: Hand, a: torch.Tensor) -> torch.Tensor:
-    return h.sqrt(a)
+def _sqrt(op: Operator, a: torch.Tensor) -> torch.Tensor:
+    return op.sqrt(a)
 
 
 @rule("square square_", _ONE)
 @functional
-def _square(h: Hand, a: torch.Tensor) -> torch.Tensor:
-    return h.mul(a, a)
+def _square(op: Operator, a: torch.Tensor) -> torch.Tensor:
+    return op.mul(a, a)
 
 
 @rule("reciprocal reciprocal_", _ONE)
 @functional
-def _reciprocal(h: Hand, a: torch.Tensor) -> torch.Tensor:
-    return h.div(1, a)
+def _reciprocal(op: Operator, a: torch.Tensor) -> torch.Tensor:
+    return op.div(1, a)
 
 
 @rule("rsqrt rsqrt_", "the root, then the division")
 @functional
-def _rsqrt(h: Hand, a: torch.Tensor) -> torch.Tensor:
-    return h.div(1, h.sqrt(a))
+def _rsqrt(op: Operator, a: torch.Tensor) -> torch.Tensor:
+    return op.div(1, op.sqrt(a))
 
 
 @rule(
@@ -225,87 +216,87 @@ def _rsqrt(h: Hand, a: torch.Tensor) -> torch.Tensor:
     "by the C library, one rounding",
 )
 @functional
-def _pow(h: Hand, a: Any, exponent: Any) -> torch.Tensor:
+def _pow(op: Operator, a: Any, exponent: Any) -> torch.Tensor:
     if isinstance(exponent, torch.Tensor):
-        return h.function("pow", a, exponent)
+        return op.function("pow", a, exponent)
     match float(exponent):
         case 0.0:
             return torch.ones_like(a)
         case 1.0:
             return a.clone()
         case 2.0:
-            return h.mul(a, a)
+            return op.mul(a, a)
         case 3.0:
-            return h.mul(h.mul(a, a), a)
+            return op.mul(op.mul(a, a), a)
         case 0.5:
-            return h.sqrt(a)
+            return op.sqrt(a)
         case -0.5:
-            return h.div(1, h.sqrt(a))
+            return op.div(1, op.sqrt(a))
         case -1.0:
-            return h.div(1, a)
+            return op.div(1, a)
         case -2.0:
-            return h.div(1, h.mul(a, a))
-    return h.function("pow", a, exponent)
+            return op.div(1, op.mul(a, a))
+    return op.function("pow", a, exponent)
 
 
 @rule("logaddexp2", "the greater + log1p(2 to the power of −|a − b|)·(1 / log 2)")
 @functional
-def _logaddexp2(h: Hand, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    rest = h.function("log1p", h.function("exp2", -h.sub(a, b).abs()))
-    out = h.add(torch.maximum(a, b), h.mul(rest, 1 / math.log(2)))
+def _logaddexp2(op: Operator, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    rest = op.function("log1p", op.function("exp2", -op.sub(a, b).abs()))
+    out = op.add(torch.maximum(a, b), op.mul(rest, 1 / math.log(2)))
     return torch.where(a.isinf() & (a == b), a, out)
 
 
-def _times_log(h: Hand, x: Any, y: Any, name: str) -> torch.Tensor:
-    a, b = h.tensors(x, y)
+def _times_log(op: Operator, x: Any, y: Any, name: str) -> torch.Tensor:
+    a, b = op.tensors(x, y)
     zero = torch.where(b.isnan(), b, torch.zeros((), dtype=b.dtype))
-    return torch.where(a == 0, zero, h.mul(a, h.function(name, b)))
+    return torch.where(a == 0, zero, op.mul(a, op.function(name, b)))
 
 
 @rule("xlogy xlogy_", "x·log(y)")
 @functional
-def _xlogy(h: Hand, x: Any, y: Any) -> torch.Tensor:
-    return _times_log(h, x, y, "log")
+def _xlogy(op: Operator, x: Any, y: Any) -> torch.Tensor:
+    return _times_log(op, x, y, "log")
 
 
 @rule("special_xlog1py", "x·log1p(y)")
 @functional
-def _xlog1py(h: Hand, x: Any, y: Any) -> torch.Tensor:
-    return _times_log(h, x, y, "log1p")
+def _xlog1py(op: Operator, x: Any, y: Any) -> torch.Tensor:
+    return _times_log(op, x, y, "log1p")
 
 
 @rule("special_entr", "−x·log(x)")
 @functional
-def _entr(h: Hand, a: torch.Tensor) -> torch.Tensor:
+def _entr(op: Operator, a: torch.Tensor) -> torch.Tensor:
     low = torch.where(a == 0, 0.0, -torch.inf).to(a.dtype)
-    entropy = h.mul(-a, h.function("log", torch.where(a > 0, a, 1.0).to(a.dtype)))
+    entropy = op.mul(-a, op.function("log", torch.where(a > 0, a, 1.0).to(a.dtype)))
     return torch.where(a.isnan(), a, torch.where(a > 0, entropy, low))
 
 
 @rule("ldexp ldexp_", "2 to the power of the exponent, then the product")
 @functional
-def _ldexp(h: Hand, a: Any, exponent: Any) -> torch.Tensor:
-    x, y = h.tensors(a, exponent)
-    return h.mul(x, h.function("exp2", y))
+def _ldexp(op: Operator, a: Any, exponent: Any) -> torch.Tensor:
+    x, y = op.tensors(a, exponent)
+    return op.mul(x, op.function("exp2", y))
 
 
 @rule(
     "round round_",
     "to decimals: times 10 to their power, whole, divided by it; else exact",
-    halves=True,
+    sixteen_bits=True,
 )
-def _round(context: Context, func: Any, a: torch.Tensor, **options: int) -> torch.Tensor:
-    name, decimals = func.overloadpacket.__name__, options.get("decimals", 0)
+def _round(op: Operator, a: torch.Tensor, **options: int) -> torch.Tensor:
+    name, decimals = op.name, options.get("decimals", 0)
     if not decimals:
-        return func(a, **options)
-    h, x = Hand(context, name), a.to(torch.promote_types(a.dtype, torch.float32))
-    check(func, x)
+        return op.func(a, **options)
+    x = a.to(torch.promote_types(a.dtype, torch.float32))
+    op.check(x)
     power = float(10 ** abs(decimals))
     if decimals > 0:
-        out = h.div(h.mul(x, power).round(), power)
+        out = op.div(op.mul(x, power).round(), power)
     else:
-        out = h.mul(h.div(x, power).round(), power)
-    return write(context, name, a, out) if name.endswith("_") else h.to(out, a.dtype)
+        out = op.mul(op.div(x, power).round(), power)
+    return write(op, a, out) if name.endswith("_") else op.to(out, a.dtype)
 
 
 _PSI = (1 / 12, -1 / 120, 1 / 252, -1 / 240, 1 / 132, -691 / 32760, 1 / 12)
@@ -316,30 +307,30 @@ _PSI = (1 / 12, -1 / 120, 1 / 252, -1 / 240, 1 / 132, -691 / 32760, 1 / 12)
     "−1/x − 1/(x + 1) … up to 10, then log(x) − ½/x − a series in 1/x²; below 0 reflected",
 )
 @functional
-def _digamma(h: Hand, a: torch.Tensor) -> torch.Tensor:
-    return _digamma_of(h, a)
+def _digamma(op: Operator, a: torch.Tensor) -> torch.Tensor:
+    return _digamma_of(op, a)
 
 
-def _digamma_of(h: Hand, a: torch.Tensor) -> torch.Tensor:
+def _digamma_of(op: Operator, a: torch.Tensor) -> torch.Tensor:
     """As Cephes' psi, which torch has from there."""
     negative = a < 0
-    x = torch.where(negative, h.sub(1, a), a)
+    x = torch.where(negative, op.sub(1, a), a)
     down = torch.zeros_like(x)
     for _ in range(10):
         low = x < 10
         if not bool(low.any()):
             break
-        down = torch.where(low, h.sub(down, h.div(1, x)), down)
-        x = torch.where(low, h.add(x, 1), x)
-    z = h.div(1, h.mul(x, x))
+        down = torch.where(low, op.sub(down, op.div(1, x)), down)
+        x = torch.where(low, op.add(x, 1), x)
+    z = op.div(1, op.mul(x, x))
     series = torch.full_like(x, _PSI[-1])
     for term in _PSI[-2::-1]:
-        series = h.add(h.mul(series, z), term)
-    tail = h.mul(series, z)
-    out = h.sub(h.sub(h.add(down, h.function("log", x)), h.div(0.5, x)), tail)
+        series = op.add(op.mul(series, z), term)
+    tail = op.mul(series, z)
+    out = op.sub(op.sub(op.add(down, op.function("log", x)), op.div(0.5, x)), tail)
     # π / tan(π·x) of the rest of x, in float64
-    angle = h.mul((a - a.trunc()).double(), math.pi)
-    reflected = h.sub(out, h.to(h.div(math.pi, h.function("tan", angle)), x.dtype))
+    angle = op.mul((a - a.trunc()).double(), math.pi)
+    reflected = op.sub(out, op.to(op.div(math.pi, op.function("tan", angle)), x.dtype))
     out = torch.where(negative, reflected, out)
     whole = negative & (a == a.trunc())
     out = torch.where(whole, torch.nan, out)
@@ -352,26 +343,26 @@ def _digamma_of(h: Hand, a: torch.Tensor) -> torch.Tensor:
     "higher ones have no rule",
 )
 @functional
-def _polygamma(h: Hand, *args: Any) -> torch.Tensor:
+def _polygamma(op: Operator, *args: Any) -> torch.Tensor:
     n, a = args if isinstance(args[0], int) else args[::-1]
     if n not in (0, 1):
         raise UserError(f"the native engine has no rule for polygamma of order {n}; use 0 or 1")
-    return (_digamma_of if n == 0 else _trigamma)(h, a)
+    return (_digamma_of if n == 0 else _trigamma)(op, a)
 
 
-def _trigamma(h: Hand, a: torch.Tensor) -> torch.Tensor:
+def _trigamma(op: Operator, a: torch.Tensor) -> torch.Tensor:
     low = a < 0.5
-    sine = h.function("sin", h.mul(math.pi, a))
-    result = torch.where(low, -h.div(math.pi * math.pi, h.mul(sine, sine)), 0.0).to(a.dtype)
-    x = torch.where(low, h.sub(1, a), a)
+    sine = op.function("sin", op.mul(math.pi, a))
+    result = torch.where(low, -op.div(math.pi * math.pi, op.mul(sine, sine)), 0.0).to(a.dtype)
+    x = torch.where(low, op.sub(1, a), a)
     for _ in range(6):
-        result = h.add(result, h.div(1, h.mul(x, x)))
-        x = h.add(x, 1)
-    ixx = h.div(1, h.mul(x, x))
-    series = h.sub(1 / 30, h.mul(ixx, 1 / 42))
-    series = h.mul(ixx, h.sub(1 / 6, h.mul(ixx, series)))
-    tail = h.div(h.add(h.add(1, h.div(1, h.mul(2, x))), series), x)
-    result = h.add(result, tail)
+        result = op.add(result, op.div(1, op.mul(x, x)))
+        x = op.add(x, 1)
+    ixx = op.div(1, op.mul(x, x))
+    series = op.sub(1 / 30, op.mul(ixx, 1 / 42))
+    series = op.mul(ixx, op.sub(1 / 6, op.mul(ixx, series)))
+    tail = op.div(op.add(op.add(1, op.div(1, op.mul(2, x))), series), x)
+    result = op.add(result, tail)
     return torch.where(low, -result, result)
 
 
@@ -383,10 +374,10 @@ _ERFINV = (
 )
 
 
-def _horner(h: Hand, coefficients: tuple[float, ...], x: torch.Tensor) -> torch.Tensor:
+def _horner(op: Operator, coefficients: tuple[float, ...], x: torch.Tensor) -> torch.Tensor:
     total = torch.full_like(x, coefficients[0])
     for coefficient in coefficients[1:]:
-        total = h.add(h.mul(total, x), coefficient)
+        total = op.add(op.mul(total, x), coefficient)
     return total
 
 
@@ -396,16 +387,16 @@ def _horner(h: Hand, coefficients: tuple[float, ...], x: torch.Tensor) -> torch.
     "x − (erf(x) − y) / (2/√π·exp(−x·x))",
 )
 @functional
-def _erfinv(h: Hand, a: torch.Tensor) -> torch.Tensor:
+def _erfinv(op: Operator, a: torch.Tensor) -> torch.Tensor:
     size = a.abs()
-    z = h.mul(a, a)
-    near = h.div(h.mul(a, _horner(h, _ERFINV[0], z)), _horner(h, _ERFINV[1], z))
-    z = h.sqrt(-h.function("log", h.div(h.sub(1, size), 2)))
-    far = h.div(_horner(h, _ERFINV[2], z).copysign(a), _horner(h, _ERFINV[3], z))
+    z = op.mul(a, a)
+    near = op.div(op.mul(a, _horner(op, _ERFINV[0], z)), _horner(op, _ERFINV[1], z))
+    z = op.sqrt(-op.function("log", op.div(op.sub(1, size), 2)))
+    far = op.div(_horner(op, _ERFINV[2], z).copysign(a), _horner(op, _ERFINV[3], z))
     x = torch.where(size <= 0.7, near, far)
     for _ in range(2):
-        slope = h.mul(2 / math.sqrt(math.pi), h.function("exp", h.mul(-x, x)))
-        x = h.sub(x, h.div(h.sub(h.function("erf", x), a), slope))
+        slope = op.mul(2 / math.sqrt(math.pi), op.function("exp", op.mul(-x, x)))
+        x = op.sub(x, op.div(op.sub(op.function("erf", x), a), slope))
     x = torch.where(size == 1, torch.full_like(x, torch.inf).copysign(a), x)
     return torch.where(size > 1, torch.nan, x).to(a.dtype)
 
@@ -415,31 +406,31 @@ for _name in FUNCTIONS:
     if _name not in ("pow", "atan2", "hypot", "fmod"):
 
         @functional
-        def _unary(h: Hand, a: torch.Tensor, _name: str = _name) -> torch.Tensor:
-            return h.function(_name, a)
+        def _unary(op: Operator, a: torch.Tensor, _name: str = _name) -> torch.Tensor:
+            return op.function(_name, a)
 
         rule(f"{_name} {_name}_", _LIBRARY)(_unary)
 
 
 @rule("remainder remainder_", "exact, but for one addition where the signs differ")
 @functional
-def _remainder(h: Hand, a: Any, b: Any) -> torch.Tensor:
-    x, y = h.tensors(a, b)
-    rest = h.function("fmod", x, y)
-    return torch.where((rest != 0) & ((y < 0) != (rest < 0)), h.add(rest, y), rest)
+def _remainder(op: Operator, a: Any, b: Any) -> torch.Tensor:
+    x, y = op.tensors(a, b)
+    rest = op.function("fmod", x, y)
+    return torch.where((rest != 0) & ((y < 0) != (rest < 0)), op.add(rest, y), rest)
 
 
 for _name in ("atan2", "hypot", "fmod"):
 
     @functional
-    def _of_two(h: Hand, a: Any, b: Any, _name: str = _name) -> torch.Tensor:
-        return h.function(_name, a, b)
+    def _of_two(op: Operator, a: Any, b: Any, _name: str = _name) -> torch.Tensor:
+        return op.function(_name, a, b)
 
     rule(f"{_name} {_name}_", _LIBRARY)(_of_two)
 
 
-@rule("threshold_backward", "selects, rounds nothing", halves=True)
+@rule("threshold_backward", "selects, rounds nothing", sixteen_bits=True)
 def _threshold_backward(
-    context: Context, func: Any, gradient: torch.Tensor, x: torch.Tensor, threshold: float
+    op: Operator, gradient: torch.Tensor, x: torch.Tensor, threshold: float
 ) -> torch.Tensor:
     return torch.where(x <= threshold, torch.zeros((), dtype=gradient.dtype), gradient)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from morphbits.engines.native.rules.arithmetic import Hand
-from morphbits.engines.native.rules.context import Context
-from morphbits.engines.native.rules.registry import check, rule
+from morphbits.engines.native.rules.arithmetic import Operator
+from morphbits.engines.native.rules.registry import rule
 from morphbits.errors import UserError
 
 T = torch.Tensor
@@ -27,8 +24,7 @@ def _bags(offsets: T, count: int, include_last_offset: bool) -> tuple[T, int]:
     "a row times its weight, one addition a row, in the order of the indices; mean: one division",
 )
 def _embedding_bag(
-    context: Context,
-    func: Any,
+    op: Operator,
     weight: T,
     indices: T,
     offsets: T,
@@ -39,10 +35,9 @@ def _embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int = -1,
 ) -> tuple[T, T, T, T]:
-    check(func, weight)
-    h = Hand(context, func.overloadpacket.__name__)
+    op.check(weight)
     # which row is in which bag, and the greatest: these round nothing
-    out, bag_of, sizes, greatest = func(
+    out, bag_of, sizes, greatest = op.func(
         weight,
         indices,
         offsets,
@@ -59,12 +54,12 @@ def _embedding_bag(
     kept = indices != padding_idx
     rows, bag = weight[indices[kept].long()], bag[kept]
     if per_sample_weights is not None:
-        rows = h.mul(rows, per_sample_weights[kept][:, None])
+        rows = op.mul(rows, per_sample_weights[kept][:, None])
     zeros = torch.zeros(weight.shape[1], bags, dtype=weight.dtype)
-    total = h.scatter_add(zeros, bag, rows.t()).t().contiguous()
+    total = op.scatter_add(zeros, bag, rows.t()).t().contiguous()
     if kind == _MEAN:
         count = torch.bincount(bag, minlength=bags).clamp(min=1)
-        total = h.div(total, count.to(weight.dtype)[:, None])
+        total = op.div(total, count.to(weight.dtype)[:, None])
     return total, bag_of, sizes, greatest
 
 
@@ -74,8 +69,7 @@ def _embedding_bag(
     "row, in the order of the indices",
 )
 def _embedding_bag_backward(
-    context: Context,
-    func: Any,
+    op: Operator,
     gradient: T,
     indices: T,
     offsets: T,
@@ -89,32 +83,31 @@ def _embedding_bag_backward(
     per_sample_weights: T | None,
     padding_idx: int = -1,
 ) -> T:
-    check(func, gradient)
+    op.check(gradient)
     if sparse or scale_grad_by_freq:  # torch's kernel takes the counts of other rows
         name = "sparse" if sparse else "scale_grad_by_freq"
-        raise UserError(f"the native engine has no rule for {func} with {name}=True")
-    h, width = Hand(context, "_embedding_bag_backward"), gradient.shape[1]
+        raise UserError(f"the native engine has no rule for {op.func} with {name}=True")
+    width = gradient.shape[1]
     if kind == _MAX:
         filled = sizes > 0
         zeros = torch.zeros(width, num_weights, dtype=gradient.dtype)
         index, source = greatest[filled].long().t(), gradient[filled].t()
-        return h.scatter_add(zeros, index, source).t().contiguous()
+        return op.scatter_add(zeros, index, source).t().contiguous()
     kept = indices != padding_idx
     bag_of = bag_of if len(bag_of) else _bags(offsets, len(indices), False)[0]
     index, bag = indices[kept].long(), bag_of[kept].long()
     rows = gradient[bag]
     if per_sample_weights is not None:
-        rows = h.mul(rows, per_sample_weights[kept][:, None])
+        rows = op.mul(rows, per_sample_weights[kept][:, None])
     if kind == _MEAN:
-        rows = h.div(rows, sizes[bag].to(rows.dtype)[:, None])
+        rows = op.div(rows, sizes[bag].to(rows.dtype)[:, None])
     zeros = torch.zeros(width, num_weights, dtype=rows.dtype)
-    return h.scatter_add(zeros, index, rows.t()).t().contiguous()
+    return op.scatter_add(zeros, index, rows.t()).t().contiguous()
 
 
 @rule("_embedding_bag_per_sample_weights_backward", "the products of two rows, a chain")
 def _per_sample_weights_backward(
-    context: Context,
-    func: Any,
+    op: Operator,
     gradient: T,
     weight: T,
     indices: T,
@@ -123,11 +116,10 @@ def _per_sample_weights_backward(
     kind: int,
     padding_idx: int = -1,
 ) -> T:
-    check(func, gradient, weight)
-    h = Hand(context, "_embedding_bag_per_sample_weights_backward")
+    op.check(gradient, weight)
     bag = bag_of if len(bag_of) else _bags(offsets, len(indices), False)[0]
-    products = h.mul(gradient[bag.long()], weight[indices.long()])
-    dots = h.chain("add", products.t().contiguous())
+    products = op.mul(gradient[bag.long()], weight[indices.long()])
+    dots = op.chain("add", products.t().contiguous())
     return torch.where(indices == padding_idx, torch.zeros((), dtype=dots.dtype), dots)
 
 
@@ -135,13 +127,10 @@ def _per_sample_weights_backward(
     "embedding_renorm_",
     "the norm as `linalg_vector_norm`; where it is too great, the row times limit / (norm + 10⁻⁷)",
 )
-def _embedding_renorm(
-    context: Context, func: Any, weight: T, indices: T, max_norm: float, norm_type: float
-) -> T:
-    check(func, weight)
-    h = Hand(context, "embedding_renorm_")
+def _embedding_renorm(op: Operator, weight: T, indices: T, max_norm: float, norm_type: float) -> T:
+    op.check(weight)
     at = indices.reshape(-1).unique().long()
     rows = weight[at]
-    norms = context.apply(torch.ops.aten.linalg_vector_norm, rows, norm_type, [1], True)
-    limited = h.mul(rows, h.div(max_norm, h.add(norms, 1e-7)))
+    norms = op.redispatch(torch.ops.aten.linalg_vector_norm, rows, norm_type, [1], True)
+    limited = op.mul(rows, op.div(max_norm, op.add(norms, 1e-7)))
     return weight.index_copy_(0, at, torch.where(norms > max_norm, limited, rows))

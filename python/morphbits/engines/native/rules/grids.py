@@ -11,13 +11,11 @@ from collections.abc import Sequence
 from functools import reduce
 from itertools import product
 from math import prod
-from typing import Any
 
 import torch
 
-from morphbits.engines.native.rules.arithmetic import Hand
-from morphbits.engines.native.rules.context import Context
-from morphbits.engines.native.rules.registry import check, refused, rule
+from morphbits.engines.native.rules.arithmetic import Operator
+from morphbits.engines.native.rules.registry import refused, rule
 from morphbits.engines.native.rules.resampling import cubic_weights
 
 T = torch.Tensor
@@ -26,41 +24,41 @@ _PADDINGS = ("zeros", "border", "reflection")
 Gradients = tuple[T | None, T | None]  # of a flat image and of the grid
 
 
-def _unnormalize(h: Hand, coordinate: T, n: int, align: bool, dims: int) -> tuple[T, T]:
+def _unnormalize(op: Operator, coordinate: T, n: int, align: bool, dims: int) -> tuple[T, T]:
     """A coordinate of the image from the grid's, and its derivative by it."""
     factor = (n - 1) / 2 if align else n / 2
     slope = torch.full((), factor, dtype=coordinate.dtype).expand(coordinate.shape)
-    shifted = h.add(coordinate, 1)
+    shifted = op.add(coordinate, 1)
     if dims == 2:
-        x = h.mul(shifted, factor)
-        return (x if align else h.sub(x, 0.5)), slope
+        x = op.mul(shifted, factor)
+        return (x if align else op.sub(x, 0.5)), slope
     if align:
-        return h.mul(h.div(shifted, 2), n - 1), slope
-    return h.div(h.sub(h.mul(shifted, n), 1), 2), slope
+        return op.mul(op.div(shifted, 2), n - 1), slope
+    return op.div(op.sub(op.mul(shifted, n), 1), 2), slope
 
 
-def _reflect(h: Hand, x: T, n: int, align: bool) -> tuple[T, T]:
+def _reflect(op: Operator, x: T, n: int, align: bool) -> tuple[T, T]:
     """A coordinate reflected into the image, and the sign of its derivative."""
     twice_low, twice_high = (0, 2 * (n - 1)) if align else (-1, 2 * n - 1)
     if twice_low == twice_high:
         return torch.zeros_like(x), torch.zeros_like(x)
     low, span = twice_low / 2, (twice_high - twice_low) / 2
-    moved = h.sub(x, low)
+    moved = op.sub(x, low)
     sign = torch.where(moved < 0, -1.0, 1.0).to(x.dtype)
     moved = moved.abs()
     extra = torch.fmod(moved, span)  # exact
-    odd = h.div(moved, span).floor() % 2 != 0
-    result = h.add(torch.where(odd, h.sub(span, extra), extra), low)
+    odd = op.div(moved, span).floor() % 2 != 0
+    result = op.add(torch.where(odd, op.sub(span, extra), extra), low)
     return result, torch.where(odd, -sign, sign)
 
 
-def _padded(h: Hand, x: T, n: int, padding: str, align: bool) -> tuple[T, T]:
+def _padded(op: Operator, x: T, n: int, padding: str, align: bool) -> tuple[T, T]:
     """A coordinate brought into the image (where the padding does), and its derivative."""
     one = torch.ones_like(x)
     if padding == "zeros":
         return x, one
     if padding == "reflection":
-        x, one = _reflect(h, x, n, align)
+        x, one = _reflect(op, x, n, align)
     inside = (x > 0) & (x < n - 1)
     x = torch.where(x.isnan(), torch.zeros((), dtype=x.dtype), x)
     return x.clamp(0, n - 1), torch.where(inside, one, torch.zeros_like(one))
@@ -91,23 +89,23 @@ class _Corners:
     """
 
     def __init__(
-        self, h: Hand, grid_NV: T, size: Sequence[int], padding: str, align: bool
+        self, op: Operator, grid_NV: T, size: Sequence[int], padding: str, align: bool
     ) -> None:
         self.size, dims = list(size), len(size)
         self.position, self.slope, self.low = [], [], []
         for d, n in enumerate(size):
-            x, slope = _unnormalize(h, grid_NV[:, dims - 1 - d], n, align, dims)
-            x, factor = _padded(h, x, n, padding, align)
+            x, slope = _unnormalize(op, grid_NV[:, dims - 1 - d], n, align, dims)
+            x, factor = _padded(op, x, n, padding, align)
             self.position.append(x)
             self.slope.append(slope * factor)  # by 0, 1 or −1
             self.low.append(x.floor())
         # distance to the lower and to the upper corner: the weights of the other one
         if dims == 2:  # torch's vectorized kernel: x − ⌊x⌋, then 1 − that
-            below = [h.sub(x, low) for x, low in zip(self.position, self.low, strict=True)]
-            self.weights = [(h.sub(1, b), b) for b in below]
+            below = [op.sub(x, low) for x, low in zip(self.position, self.low, strict=True)]
+            self.weights = [(op.sub(1, b), b) for b in below]
         else:
             self.weights = [
-                (h.sub(low + 1, x), h.sub(x, low))
+                (op.sub(low + 1, x), op.sub(x, low))
                 for x, low in zip(self.position, self.low, strict=True)
             ]
         self.corners = list(product((0, 1), repeat=dims))
@@ -117,27 +115,27 @@ class _Corners:
         position = [low + side for low, side in zip(self.low, corner, strict=True)]
         return _flat(position, self.size)
 
-    def weight(self, h: Hand, corner: Sequence[int]) -> T:
+    def weight(self, op: Operator, corner: Sequence[int]) -> T:
         """The product of the corner's weights, from the grid's first component (the last axis)."""
         parts = [self.weights[d][side] for d, side in enumerate(corner)]
-        return reduce(h.mul, parts[::-1])
+        return reduce(op.mul, parts[::-1])
 
 
 def _linear(
-    h: Hand, values_CN: T, grid_NV: T, size: Sequence[int], padding: str, align: bool
+    op: Operator, values_CN: T, grid_NV: T, size: Sequence[int], padding: str, align: bool
 ) -> T:
-    corners = _Corners(h, grid_NV, size, padding, align)
+    corners = _Corners(op, grid_NV, size, padding, align)
     terms = []
     for corner in corners.corners:
         index, inside = corners.index(corner)
-        term = h.mul(_only(inside, values_CN[:, index]), corners.weight(h, corner))
+        term = op.mul(_only(inside, values_CN[:, index]), corners.weight(op, corner))
         # torch's kernel of volumes leaves out what lies outside, also where a weight is infinite
         terms.append(term if len(size) == 2 else _only(inside, term))
-    return h.chain("add", torch.stack(terms))
+    return op.chain("add", torch.stack(terms))
 
 
 def _linear_backward(
-    h: Hand,
+    op: Operator,
     out_CN: T,
     values_CN: T,
     grid_NV: T,
@@ -146,29 +144,29 @@ def _linear_backward(
     align: bool,
     mask: Sequence[bool],
 ) -> Gradients:
-    corners = _Corners(h, grid_NV, size, padding, align)
+    corners = _Corners(op, grid_NV, size, padding, align)
     places = [corners.index(corner) for corner in corners.corners]
     to_image = to_grid = None
     if mask[0]:
         shares = [
-            _only(inside, h.mul(corners.weight(h, corner), out_CN))
+            _only(inside, op.mul(corners.weight(op, corner), out_CN))
             for corner, (_, inside) in zip(corners.corners, places, strict=True)
         ]
-        to_image = _scattered(h, [at for at, _ in places], shares, values_CN)
+        to_image = _scattered(op, [at for at, _ in places], shares, values_CN)
     if mask[1]:
-        to_grid = _linear_slopes(h, corners, places, values_CN, out_CN)
+        to_grid = _linear_slopes(op, corners, places, values_CN, out_CN)
     return to_image, to_grid
 
 
-def _scattered(h: Hand, places: Sequence[T], shares_CN: Sequence[T], image_CN: T) -> T:
+def _scattered(op: Operator, places: Sequence[T], shares_CN: Sequence[T], image_CN: T) -> T:
     """The shares added to their places in a flat image of zeros, point by point."""
     index = torch.stack(list(places), 1).reshape(-1)
     source = torch.stack(list(shares_CN), 2).flatten(1)
-    return h.scatter_add(torch.zeros_like(image_CN), index, source)
+    return op.scatter_add(torch.zeros_like(image_CN), index, source)
 
 
 def _linear_slopes(
-    h: Hand, corners: _Corners, places: list[tuple[T, T]], values_CN: T, out_CN: T
+    op: Operator, corners: _Corners, places: list[tuple[T, T]], values_CN: T, out_CN: T
 ) -> T:
     """(points, dims): the gradient of the grid's components."""
     components, dims = [], len(corners.size)
@@ -178,11 +176,11 @@ def _linear_slopes(
             term = _only(inside, values_CN[:, index])
             for e in reversed(range(dims)):
                 if e != d:
-                    term = h.mul(term, corners.weights[e][corner[e]])
-            term = h.mul(term, out_CN)
+                    term = op.mul(term, corners.weights[e][corner[e]])
+            term = op.mul(term, out_CN)
             terms.append(term if corner[d] else -term)
-        chain = h.chain("add", torch.stack(terms, 1).flatten(0, 1))  # channels, corners
-        components.append(h.mul(chain, corners.slope[d]))
+        chain = op.chain("add", torch.stack(terms, 1).flatten(0, 1))  # channels, corners
+        components.append(op.mul(chain, corners.slope[d]))
     return torch.stack(components[::-1], 1)
 
 
@@ -190,24 +188,24 @@ def _linear_slopes(
 
 
 def _nearest_places(
-    h: Hand, grid_NV: T, size: Sequence[int], padding: str, align: bool
+    op: Operator, grid_NV: T, size: Sequence[int], padding: str, align: bool
 ) -> tuple[T, T]:
     position, dims = [], len(size)
     for d, n in enumerate(size):
-        x, _ = _unnormalize(h, grid_NV[:, dims - 1 - d], n, align, dims)
-        position.append(_padded(h, x, n, padding, align)[0].round())
+        x, _ = _unnormalize(op, grid_NV[:, dims - 1 - d], n, align, dims)
+        position.append(_padded(op, x, n, padding, align)[0].round())
     return _flat(position, size)
 
 
 def _nearest(
-    h: Hand, values_CN: T, grid_NV: T, size: Sequence[int], padding: str, align: bool
+    op: Operator, values_CN: T, grid_NV: T, size: Sequence[int], padding: str, align: bool
 ) -> T:
-    index, inside = _nearest_places(h, grid_NV, size, padding, align)
+    index, inside = _nearest_places(op, grid_NV, size, padding, align)
     return _only(inside, values_CN[:, index])
 
 
 def _nearest_backward(
-    h: Hand,
+    op: Operator,
     out_CN: T,
     values_CN: T,
     grid_NV: T,
@@ -216,30 +214,30 @@ def _nearest_backward(
     align: bool,
     mask: Sequence[bool],
 ) -> Gradients:
-    index, inside = _nearest_places(h, grid_NV, size, padding, align)
-    to_image = _scattered(h, [index], [_only(inside, out_CN)], values_CN) if mask[0] else None
+    index, inside = _nearest_places(op, grid_NV, size, padding, align)
+    to_image = _scattered(op, [index], [_only(inside, out_CN)], values_CN) if mask[0] else None
     return to_image, torch.zeros_like(grid_NV) if mask[1] else None
 
 
 # ---- bicubic
 
 
-class _Sixteen:
+class _CubicTaps:
     """The four rows and columns around each point of a grid, and their weights."""
 
     def __init__(
-        self, h: Hand, grid_NV: T, size: Sequence[int], padding: str, align: bool
+        self, op: Operator, grid_NV: T, size: Sequence[int], padding: str, align: bool
     ) -> None:
         self.size = list(size)
         self.slope, self.fraction, self.taps, self.weights = [], [], [], []
         for d, n in enumerate(size):
-            x, slope = _unnormalize(h, grid_NV[:, 1 - d], n, align, 2)
+            x, slope = _unnormalize(op, grid_NV[:, 1 - d], n, align, 2)
             low = x.floor()
-            fraction = h.sub(x, low)
+            fraction = op.sub(x, low)
             self.slope.append(slope)
             self.fraction.append(fraction)
-            self.weights.append(cubic_weights(h, fraction))
-            self.taps.append([_padded(h, low + i, n, padding, align)[0] for i in (-1, 0, 1, 2)])
+            self.weights.append(cubic_weights(op, fraction))
+            self.taps.append([_padded(op, low + i, n, padding, align)[0] for i in (-1, 0, 1, 2)])
 
     def value(self, values_CN: T, row: int, column: int) -> T:
         """The image there."""
@@ -247,30 +245,37 @@ class _Sixteen:
         return _only(inside, values_CN[:, index])
 
 
-def _cubic_slopes(h: Hand, t: T) -> list[T]:
-    """The derivatives of minus Keys' four weights (GridSampler.h)."""
+def _cubic_slopes(op: Operator, t: T) -> list[T]:
+    """The derivatives of minus Keys' four weights (GridSampler.op)."""
     a = -0.75
 
     def inner(x: T, sign: int) -> T:  # |x| ≤ 1
-        return h.mul(h.sub(h.mul(sign * 3 * (a + 2), x), 2 * (a + 3)), x)
+        return op.mul(op.sub(op.mul(sign * 3 * (a + 2), x), 2 * (a + 3)), x)
 
     def outer(x: T, sign: int) -> T:  # 1 < |x| < 2
-        return h.add(h.mul(h.sub(h.mul(sign * 3 * a, x), 10 * a), x), sign * 8 * a)
+        return op.add(op.mul(op.sub(op.mul(sign * 3 * a, x), 10 * a), x), sign * 8 * a)
 
-    return [outer(h.sub(-1, t), -1), inner(-t, -1), inner(h.sub(1, t), 1), outer(h.sub(2, t), 1)]
+    return [
+        outer(op.sub(-1, t), -1),
+        inner(-t, -1),
+        inner(op.sub(1, t), 1),
+        outer(op.sub(2, t), 1),
+    ]
 
 
-def _cubic(h: Hand, values_CN: T, grid_NV: T, size: Sequence[int], padding: str, align: bool) -> T:
-    points = _Sixteen(h, grid_NV, size, padding, align)
+def _cubic(
+    op: Operator, values_CN: T, grid_NV: T, size: Sequence[int], padding: str, align: bool
+) -> T:
+    points = _CubicTaps(op, grid_NV, size, padding, align)
     rows = []
     for i in range(4):
-        terms = [h.mul(points.value(values_CN, i, j), points.weights[1][j]) for j in range(4)]
-        rows.append(h.mul(h.chain("add", torch.stack(terms)), points.weights[0][i]))
-    return h.chain("add", torch.stack(rows))
+        terms = [op.mul(points.value(values_CN, i, j), points.weights[1][j]) for j in range(4)]
+        rows.append(op.mul(op.chain("add", torch.stack(terms)), points.weights[0][i]))
+    return op.chain("add", torch.stack(rows))
 
 
 def _cubic_backward(
-    h: Hand,
+    op: Operator,
     out_CN: T,
     values_CN: T,
     grid_NV: T,
@@ -279,7 +284,7 @@ def _cubic_backward(
     align: bool,
     mask: Sequence[bool],
 ) -> Gradients:
-    points = _Sixteen(h, grid_NV, size, padding, align)
+    points = _CubicTaps(op, grid_NV, size, padding, align)
     order = [(i, j) for j in range(4) for i in range(4)]  # (row, column), columns outer
     (rows, columns), to_image, to_grid = points.weights, None, None
     if mask[0]:
@@ -287,19 +292,19 @@ def _cubic_backward(
         for i, j in order:
             index, inside = _flat((points.taps[0][i], points.taps[1][j]), size)
             places.append(index)
-            shares.append(_only(inside, h.mul(h.mul(out_CN, columns[j]), rows[i])))
-        to_image = _scattered(h, places, shares, values_CN)
+            shares.append(_only(inside, op.mul(op.mul(out_CN, columns[j]), rows[i])))
+        to_image = _scattered(op, places, shares, values_CN)
     if mask[1]:
-        slopes = [_cubic_slopes(h, t) for t in points.fraction]
+        slopes = [_cubic_slopes(op, t) for t in points.fraction]
         components = []
         for d in (1, 0):
             terms = []
             for i, j in order:
                 along, across = (slopes[1][j], rows[i]) if d else (slopes[0][i], columns[j])
-                term = h.mul(h.mul(points.value(values_CN, i, j), along), across)
-                terms.append(-h.mul(term, out_CN))  # the sum subtracts the product
-            chain = h.chain("add", torch.stack(terms, 1).flatten(0, 1))  # channels, places
-            components.append(h.mul(chain, points.slope[d]))
+                term = op.mul(op.mul(points.value(values_CN, i, j), along), across)
+                terms.append(-op.mul(term, out_CN))  # the sum subtracts the product
+            chain = op.chain("add", torch.stack(terms, 1).flatten(0, 1))  # channels, places
+            components.append(op.mul(chain, points.slope[d]))
         to_grid = torch.stack(components, 1)
     return to_image, to_grid
 
@@ -318,25 +323,24 @@ _BACKWARD = (_linear_backward, _nearest_backward, _cubic_backward)
     "over the rows",
 )
 def _grid_sampler(
-    context: Context,
-    func: Any,
+    op: Operator,
     x: T,
     grid: T,
     interpolation: int,
     padding: int,
     align: bool,
 ) -> T:
-    check(func, x, grid)
-    h, dims = Hand(context, func.overloadpacket.__name__), grid.shape[-1]
+    op.check(x, grid)
+    dims = grid.shape[-1]
     if x.dim() != dims + 2 or (interpolation, dims) == (2, 3) or 0 in x.shape[1:]:
-        refused(func, x, grid, interpolation, padding, align)
+        refused(op.func, x, grid, interpolation, padding, align)
     if not len(x):
         return x.new_empty((0, x.shape[1], *grid.shape[1:-1]))
     images = []
     for image, points in zip(x, grid, strict=True):
         values, flat = image.reshape(image.shape[0], -1), points.reshape(-1, dims)
         sampled = _FORWARD[interpolation](
-            h, values, flat, image.shape[1:], _PADDINGS[padding], align
+            op, values, flat, image.shape[1:], _PADDINGS[padding], align
         )
         images.append(sampled.view(-1, *points.shape[:-1]))
     return torch.stack(images)
@@ -350,8 +354,7 @@ def _grid_sampler(
     "slope of the coordinate; nearest: zero",
 )
 def _grid_sampler_backward(
-    context: Context,
-    func: Any,
+    op: Operator,
     gradient: T,
     x: T,
     grid: T,
@@ -360,15 +363,15 @@ def _grid_sampler_backward(
     align: bool,
     output_mask: Sequence[bool],
 ) -> Gradients:
-    check(func, gradient, x, grid)
-    h, dims = Hand(context, func.overloadpacket.__name__), grid.shape[-1]
+    op.check(gradient, x, grid)
+    dims = grid.shape[-1]
     if not len(x):
         return x.clone() if output_mask[0] else None, grid.clone() if output_mask[1] else None
     to_x, to_grid = [], []
     for image, points, out in zip(x, grid, gradient, strict=True):
         channels = image.shape[0]
         of_image, of_grid = _BACKWARD[interpolation](
-            h,
+            op,
             out.reshape(channels, -1),
             image.reshape(channels, -1),
             points.reshape(-1, dims),
@@ -392,18 +395,18 @@ def _grid_sampler_backward(
     "coordinates as `linspace`, times (n − 1) / n where corners are not aligned; their product "
     "with the matrix as `bmm`",
 )
-def _affine_grid(context: Context, func: Any, theta: T, size: Sequence[int], align: bool) -> T:
-    check(func, theta)
-    h, images, sizes = Hand(context, "affine_grid_generator"), size[0], list(size[2:])
+def _affine_grid(op: Operator, theta: T, size: Sequence[int], align: bool) -> T:
+    op.check(theta)
+    images, sizes = size[0], list(size[2:])
     axes = []
     for d, n in enumerate(sizes):
         if n > 1:
-            x = context.apply(aten.linspace, -1, 1, n, dtype=theta.dtype)
-            x = x if align else h.div(h.mul(x, n - 1), n)
+            x = op.redispatch(aten.linspace, -1, 1, n, dtype=theta.dtype)
+            x = x if align else op.div(op.mul(x, n - 1), n)
         else:
             x = torch.zeros(n, dtype=theta.dtype)
         axes.append(x.view([-1 if e == d else 1 for e in range(len(sizes))]).expand(sizes))
     base = torch.stack([*axes[::-1], torch.ones(sizes, dtype=theta.dtype)], -1)
     flat = base.view(1, prod(sizes), -1).expand(images, -1, -1)
-    points = context.apply(aten.bmm, flat, theta.transpose(1, 2))
+    points = op.redispatch(aten.bmm, flat, theta.transpose(1, 2))
     return points.view(images, *sizes, len(sizes))

@@ -13,23 +13,23 @@ from typing import Any
 
 import torch
 
-from morphbits.engines.native.rules.arithmetic import Hand
-from morphbits.engines.native.rules.registry import check, rule
+from morphbits.engines.native.rules.arithmetic import Operator
+from morphbits.engines.native.rules.registry import rule
 
 T = torch.Tensor
 
 
-def _rstd(h: Hand, variance: T, eps: float) -> T:
+def _rstd(op: Operator, variance: T, eps: float) -> T:
     """1 / √(variance + eps)."""
-    return h.div(1, h.sqrt(h.add(variance, eps)))
+    return op.div(1, op.sqrt(op.add(variance, eps)))
 
 
-def _moments(h: Hand, x_RN: T, eps: float) -> tuple[T, T]:
+def _moments(op: Operator, x_RN: T, eps: float) -> tuple[T, T]:
     """Mean and 1 / √(variance + eps) of each row, (R, 1)."""
-    mean = h.mean(x_RN, [1], keepdim=True)
-    distance = h.sub(x_RN, mean)
-    variance = h.mean(h.mul(distance, distance), [1], keepdim=True)
-    return mean, _rstd(h, variance, eps)
+    mean = op.mean(x_RN, [1], keepdim=True)
+    distance = op.sub(x_RN, mean)
+    variance = op.mean(op.mul(distance, distance), [1], keepdim=True)
+    return mean, _rstd(op, variance, eps)
 
 
 @rule(
@@ -38,17 +38,21 @@ def _moments(h: Hand, x_RN: T, eps: float) -> tuple[T, T]:
     "+ β",
 )
 def _layer_norm(
-    mode: Any, func: Any, x: T, shape: Sequence[int], weight: T | None, bias: T | None, eps: float
+    op: Operator,
+    x: T,
+    shape: Sequence[int],
+    weight: T | None,
+    bias: T | None,
+    eps: float,
 ) -> tuple[T, T, T]:
-    check(func, x)
-    h = Hand(mode, "native_layer_norm")
+    op.check(x)
     rows = x.reshape(-1, prod(shape))
-    mean, rstd = _moments(h, rows, eps)
-    out = h.mul(h.sub(rows, mean), rstd)
+    mean, rstd = _moments(op, rows, eps)
+    out = op.mul(op.sub(rows, mean), rstd)
     if weight is not None:
-        out = h.mul(out, weight.reshape(-1))
+        out = op.mul(out, weight.reshape(-1))
     if bias is not None:
-        out = h.add(out, bias.reshape(-1))
+        out = op.add(out, bias.reshape(-1))
     kept = [*x.shape[: x.dim() - len(shape)], *(1,) * len(shape)]
     return out.view(x.shape), mean.view(kept), rstd.view(kept)
 
@@ -58,8 +62,7 @@ def _layer_norm(
     "x: rstd·γ·gradient + b·x + c with the sums of torch's kernel; γ and β: sums over rows",
 )
 def _layer_norm_backward(
-    mode: Any,
-    func: Any,
+    op: Operator,
     g: T,
     x: T,
     shape: Sequence[int],
@@ -69,34 +72,33 @@ def _layer_norm_backward(
     bias: T | None,
     mask: Sequence[bool],
 ) -> tuple[T | None, T | None, T | None]:
-    check(func, g, x)
-    h = Hand(mode, "native_layer_norm_backward")
+    op.check(g, x)
     n = prod(shape)
     rows, out = x.reshape(-1, n), g.reshape(-1, n)
     mean, rstd = mean.reshape(-1, 1), rstd.reshape(-1, 1)
     to_x = to_weight = to_bias = None
     if mask[0]:
-        scaled = out if weight is None else h.mul(out, weight.reshape(-1))
-        ds = h.sum(h.mul(scaled, rows), [1], keepdim=True)
-        db = h.sum(scaled, [1], keepdim=True)
-        to_x = _input_gradient(h, scaled, rows, mean, rstd, ds, db, n).view(x.shape)
+        scaled = out if weight is None else op.mul(out, weight.reshape(-1))
+        ds = op.sum(op.mul(scaled, rows), [1], keepdim=True)
+        db = op.sum(scaled, [1], keepdim=True)
+        to_x = _input_gradient(op, scaled, rows, mean, rstd, ds, db, n).view(x.shape)
     if mask[1]:
-        normalized = h.mul(h.sub(rows, mean), rstd)
-        to_weight = h.sum(h.mul(out, normalized), [0]).view(list(shape))
+        normalized = op.mul(op.sub(rows, mean), rstd)
+        to_weight = op.sum(op.mul(out, normalized), [0]).view(list(shape))
     if mask[2]:
-        to_bias = h.sum(out, [0]).view(list(shape))
+        to_bias = op.sum(out, [0]).view(list(shape))
     return to_x, to_weight, to_bias
 
 
-def _input_gradient(h: Hand, scaled: T, x: T, mean: T, rstd: T, ds: T, db: T, n: int) -> T:
+def _input_gradient(op: Operator, scaled: T, x: T, mean: T, rstd: T, ds: T, db: T, n: int) -> T:
     """rstd·scaled + b·x + c, with b = (db·mean − ds)·rstd³ / n and c = −b·mean − db·rstd / n,
     factors from left to right."""
     share = torch.full((), 1 / n, dtype=x.dtype)
-    b = h.sub(h.mul(db, mean), ds)
+    b = op.sub(op.mul(db, mean), ds)
     for factor in (rstd, rstd, rstd, share):
-        b = h.mul(b, factor)
-    c = h.sub(h.mul(-b, mean), h.mul(h.mul(db, rstd), share))
-    return h.add(h.add(h.mul(rstd, scaled), h.mul(b, x)), c)
+        b = op.mul(b, factor)
+    c = op.sub(op.mul(-b, mean), op.mul(op.mul(db, rstd), share))
+    return op.add(op.add(op.mul(rstd, scaled), op.mul(b, x)), c)
 
 
 @rule(
@@ -105,8 +107,7 @@ def _input_gradient(h: Hand, scaled: T, x: T, mean: T, rstd: T, ds: T, db: T, n:
     "(β − mean·rstd·γ)",
 )
 def _group_norm(
-    mode: Any,
-    func: Any,
+    op: Operator,
     x: T,
     weight: T | None,
     bias: T | None,
@@ -116,26 +117,24 @@ def _group_norm(
     groups: int,
     eps: float,
 ) -> tuple[T, T, T]:
-    check(func, x)
-    h = Hand(mode, "native_group_norm")
-    mean, rstd = _moments(h, x.reshape(n * groups, channels // groups * voxels), eps)
+    op.check(x)
+    mean, rstd = _moments(op, x.reshape(n * groups, channels // groups * voxels), eps)
     per_channel = (n, groups, channels // groups)
     scale = rstd.view(n, groups, 1).expand(per_channel)
     center = mean.view(n, groups, 1).expand(per_channel)
     if weight is not None:
-        scale = h.mul(scale, weight.view(groups, -1))
-    shift = h.mul(-scale, center)
+        scale = op.mul(scale, weight.view(groups, -1))
+    shift = op.mul(-scale, center)
     if bias is not None:
-        shift = h.add(shift, bias.view(groups, -1))
+        shift = op.add(shift, bias.view(groups, -1))
     planes = x.reshape(n * channels, voxels)
-    out = h.add(h.mul(planes, scale.reshape(-1, 1)), shift.reshape(-1, 1))
+    out = op.add(op.mul(planes, scale.reshape(-1, 1)), shift.reshape(-1, 1))
     return out.view(x.shape), mean.view(n, groups), rstd.view(n, groups)
 
 
 @rule("native_group_norm_backward", "as native_layer_norm_backward, sums by channel and group")
 def _group_norm_backward(
-    mode: Any,
-    func: Any,
+    op: Operator,
     g: T,
     x: T,
     mean: T,
@@ -147,26 +146,25 @@ def _group_norm_backward(
     groups: int,
     mask: Sequence[bool],
 ) -> tuple[T | None, T | None, T | None]:
-    check(func, g, x)
-    h = Hand(mode, "native_group_norm_backward")
+    op.check(g, x)
     width = channels // groups
     planes, out = (v.reshape(n, groups, width, voxels) for v in (x, g))
-    ds, db = h.sum(h.mul(out, planes), [3]), h.sum(out, [3])
+    ds, db = op.sum(op.mul(out, planes), [3]), op.sum(out, [3])
     center, scale = mean.view(n, groups, 1), rstd.view(n, groups, 1)
     to_x = to_weight = to_bias = None
     if mask[0]:
         factor = None if weight is None else weight.view(groups, width)
-        ds_group = h.sum(ds if factor is None else h.mul(ds, factor), [2], keepdim=True)
-        db_group = h.sum(db if factor is None else h.mul(db, factor), [2], keepdim=True)
-        scaled = out if factor is None else h.mul(out, factor[..., None])
+        ds_group = op.sum(ds if factor is None else op.mul(ds, factor), [2], keepdim=True)
+        db_group = op.sum(db if factor is None else op.mul(db, factor), [2], keepdim=True)
+        scaled = out if factor is None else op.mul(out, factor[..., None])
         center4, scale4, ds4, db4 = (v[..., None] for v in (center, scale, ds_group, db_group))
-        to_x = _input_gradient(h, scaled, planes, center4, scale4, ds4, db4, width * voxels)
+        to_x = _input_gradient(op, scaled, planes, center4, scale4, ds4, db4, width * voxels)
         to_x = to_x.view(x.shape)
     if mask[1]:
-        each = h.mul(h.sub(ds, h.mul(db, center)), scale)
-        to_weight = h.sum(each, [0]).view(channels)
+        each = op.mul(op.sub(ds, op.mul(db, center)), scale)
+        to_weight = op.sum(each, [0]).view(channels)
     if mask[2]:
-        to_bias = h.sum(db, [0]).view(channels)
+        to_bias = op.sum(db, [0]).view(channels)
     return to_x, to_weight, to_bias
 
 
@@ -174,13 +172,13 @@ def _by_channel(v: T, x: T) -> T:
     return v.view(1, -1, *(1,) * (x.dim() - 2))
 
 
-def _wide_mean(h: Hand, x: T, axes: list[int]) -> T:
+def _wide_mean(op: Operator, x: T, axes: list[int]) -> T:
     """A mean whose sum is float64's, as torch takes it; brought back by the mode."""
-    return h.to(h.mean(x.double(), axes), x.dtype)
+    return op.to(op.mean(x.double(), axes), x.dtype)
 
 
 def _batch_norm(
-    h: Hand,
+    op: Operator,
     x: T,
     weight: T | None,
     bias: T | None,
@@ -192,25 +190,25 @@ def _batch_norm(
 ) -> tuple[T, T, T]:
     axes, n = [0, *range(2, x.dim())], x.numel() // x.shape[1]
     if training:
-        mean = _wide_mean(h, x, axes)
-        distance = h.sub(x, _by_channel(mean, x))
-        squares = h.sum(h.mul(distance, distance).double(), axes)
-        rstd = h.to(_rstd(h, h.div(squares, n), eps), x.dtype)
+        mean = _wide_mean(op, x, axes)
+        distance = op.sub(x, _by_channel(mean, x))
+        squares = op.sum(op.mul(distance, distance).double(), axes)
+        rstd = op.to(_rstd(op, op.div(squares, n), eps), x.dtype)
         for running, now in (
             (running_mean, mean.double()),
-            (running_var, h.div(squares, max(n - 1, 1)) if running_var is not None else None),
+            (running_var, op.div(squares, max(n - 1, 1)) if running_var is not None else None),
         ):
             if running is not None and now is not None:
-                kept = h.mul(running.double(), 1 - momentum)
-                running.copy_(h.to(h.add(h.mul(now, momentum), kept), running.dtype))
+                kept = op.mul(running.double(), 1 - momentum)
+                running.copy_(op.to(op.add(op.mul(now, momentum), kept), running.dtype))
     else:
         assert running_mean is not None and running_var is not None
         mean = running_mean
-        rstd = _rstd(h, running_var, eps)
-    alpha = rstd if weight is None else h.mul(rstd, weight)
-    beta = h.mul(mean, alpha)
-    beta = -beta if bias is None else h.sub(bias, beta)  # 0 − beta in torch: exact
-    out = h.add(h.mul(x, _by_channel(alpha, x)), _by_channel(beta, x))
+        rstd = _rstd(op, running_var, eps)
+    alpha = rstd if weight is None else op.mul(rstd, weight)
+    beta = op.mul(mean, alpha)
+    beta = -beta if bias is None else op.sub(bias, beta)  # 0 − beta in torch: exact
+    out = op.add(op.mul(x, _by_channel(alpha, x)), _by_channel(beta, x))
     nothing = torch.empty(0, dtype=x.dtype)
     return out, *((mean, rstd) if training else (nothing, nothing.clone()))
 
@@ -219,14 +217,13 @@ _BATCH = "mean and variance by sums in float64, as torch; x·(rstd·γ) + (β �
 
 
 @rule("native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training", _BATCH)
-def _any_batch_norm(mode: Any, func: Any, x: T, *rest: Any) -> tuple[T, T, T]:
-    check(func, x)
-    name = func.overloadpacket.__name__
-    if func._overloadname == "no_stats":
+def _any_batch_norm(op: Operator, x: T, *rest: Any) -> tuple[T, T, T]:
+    op.check(x)
+    if op.func._overloadname == "no_stats":
         rest = (*rest[:2], None, None, *rest[2:])
-    elif name.endswith("_no_training"):
+    elif op.name.endswith("_no_training"):
         rest = (*rest[:4], False, *rest[4:])
-    return _batch_norm(Hand(mode, name), x, *rest)
+    return _batch_norm(op, x, *rest)
 
 
 @rule(
@@ -234,8 +231,7 @@ def _any_batch_norm(mode: Any, func: Any, x: T, *rest: Any) -> tuple[T, T, T]:
     "the sums in float64, as torch; (gradient − mean(gradient) − (x − mean)·k)·rstd·γ",
 )
 def _batch_norm_backward(
-    mode: Any,
-    func: Any,
+    op: Operator,
     g: T,
     x: T,
     weight: T | None,
@@ -247,48 +243,46 @@ def _batch_norm_backward(
     eps: float,
     mask: Sequence[bool],
 ) -> tuple[T | None, T | None, T | None]:
-    check(func, g, x)
-    h = Hand(mode, "native_batch_norm_backward")
+    op.check(g, x)
     axes, n = [0, *range(2, x.dim())], x.numel() // x.shape[1]
     if training:
         assert save_mean is not None and save_rstd is not None
         mean, rstd = save_mean, save_rstd
     else:
         assert running_mean is not None and running_var is not None
-        mean, rstd = running_mean, _rstd(h, running_var, eps)
-    distance = h.sub(x, _by_channel(mean, x))
-    total = h.sum(g.double(), axes)
-    dot = h.sum(h.mul(distance, g).double(), axes)
+        mean, rstd = running_mean, _rstd(op, running_var, eps)
+    distance = op.sub(x, _by_channel(mean, x))
+    total = op.sum(g.double(), axes)
+    dot = op.sum(op.mul(distance, g).double(), axes)
     to_x = to_weight = to_bias = None
     if mask[0]:
-        factor = rstd if weight is None else h.mul(rstd, weight)
+        factor = rstd if weight is None else op.mul(rstd, weight)
         if training:
             wide = rstd.double()
-            k = h.to(h.div(h.mul(h.mul(dot, wide), wide), n), x.dtype)
-            center = h.to(h.div(total, n), x.dtype)
-            inner = h.sub(h.sub(g, _by_channel(center, x)), h.mul(distance, _by_channel(k, x)))
-            to_x = h.mul(inner, _by_channel(factor, x))
+            k = op.to(op.div(op.mul(op.mul(dot, wide), wide), n), x.dtype)
+            center = op.to(op.div(total, n), x.dtype)
+            inner = op.sub(op.sub(g, _by_channel(center, x)), op.mul(distance, _by_channel(k, x)))
+            to_x = op.mul(inner, _by_channel(factor, x))
         else:
-            to_x = h.mul(g, _by_channel(factor, x))
+            to_x = op.mul(g, _by_channel(factor, x))
     if mask[1]:
-        to_weight = h.to(h.mul(dot, rstd.double()), x.dtype)
+        to_weight = op.to(op.mul(dot, rstd.double()), x.dtype)
     if mask[2]:
-        to_bias = h.to(total, x.dtype)
+        to_bias = op.to(total, x.dtype)
     return to_x, to_weight, to_bias
 
 
 @rule("_fused_rms_norm", "mean of squares, 1 / √(· + eps); x·rstd·γ")
 def _rms_norm(
-    mode: Any, func: Any, x: T, shape: Sequence[int], weight: T | None, eps: float | None
+    op: Operator, x: T, shape: Sequence[int], weight: T | None, eps: float | None
 ) -> tuple[T, T]:
-    check(func, x)
-    h = Hand(mode, "_fused_rms_norm")
+    op.check(x)
     rows = x.reshape(-1, prod(shape))
     eps = torch.finfo(x.dtype).eps if eps is None else eps
-    rstd = _rstd(h, h.mean(h.mul(rows, rows), [1], keepdim=True), eps)
-    out = h.mul(rows, rstd)
+    rstd = _rstd(op, op.mean(op.mul(rows, rows), [1], keepdim=True), eps)
+    out = op.mul(rows, rstd)
     if weight is not None:
-        out = h.mul(out, weight.reshape(-1))
+        out = op.mul(out, weight.reshape(-1))
     kept = [*x.shape[: x.dim() - len(shape)], *(1,) * len(shape)]
     return out.view(x.shape), rstd.view(kept)
 
@@ -297,13 +291,10 @@ def _rms_norm(
     "_weight_norm_interface_backward",
     "g: sum(gradient·v) / norm; v: (g / norm)·(gradient − v·(sum / (norm·norm)))",
 )
-def _weight_norm_backward(
-    mode: Any, func: Any, g_w: T, v: T, g: T, norms: T, dim: int
-) -> tuple[T, T]:
-    check(func, g_w, v, g)
-    h = Hand(mode, "_weight_norm_interface_backward")
+def _weight_norm_backward(op: Operator, g_w: T, v: T, g: T, norms: T, dim: int) -> tuple[T, T]:
+    op.check(g_w, v, g)
     axes = [d for d in range(v.dim()) if d != dim % v.dim()]
-    total = h.sum(h.mul(g_w, v), axes, keepdim=True)
-    to_g = h.div(total, norms)
-    share = h.mul(v, h.div(total, h.mul(norms, norms)))
-    return h.mul(h.div(g, norms), h.sub(g_w, share)), to_g
+    total = op.sum(op.mul(g_w, v), axes, keepdim=True)
+    to_g = op.div(total, norms)
+    share = op.mul(v, op.div(total, op.mul(norms, norms)))
+    return op.mul(op.div(g, norms), op.sub(g_w, share)), to_g

@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 
-from morphbits.engines.native.rules.arithmetic import Hand
-from morphbits.engines.native.rules.context import Context
+from morphbits.engines.native.rules.arithmetic import Operator
 from morphbits.engines.native.rules.elementwise import lerp
-from morphbits.engines.native.rules.registry import check, refused, rule
+from morphbits.engines.native.rules.registry import refused, rule
 
 aten = torch.ops.aten
 
@@ -27,8 +26,8 @@ _OF_NUMBERS = {"maximum": "clamp_min", "minimum": "clamp_max"}
 def _foreach(base: str) -> Any:
     """A handler that applies the operator `base` to each tensor of a list."""
 
-    def handler(context: Context, func: Any, *args: Any, **kwargs: Any) -> Any:
-        in_place = func.overloadpacket.__name__.endswith("_")
+    def handler(op: Operator, *args: Any, **kwargs: Any) -> Any:
+        in_place = op.name.endswith("_")
         if base in ("addcmul", "addcdiv") and isinstance(args[-1], torch.Tensor):
             args = (*args[:-1], args[-1].tolist())  # a value for each, in one tensor
         lists = next(a for a in args if isinstance(a, (list, tuple)))
@@ -41,11 +40,11 @@ def _foreach(base: str) -> Any:
             if base in ("addcmul", "addcdiv") and len(mine) == 4:
                 options["value"] = mine.pop()
             kind = base if isinstance(mine[-1], torch.Tensor) else _OF_NUMBERS.get(base, base)
-            results.append(context.apply(getattr(aten, kind), *mine, **options))
+            results.append(op.redispatch(getattr(aten, kind), *mine, **options))
             if in_place:
                 if not torch.can_cast(results[-1].dtype, lists[i].dtype):
-                    refused(func, *args, **kwargs)
-                context.apply(aten.copy_, lists[i], results[-1])
+                    refused(op.func, *args, **kwargs)
+                op.redispatch(aten.copy_, lists[i], results[-1])
         return None if in_place else results
 
     return handler
@@ -60,39 +59,37 @@ for _base in (
     "sign floor ceil round trunc tanh sigmoid erf sin cos expm1 log1p log2 log10 maximum minimum "
     "rsqrt acos asin atan cosh erfc lgamma sinh tan"
 ).split():
-    rule(f"_foreach_{_base} _foreach_{_base}_", f"`{_base}` of each tensor", halves=True)(
+    rule(f"_foreach_{_base} _foreach_{_base}_", f"`{_base}` of each tensor", sixteen_bits=True)(
         _foreach(_base)
     )
-rule("_foreach_mm", "`mm` of each pair", halves=True)(_foreach("mm"))
-rule("_foreach_copy", "`copy` of each tensor", halves=True)(_foreach("copy"))
+rule("_foreach_mm", "`mm` of each pair", sixteen_bits=True)(_foreach("mm"))
+rule("_foreach_copy", "`copy` of each tensor", sixteen_bits=True)(_foreach("copy"))
 
 
-@rule("_foreach_copy_", "`copy_` of each tensor", halves=True)
-def _foreach_copy(
-    context: Context, func: Any, to: Any, source: Any, non_blocking: bool = False
-) -> None:
+@rule("_foreach_copy_", "`copy_` of each tensor", sixteen_bits=True)
+def _foreach_copy(op: Operator, to: Any, source: Any, non_blocking: bool = False) -> None:
     for a, b in zip(to, source, strict=True):
-        context.apply(aten.copy_, a, b)
+        op.redispatch(aten.copy_, a, b)
 
 
-@rule("_foreach_zero_", "rounds nothing", halves=True)
-def _foreach_zero(context: Context, func: Any, tensors: Any) -> None:
+@rule("_foreach_zero_", "rounds nothing", sixteen_bits=True)
+def _foreach_zero(op: Operator, tensors: Any) -> None:
     for a in tensors:
         a.zero_()
 
 
 def _norms(base: str) -> Any:
     def handler(
-        context: Context, func: Any, tensors: Any, ord: float = 2, dtype: Any = None
+        op: Operator, tensors: Any, ord: float = 2, dtype: Any = None
     ) -> list[torch.Tensor]:
         norm = getattr(aten, base)
-        return [context.apply(norm, a, ord, None, False, dtype=dtype) for a in tensors]
+        return [op.redispatch(norm, a, ord, None, False, dtype=dtype) for a in tensors]
 
     return handler
 
 
 for _name, _base in (("norm", "linalg_vector_norm"), ("powsum", "linalg__powsum")):
-    rule(f"_foreach_{_name}", f"`{_base}` of each tensor", halves=True)(_norms(_base))
+    rule(f"_foreach_{_name}", f"`{_base}` of each tensor", sixteen_bits=True)(_norms(_base))
 
 
 def _overflowed(found_inf: torch.Tensor | None) -> bool:
@@ -101,7 +98,7 @@ def _overflowed(found_inf: torch.Tensor | None) -> bool:
 
 
 def _gradient(
-    h: Hand,
+    op: Operator,
     p: torch.Tensor,
     gradient: torch.Tensor,
     grad_scale: torch.Tensor | None,
@@ -110,9 +107,9 @@ def _gradient(
 ) -> torch.Tensor:
     """What a step follows: the gradient divided by its scale (and kept so), its sign, decay."""
     if grad_scale is not None:
-        gradient.copy_(h.div(gradient, grad_scale.reshape(()).to(gradient.dtype)))
+        gradient.copy_(op.div(gradient, grad_scale.reshape(()).to(gradient.dtype)))
     g = -gradient if maximize else gradient
-    return h.add(g, h.mul(p, weight_decay)) if weight_decay else g
+    return op.add(g, op.mul(p, weight_decay)) if weight_decay else g
 
 
 @rule(
@@ -121,8 +118,7 @@ def _gradient(
     "bias in Python's float64",
 )
 def _fused_adam(
-    context: Context,
-    func: Any,
+    op: Operator,
     params: Sequence[torch.Tensor],
     gradients: Sequence[torch.Tensor],
     averages: Sequence[torch.Tensor],
@@ -140,34 +136,32 @@ def _fused_adam(
     grad_scale: torch.Tensor | None = None,
     found_inf: torch.Tensor | None = None,
 ) -> None:
-    name = func.overloadpacket.__name__
     if _overflowed(found_inf):
         return
-    rate, decoupled = float(lr), name == "_fused_adamw_"
+    rate, decoupled = float(lr), op.name == "_fused_adamw_"
     for i, (p, gradient) in enumerate(zip(params, gradients, strict=True)):
-        check(func, p, gradient)
-        h, step = Hand(context, name), float(steps[i])
+        op.check(p, gradient)
+        step = float(steps[i])
         decay = 0 if decoupled else weight_decay
-        g = _gradient(h, p, gradient, grad_scale, maximize, decay)
+        g = _gradient(op, p, gradient, grad_scale, maximize, decay)
         if weight_decay and decoupled:
-            p.copy_(h.mul(p, 1 - rate * weight_decay))
-        averages[i].copy_(lerp(h, averages[i], g, 1 - beta1))
-        decayed = h.mul(squares[i], beta2)
-        squares[i].copy_(h.add(decayed, h.mul(h.mul(1 - beta2, g), g)))
+            p.copy_(op.mul(p, 1 - rate * weight_decay))
+        averages[i].copy_(lerp(op, averages[i], g, 1 - beta1))
+        decayed = op.mul(squares[i], beta2)
+        squares[i].copy_(op.add(decayed, op.mul(op.mul(1 - beta2, g), g)))
         square = squares[i]
         if amsgrad:
             greatest[i].copy_(torch.maximum(greatest[i], square))
             square = greatest[i]
         root = (1 - beta2**step) ** 0.5
-        denominator = h.add(h.div(h.sqrt(square), root), eps)
+        denominator = op.add(op.div(op.sqrt(square), root), eps)
         size = rate / (1 - beta1**step)
-        p.copy_(h.add(p, h.div(h.mul(-size, averages[i]), denominator)))
+        p.copy_(op.add(p, op.div(op.mul(-size, averages[i]), denominator)))
 
 
 @rule("_fused_sgd_", "as SGD without fusion: decay, momentum, step; a factor and an addition each")
 def _fused_sgd(
-    context: Context,
-    func: Any,
+    op: Operator,
     params: Sequence[torch.Tensor],
     gradients: Sequence[torch.Tensor],
     buffers: Sequence[torch.Tensor],
@@ -185,22 +179,20 @@ def _fused_sgd(
     if _overflowed(found_inf):
         return
     for i, (p, gradient) in enumerate(zip(params, gradients, strict=True)):
-        check(func, p, gradient)
-        h = Hand(context, "_fused_sgd_")
-        g = _gradient(h, p, gradient, grad_scale, maximize, weight_decay)
+        op.check(p, gradient)
+        g = _gradient(op, p, gradient, grad_scale, maximize, weight_decay)
         if momentum:
             if is_first_step:
                 buffers[i].copy_(g)
             else:
-                buffers[i].copy_(h.add(h.mul(buffers[i], momentum), h.mul(g, 1 - dampening)))
-            g = h.add(g, h.mul(buffers[i], momentum)) if nesterov else buffers[i]
-        p.copy_(h.add(p, h.mul(g, -float(lr))))
+                buffers[i].copy_(op.add(op.mul(buffers[i], momentum), op.mul(g, 1 - dampening)))
+            g = op.add(g, op.mul(buffers[i], momentum)) if nesterov else buffers[i]
+        p.copy_(op.add(p, op.mul(g, -float(lr))))
 
 
 @rule("_fused_adagrad_", "as Adagrad without fusion: addcmul, sqrt, add, addcdiv")
 def _fused_adagrad(
-    context: Context,
-    func: Any,
+    op: Operator,
     params: Sequence[torch.Tensor],
     gradients: Sequence[torch.Tensor],
     totals: Sequence[torch.Tensor],
@@ -217,36 +209,32 @@ def _fused_adagrad(
     if _overflowed(found_inf):
         return
     for i, (p, gradient) in enumerate(zip(params, gradients, strict=True)):
-        check(func, p, gradient)
-        h = Hand(context, "_fused_adagrad_")
-        g = _gradient(h, p, gradient, grad_scale, maximize, weight_decay)
+        op.check(p, gradient)
+        g = _gradient(op, p, gradient, grad_scale, maximize, weight_decay)
         rate = float(lr) / (1 + (float(steps[i]) - 1) * lr_decay)
-        totals[i].copy_(h.add(totals[i], h.mul(g, g)))
-        denominator = h.add(h.sqrt(totals[i]), eps)
-        p.copy_(h.add(p, h.div(h.mul(-rate, g), denominator)))
+        totals[i].copy_(op.add(totals[i], op.mul(g, g)))
+        denominator = op.add(op.sqrt(totals[i]), eps)
+        p.copy_(op.add(p, op.div(op.mul(-rate, g), denominator)))
 
 
-@rule("_amp_foreach_non_finite_check_and_unscale_", "one operation an element", halves=True)
+@rule("_amp_foreach_non_finite_check_and_unscale_", "one operation an element", sixteen_bits=True)
 def _unscale(
-    context: Context,
-    func: Any,
+    op: Operator,
     gradients: Sequence[torch.Tensor],
     found_inf: torch.Tensor,
     inverse: torch.Tensor,
 ) -> None:
-    h = Hand(context, "_amp_foreach_non_finite_check_and_unscale_")
     factor = inverse.reshape(())
     for g in gradients:
         if not bool(g.isfinite().all()):
             found_inf.fill_(1)
         wide = g.to(torch.promote_types(g.dtype, torch.float32))  # exact
-        g.copy_(h.to(h.mul(wide, factor.to(wide.dtype)), g.dtype))
+        g.copy_(op.to(op.mul(wide, factor.to(wide.dtype)), g.dtype))
 
 
 @rule("_amp_update_scale_", "one product, where the scale changes")
 def _update_scale(
-    context: Context,
-    func: Any,
+    op: Operator,
     scale: torch.Tensor,
     tracker: torch.Tensor,
     found_inf: torch.Tensor,
@@ -254,13 +242,12 @@ def _update_scale(
     backoff: float,
     interval: int,
 ) -> torch.Tensor:
-    h = Hand(context, "_amp_update_scale_")
     if bool(found_inf != 0):
         tracker.zero_()
-        return scale.copy_(h.mul(scale, backoff))
+        return scale.copy_(op.mul(scale, backoff))
     if int(tracker) + 1 < interval:
         tracker.add_(1)
         return scale
     tracker.zero_()
-    grown = h.mul(scale, growth)
+    grown = op.mul(scale, growth)
     return scale.copy_(grown) if bool(grown.isfinite()) else scale

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from morphbits.engines.native.rules.arithmetic import Hand
-from morphbits.engines.native.rules.context import Context
-from morphbits.engines.native.rules.registry import check, refused, rule
+from morphbits.engines.native.rules.arithmetic import Operator
+from morphbits.engines.native.rules.registry import refused, rule
 
 
 def _planes(x: torch.Tensor, dims: int) -> torch.Tensor:
@@ -21,8 +20,7 @@ def _planes(x: torch.Tensor, dims: int) -> torch.Tensor:
 
 
 def _scattered(
-    context: Context,
-    name: str,
+    op: Operator,
     index: torch.Tensor,
     planes: torch.Tensor,
     shape: Sequence[int],
@@ -31,7 +29,7 @@ def _scattered(
     index: one for all planes, or one each."""
     size = prod(shape) // max(planes.shape[0], 1)
     zeros = torch.zeros(planes.shape[0], size, dtype=planes.dtype)
-    return Hand(context, name).scatter_add(zeros, index, planes).view(list(shape))
+    return op.scatter_add(zeros, index, planes).view(list(shape))
 
 
 _ADDED = "one addition an element of the output, in row-major order"
@@ -43,15 +41,14 @@ _ADDED = "one addition an element of the output, in row-major order"
     _ADDED,
 )
 def _max_pool_backward(
-    context: Context, func: Any, gradient: torch.Tensor, x: torch.Tensor, *settings: Any
+    op: Operator, gradient: torch.Tensor, x: torch.Tensor, *settings: Any
 ) -> torch.Tensor:
-    name = func.overloadpacket.__name__
-    check(func, gradient, x)
-    dims = 2 if "2d" in name else 3
+    op.check(gradient, x)
+    dims = 2 if "2d" in op.name else 3
     indices = settings[-1]
     if indices.shape != gradient.shape:
-        refused(func, gradient, x, *settings)
-    return _scattered(context, name, _planes(indices, dims), _planes(gradient, dims), x.shape)
+        refused(op.func, gradient, x, *settings)
+    return _scattered(op, _planes(indices, dims), _planes(gradient, dims), x.shape)
 
 
 def _all(values: Sequence[int] | int | None, dims: int, default: Sequence[int]) -> list[int]:
@@ -102,23 +99,21 @@ class _Windows:
             valid.append(ok.reshape(-1))
         return torch.stack(index), torch.stack(valid)
 
-    def sums(self, hand: Hand, x: torch.Tensor) -> torch.Tensor:
+    def sums(self, op: Operator, x: torch.Tensor) -> torch.Tensor:
         """(planes, out voxels): a chain over each window. What lies outside a window is zero and
         is not counted."""
         index, valid = self.places()
         values = _planes(x, len(self.size))[:, index]  # planes, taps, voxels
         values = torch.where(valid, values, torch.zeros((), dtype=x.dtype))
         inside = int((valid.sum(0) - 1).clamp(min=0).sum()) * values.shape[0]
-        return hand.chain("add", values.movedim(1, 0), operations=inside)
+        return op.chain("add", values.movedim(1, 0), operations=inside)
 
-    def spread(
-        self, context: Context, name: str, share: torch.Tensor, shape: Sequence[int]
-    ) -> torch.Tensor:
+    def spread(self, op: Operator, share: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
         """What `sums` gathered from gets the share (planes, out voxels) of each window."""
         index, valid = self.places()
         where = valid.t().reshape(-1)  # voxel by voxel, its taps in order
         source = share[:, :, None].expand(-1, -1, index.shape[0]).flatten(1)
-        return _scattered(context, name, index.t().reshape(-1)[where], source[:, where], shape)
+        return _scattered(op, index.t().reshape(-1)[where], source[:, where], shape)
 
 
 def _windows(
@@ -148,17 +143,13 @@ _AVERAGE = "a chain over the window in row-major order, then one division"
 
 
 @rule("avg_pool1d avg_pool2d avg_pool3d", _AVERAGE)
-def _avg_pool(
-    context: Context, func: Any, x: torch.Tensor, *settings: Any, **options: Any
-) -> torch.Tensor:
-    name = func.overloadpacket.__name__
-    check(func, x)
-    dims = int(name[8])
-    out_shape = func(x.to("meta"), *settings, **options).shape
+def _avg_pool(op: Operator, x: torch.Tensor, *settings: Any, **options: Any) -> torch.Tensor:
+    op.check(x)
+    dims = int(op.name[8])
+    out_shape = op.func(x.to("meta"), *settings, **options).shape
     windows = _windows(x, out_shape[-dims:], dims, *settings, **options)
-    hand = Hand(context, name)
-    total = windows.sums(hand, x)
-    return hand.div(total, windows.divisor.reshape(-1)).view(out_shape)
+    total = windows.sums(op, x)
+    return op.div(total, windows.divisor.reshape(-1)).view(out_shape)
 
 
 @rule(
@@ -167,19 +158,17 @@ def _avg_pool(
     "row-major order",
 )
 def _avg_pool_backward(
-    context: Context,
-    func: Any,
+    op: Operator,
     gradient: torch.Tensor,
     x: torch.Tensor,
     *settings: Any,
     **options: Any,
 ) -> torch.Tensor:
-    name = func.overloadpacket.__name__
-    check(func, gradient, x)
-    dims = int(name[8])
+    op.check(gradient, x)
+    dims = int(op.name[8])
     windows = _windows(x, gradient.shape[-dims:], dims, *settings, **options)
-    share = Hand(context, name).div(_planes(gradient, dims), windows.divisor.reshape(-1))
-    return windows.spread(context, name, share, x.shape)
+    share = op.div(_planes(gradient, dims), windows.divisor.reshape(-1))
+    return windows.spread(op, share, x.shape)
 
 
 @rule(
@@ -189,22 +178,20 @@ def _avg_pool_backward(
     _ADDED,
 )
 def _upsample_nearest_backward(
-    context: Context,
-    func: Any,
+    op: Operator,
     gradient: torch.Tensor,
     output_size: Sequence[int],
     input_size: Sequence[int],
     *scales: Any,
 ) -> torch.Tensor:
-    name = func.overloadpacket.__name__
-    check(func, gradient)
+    op.check(gradient)
     dims = len(output_size)
     # which input voxel each output voxel shows: torch's own forward pass on the voxels' numbers
     sizes = list(input_size[2:])
     numbers = torch.arange(prod(sizes), dtype=torch.float64).view(1, 1, *sizes)
-    forward = getattr(torch.ops.aten, name.removesuffix("_backward"))
+    forward = getattr(torch.ops.aten, op.name.removesuffix("_backward"))
     index = forward(numbers, list(output_size), *scales).long().view(-1)
-    return _scattered(context, name, index, _planes(gradient, dims), input_size)
+    return _scattered(op, index, _planes(gradient, dims), input_size)
 
 
 class _Adaptive(_Windows):
@@ -218,26 +205,22 @@ class _Adaptive(_Windows):
             self.axes.append((begin, end, end - begin))
             self.kernel.append(int((end - begin).max()))
 
-    def share(self, hand: Hand, x: torch.Tensor) -> torch.Tensor:
+    def share(self, op: Operator, x: torch.Tensor) -> torch.Tensor:
         """(planes, voxels) divided by the windows' lengths, axis by axis, as torch does."""
         x = x.view(x.shape[0], *self.out)
         for d, (_, _, length) in enumerate(self.axes):
             shape = [-1 if e == d + 1 else 1 for e in range(x.dim())]
-            x = hand.div(x, length.view(shape))
+            x = op.div(x, length.view(shape))
         return x.flatten(1)
 
 
 @rule("_adaptive_avg_pool2d _adaptive_avg_pool3d", "a chain over the window; a division an axis")
-def _adaptive_avg_pool(
-    context: Context, func: Any, x: torch.Tensor, output_size: Sequence[int]
-) -> torch.Tensor:
-    name = func.overloadpacket.__name__
-    check(func, x)
+def _adaptive_avg_pool(op: Operator, x: torch.Tensor, output_size: Sequence[int]) -> torch.Tensor:
+    op.check(x)
     dims = len(output_size)
     windows = _Adaptive(x.shape[x.dim() - dims :], output_size)
-    hand = Hand(context, name)
-    total = windows.sums(hand, x)
-    return windows.share(hand, total).view(*x.shape[: x.dim() - dims], *output_size)
+    total = windows.sums(op, x)
+    return windows.share(op, total).view(*x.shape[: x.dim() - dims], *output_size)
 
 
 @rule(
@@ -245,14 +228,13 @@ def _adaptive_avg_pool(
     "a division an axis, then one addition for each element of the window, in row-major order",
 )
 def _adaptive_avg_pool_backward(
-    context: Context, func: Any, gradient: torch.Tensor, x: torch.Tensor
+    op: Operator, gradient: torch.Tensor, x: torch.Tensor
 ) -> torch.Tensor:
-    name = func.overloadpacket.__name__
-    check(func, gradient, x)
-    dims = 2 if "2d" in name else 3
+    op.check(gradient, x)
+    dims = 2 if "2d" in op.name else 3
     windows = _Adaptive(x.shape[x.dim() - dims :], gradient.shape[x.dim() - dims :])
-    share = windows.share(Hand(context, name), _planes(gradient, dims))
-    return windows.spread(context, name, share, x.shape)
+    share = windows.share(op, _planes(gradient, dims))
+    return windows.spread(op, share, x.shape)
 
 
 @rule(
@@ -260,13 +242,12 @@ def _adaptive_avg_pool_backward(
     _ADDED,
 )
 def _adaptive_max_pool_backward(
-    context: Context,
-    func: Any,
+    op: Operator,
     gradient: torch.Tensor,
     x: torch.Tensor,
     indices: torch.Tensor,
 ) -> torch.Tensor:
-    return _max_pool_backward(context, func, gradient, x, indices)
+    return _max_pool_backward(op, gradient, x, indices)
 
 
 @rule(
@@ -275,33 +256,29 @@ def _adaptive_max_pool_backward(
     _ADDED,
 )
 def _pad_backward(
-    context: Context,
-    func: Any,
+    op: Operator,
     gradient: torch.Tensor,
     x: torch.Tensor,
     padding: Sequence[int],
 ) -> torch.Tensor:
-    name = func.overloadpacket.__name__
-    check(func, gradient, x)
+    op.check(gradient, x)
     dims = len(padding) // 2
     sizes = x.shape[x.dim() - dims :]
     numbers = torch.arange(prod(sizes), dtype=torch.float64).view(1, 1, *sizes)
-    index = getattr(torch.ops.aten, name.removesuffix("_backward"))(numbers, list(padding))
-    return _scattered(context, name, index.long().view(-1), _planes(gradient, dims), x.shape)
+    index = getattr(torch.ops.aten, op.name.removesuffix("_backward"))(numbers, list(padding))
+    return _scattered(op, index.long().view(-1), _planes(gradient, dims), x.shape)
 
 
 @rule("col2im", "one addition an element of the columns, in row-major order")
 def _col2im(
-    context: Context, func: Any, columns: torch.Tensor, size: Sequence[int], *window: Any
+    op: Operator, columns: torch.Tensor, size: Sequence[int], *window: Any
 ) -> torch.Tensor:
-    check(func, columns)
+    op.check(columns)
     batched = columns if columns.dim() == 3 else columns[None]
     numbers = torch.arange(1, prod(size) + 1, dtype=torch.float64).view(1, 1, *size)
     index = torch.ops.aten.im2col.default(numbers, *window).long().reshape(-1) - 1
     inside = index >= 0
     planes = batched.reshape(-1, index.shape[0])[:, inside]
     channels = batched.shape[1] * batched.shape[2] // index.shape[0]
-    added = _scattered(
-        context, "col2im", index[inside], planes, [batched.shape[0], channels, *size]
-    )
+    added = _scattered(op, index[inside], planes, [batched.shape[0], channels, *size])
     return added if columns.dim() == 3 else added[0]

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from morphbits.engines.native.rules.arithmetic import Hand
-from morphbits.engines.native.rules.context import Context
+from morphbits.engines.native.rules.arithmetic import Operator
 from morphbits.engines.native.rules.registry import NO_VALUES, ONE_TYPE, named, refused
 
 # The result has the type of the first operand, and the others are brought to it; of the latter,
@@ -30,44 +29,42 @@ _STRICT = frozenset(
 )
 
 
-def in_one_type(context: Context, func: Any, args: Any, kwargs: Any) -> Any:
+def in_one_type(op: Operator, args: Any, kwargs: Any) -> Any:
     """What the operator gives for its values in torch's one type; NotImplemented if it is not one
     of those, or its values need no conversion to floating-point numbers."""
-    name = func.overloadpacket.__name__
-    if name not in ONE_TYPE:
+    if op.name not in ONE_TYPE:
         return NotImplemented
-    given = named(func, args, kwargs)
+    given = named(op.func, args, kwargs)
     values = {n: v for n, v in given.items() if n not in NO_VALUES}
     leaves = tree_leaves(values)
     tensors = [x for x in leaves if isinstance(x, torch.Tensor)]
-    first = name in _FIRST or name in _STRICT
+    first = op.name in _FIRST or op.name in _STRICT
     dtype = args[0].dtype if first else common(tensors, [x for x in leaves if type(x) is float])
-    if name.startswith("copysign") and not (dtype.is_floating_point or dtype.is_complex):
+    if op.name.startswith("copysign") and not (dtype.is_floating_point or dtype.is_complex):
         dtype = torch.get_default_dtype()
-    if name in _FIRST and not dtype.is_floating_point and not dtype.is_complex:
-        return func(*args, **kwargs)  # what stands after the point is cut off, not rounded
+    if op.name in _FIRST and not dtype.is_floating_point and not dtype.is_complex:
+        return op.func(*args, **kwargs)  # what stands after the point is cut off, not rounded
     if not dtype.is_floating_point or all(x.dtype in (dtype, torch.bool) for x in tensors):
         return NotImplemented
-    if name in _STRICT:
-        refused(func, *args, **kwargs)
-    if name.endswith("_") and args[0].dtype != dtype:
-        return _in_place(context, func, args, kwargs)
-    hand = Hand(context, name)
+    if op.name in _STRICT:
+        refused(op.func, *args, **kwargs)
+    if op.name.endswith("_") and args[0].dtype != dtype:
+        return _in_place(op, args, kwargs)
 
     def convert(x: Any) -> Any:  # a truth value is 0 or 1 in every type
         exact = not isinstance(x, torch.Tensor) or x.dtype in (dtype, torch.bool)
-        return x if exact else hand.to(x, dtype)
+        return x if exact else op.to(x, dtype)
 
-    return func(**given | {n: tree_map(convert, v) for n, v in values.items()})
+    return op.func(**given | {n: tree_map(convert, v) for n, v in values.items()})
 
 
-def _in_place(context: Context, func: Any, args: Any, kwargs: Any) -> Any:
+def _in_place(op: Operator, args: Any, kwargs: Any) -> Any:
     """An operator that computes in another type than that of what it writes."""
-    name, to = func.overloadpacket.__name__, args[0]
-    result = context.apply(getattr(torch.ops.aten, name.removesuffix("_")), *args, **kwargs)
+    to = args[0]
+    result = op.redispatch(getattr(torch.ops.aten, op.name.removesuffix("_")), *args, **kwargs)
     if result.shape != to.shape or not torch.can_cast(result.dtype, to.dtype):
-        refused(func, *args, **kwargs)
-    return to.copy_(Hand(context, name).to(result, to.dtype))
+        refused(op.func, *args, **kwargs)
+    return to.copy_(op.to(result, to.dtype))
 
 
 def common(tensors: list[torch.Tensor], numbers: Sequence[float] = ()) -> torch.dtype:

@@ -1,7 +1,7 @@
 """The table of operators: which have a rule, and what each rule does.
 
-A rule is a function of (context, the operator, its arguments). From this table, notes/operators.md
-is written.
+A rule is a function of the operator, which has the arithmetic, and of its arguments. From this
+table, notes/operators.md is written.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from morphbits.errors import UserError
 class Rule:
     """How one operator is perturbed.
 
-    order: what its additions and operations are, in words; halves: whether it takes float16 and
-    bfloat16 itself (else they are widened before and rounded after it).
+    order: what its additions and operations are, in words; sixteen_bits: whether it takes
+    float16 and bfloat16 itself (else they are widened before and rounded after it).
     """
 
     handler: Callable[..., Any]
-    room: str
+    module: str
     order: str
-    halves: bool = False
+    sixteen_bits: bool = False
 
 
 RULES: dict[str, Rule] = {}
 
 
-def rule(names: str, order: str, halves: bool = False) -> Callable[[Callable], Callable]:
+def rule(names: str, order: str, sixteen_bits: bool = False) -> Callable[[Callable], Callable]:
     """Enter a handler for the operators `names` (of aten, all overloads) into the table."""
 
     def enter(handler: Callable) -> Callable:
-        room = handler.__module__.rpartition(".")[2]
+        module = handler.__module__.rpartition(".")[2]
         for name in names.split():
             assert name not in RULES, name
-            RULES[name] = Rule(handler, room, order, halves)
+            RULES[name] = Rule(handler, module, order, sixteen_bits)
         return handler
 
     return enter

@@ -1,7 +1,7 @@
 """`interpolate` and its gradients.
 
 The formulas and their order are those of torch's CPU kernels (UpSampleKernel.cpp,
-UpSample.h), in which products and sums are separate operations.
+UpSample.op), in which products and sums are separate operations.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 
-from morphbits.engines.native.rules.arithmetic import Hand
-from morphbits.engines.native.rules.context import Context
-from morphbits.engines.native.rules.registry import check, rule
+from morphbits.engines.native.rules.arithmetic import Operator
+from morphbits.engines.native.rules.registry import rule
 
 T = torch.Tensor
 Axis = tuple[list[T], list[T]]  # the taps of each output position: their indices, their weights
@@ -24,40 +23,42 @@ Axis = tuple[list[T], list[T]]  # the taps of each output position: their indice
 # ---- interpolate(mode="linear" | "bilinear" | "trilinear")
 
 
-def _step(h: Hand, size: int, out: int, align: bool, scale: float | None, dtype: torch.dtype) -> T:
+def _step(
+    op: Operator, size: int, out: int, align: bool, scale: float | None, dtype: torch.dtype
+) -> T:
     """How far two output positions lie apart in the input."""
     if align:
-        return h.div(torch.tensor(size - 1, dtype=dtype), max(out - 1, 1))
+        return op.div(torch.tensor(size - 1, dtype=dtype), max(out - 1, 1))
     if scale is not None and scale > 0:
         return torch.tensor(1 / scale, dtype=dtype)
-    return h.div(torch.tensor(size, dtype=dtype), out)
+    return op.div(torch.tensor(size, dtype=dtype), out)
 
 
 def _source(
-    h: Hand, size: int, out: int, align: bool, scale: float | None, dtype: torch.dtype
+    op: Operator, size: int, out: int, align: bool, scale: float | None, dtype: torch.dtype
 ) -> T:
     """Where each output position lies in the input."""
     position = torch.arange(out, dtype=dtype)
-    step = _step(h, size, out, align, scale, dtype)
-    return h.mul(step, position) if align else h.sub(h.mul(step, h.add(position, 0.5)), 0.5)
+    step = _step(op, size, out, align, scale, dtype)
+    return op.mul(step, position) if align else op.sub(op.mul(step, op.add(position, 0.5)), 0.5)
 
 
 def _linear_axis(
-    hand: Hand, size: int, out: int, align: bool, scale: float | None, dtype: torch.dtype
+    op: Operator, size: int, out: int, align: bool, scale: float | None, dtype: torch.dtype
 ) -> Axis:
     """Lower and upper index of each output position, and their weights."""
     if out == size:  # torch leaves such an axis as it is
         at = torch.arange(out)
         return [at, at], [torch.ones(out, dtype=dtype), torch.zeros(out, dtype=dtype)]
-    real = _source(hand, size, out, align, scale, dtype)
+    real = _source(op, size, out, align, scale, dtype)
     real = real if align else real.clamp_(min=0)
     lower = real.long().clamp_(max=size - 1)
     upper = (lower + 1).clamp_(max=size - 1)
-    above = hand.sub(real, lower.to(dtype)).clamp_(0, 1)
-    return [lower, upper], [hand.sub(1, above), above]
+    above = op.sub(real, lower.to(dtype)).clamp_(0, 1)
+    return [lower, upper], [op.sub(1, above), above]
 
 
-def _spread(h: Hand, gradient: T, input_size: Sequence[int], axes: Sequence[Axis]) -> T:
+def _spread(op: Operator, gradient: T, input_size: Sequence[int], axes: Sequence[Axis]) -> T:
     """The gradient times the weights, added to the places that it was taken from."""
     planes = gradient.reshape(-1, prod(gradient.shape[2:]))
     index, source = [], []
@@ -66,13 +67,13 @@ def _spread(h: Hand, gradient: T, input_size: Sequence[int], axes: Sequence[Axis
         weight = torch.ones((), dtype=gradient.dtype)
         for d, (tap, (indices, weights)) in enumerate(zip(taps, axes, strict=True)):
             at = at[..., None] * input_size[2 + d] + indices[tap]
-            weight = weights[tap] if d == 0 else h.mul(weight[..., None], weights[tap])
+            weight = weights[tap] if d == 0 else op.mul(weight[..., None], weights[tap])
         index.append(at.reshape(-1))
-        source.append(h.mul(weight.reshape(-1), planes))
+        source.append(op.mul(weight.reshape(-1), planes))
     zeros = torch.zeros(planes.shape[0], prod(input_size[2:]), dtype=gradient.dtype)
     order = torch.stack(index, 1).reshape(-1)  # voxel by voxel, its taps in order
     sources = torch.stack(source, 2).flatten(1)
-    return h.scatter_add(zeros, order, sources).view(list(input_size))
+    return op.scatter_add(zeros, order, sources).view(list(input_size))
 
 
 def _settings(
@@ -88,17 +89,15 @@ def _settings(
     "axis by axis, the last first: lower·weight + upper·weight; the weights' arithmetic, too",
 )
 def _linear(
-    context: Context,
-    func: Any,
+    op: Operator,
     x: torch.Tensor,
     output_size: Sequence[int] | None,
     *args: Any,
     **kwargs: Any,
 ) -> torch.Tensor:
-    name = func.overloadpacket.__name__
-    check(func, x)
-    hand, dims = Hand(context, name), x.dim() - 2
-    if func._overloadname == "vec":  # sizes or factors of a list
+    op.check(x)
+    dims = x.dim() - 2
+    if op.func._overloadname == "vec":  # sizes or factors of a list
         align, factors = args
         if output_size is None:
             output_size = [int(n * f) for n, f in zip(x.shape[2:], factors, strict=True)]
@@ -110,16 +109,16 @@ def _linear(
     for d in reversed(range(dims)):
         axis = 2 + d
         (lower, upper), weights = _linear_axis(
-            hand, x.shape[axis], int(output_size[d]), align, scales[d], x.dtype
+            op, x.shape[axis], int(output_size[d]), align, scales[d], x.dtype
         )
         if x.shape[axis] == output_size[d]:
             continue
         shape = [-1 if e == axis else 1 for e in range(x.dim())]
         below, above = (
-            hand.mul(out.index_select(axis, index), weight.view(shape))
+            op.mul(out.index_select(axis, index), weight.view(shape))
             for index, weight in zip((lower, upper), weights, strict=True)
         )
-        out = hand.add(below, above)
+        out = op.add(below, above)
     return out.clone() if out is x else out
 
 
@@ -129,52 +128,50 @@ def _linear(
     "in row-major order",
 )
 def _linear_backward(
-    context: Context,
-    func: Any,
+    op: Operator,
     gradient: torch.Tensor,
     output_size: Sequence[int],
     input_size: Sequence[int],
     *args: Any,
     **kwargs: Any,
 ) -> torch.Tensor:
-    name = func.overloadpacket.__name__
-    check(func, gradient)
-    hand, dims = Hand(context, name), gradient.dim() - 2
+    op.check(gradient)
+    dims = gradient.dim() - 2
     align, scales = _settings(dims, args, kwargs)
     axes = [
         _linear_axis(
-            hand, input_size[2 + d], gradient.shape[2 + d], align, scales[d], gradient.dtype
+            op, input_size[2 + d], gradient.shape[2 + d], align, scales[d], gradient.dtype
         )
         for d in range(dims)
     ]
-    return _spread(hand, gradient, input_size, axes)
+    return _spread(op, gradient, input_size, axes)
 
 
 # ---- interpolate(mode="bicubic"), the gradient (the forward pass: decomposed.py)
 
 
-def cubic_weights(h: Hand, t: T) -> list[T]:
-    """Keys' four weights with a = −¾, by Horner's rule (UpSample.h)."""
+def cubic_weights(op: Operator, t: T) -> list[T]:
+    """Keys' four weights with a = −¾, by Horner's rule (UpSample.op)."""
     a = -0.75
 
     def inner(x: T) -> T:  # |x| ≤ 1
-        return h.add(h.mul(h.mul(h.sub(h.mul(a + 2, x), a + 3), x), x), 1)
+        return op.add(op.mul(op.mul(op.sub(op.mul(a + 2, x), a + 3), x), x), 1)
 
     def outer(x: T) -> T:  # 1 < |x| < 2
-        first = h.sub(h.mul(a, x), 5 * a)
-        return h.sub(h.mul(h.add(h.mul(first, x), 8 * a), x), 4 * a)
+        first = op.sub(op.mul(a, x), 5 * a)
+        return op.sub(op.mul(op.add(op.mul(first, x), 8 * a), x), 4 * a)
 
-    rest = h.sub(1, t)
-    return [outer(h.add(t, 1)), inner(t), inner(rest), outer(h.add(rest, 1))]
+    rest = op.sub(1, t)
+    return [outer(op.add(t, 1)), inner(t), inner(rest), outer(op.add(rest, 1))]
 
 
 def _cubic_axis(
-    h: Hand, size: int, out: int, align: bool, scale: float | None, dtype: torch.dtype
+    op: Operator, size: int, out: int, align: bool, scale: float | None, dtype: torch.dtype
 ) -> Axis:
     """Four indices and four weights of each output position."""
-    real = _source(h, size, out, align, scale, dtype)
+    real = _source(op, size, out, align, scale, dtype)
     low = real.floor()
-    weights = cubic_weights(h, h.sub(real, low))
+    weights = cubic_weights(op, op.sub(real, low))
     return [(low.long() + i).clamp(0, size - 1) for i in (-1, 0, 1, 2)], weights
 
 
@@ -183,22 +180,20 @@ def _cubic_axis(
     "gradient·(weight_y·weight_x), added to sixteen places, outputs in row-major order",
 )
 def _bicubic_backward(
-    context: Context,
-    func: Any,
+    op: Operator,
     gradient: torch.Tensor,
     output_size: Sequence[int],
     input_size: Sequence[int],
     align: bool,
     *scales: float | None,
 ) -> torch.Tensor:
-    check(func, gradient)
-    h = Hand(context, "upsample_bicubic2d_backward")
+    op.check(gradient)
     factors = [*scales, None, None][:2]
     axes = [
-        _cubic_axis(h, input_size[2 + d], output_size[d], align, factors[d], gradient.dtype)
+        _cubic_axis(op, input_size[2 + d], output_size[d], align, factors[d], gradient.dtype)
         for d in range(2)
     ]
-    return _spread(h, gradient, input_size, axes)
+    return _spread(op, gradient, input_size, axes)
 
 
 # ---- interpolate(antialias=True)
@@ -206,50 +201,56 @@ def _bicubic_backward(
 _WIDTHS = {"bilinear": 2, "bicubic": 4, "lanczos": 6}  # of the filters, at their own scale
 
 
-def _filter(h: Hand, kind: str, x: T) -> T:
+def _filter(op: Operator, kind: str, x: T) -> T:
     """The filter's value at the distance x ≥ 0 from its middle (bicubic: Keys' with a = −½)."""
     zero = torch.zeros((), dtype=x.dtype)
     if kind == "bilinear":
-        return h.sub(1, x).clamp(min=0)
+        return op.sub(1, x).clamp(min=0)
     if kind == "bicubic":
         a = -0.5
-        inner = h.add(h.mul(h.mul(h.sub(h.mul(a + 2, x), a + 3), x), x), 1)
-        first = h.add(h.mul(h.sub(h.mul(a, x), 5 * a), x), 8 * a)
-        outer = h.sub(h.mul(first, x), 4 * a)
+        inner = op.add(op.mul(op.mul(op.sub(op.mul(a + 2, x), a + 3), x), x), 1)
+        first = op.add(op.mul(op.sub(op.mul(a, x), 5 * a), x), 8 * a)
+        outer = op.sub(op.mul(first, x), 4 * a)
         return torch.where(x < 1, inner, torch.where(x < 2, outer, zero))
-    return torch.where(x < 3, h.mul(_sinc(h, x), _sinc(h, h.div(x, 3))), zero)
+    return torch.where(x < 3, op.mul(_sinc(op, x), _sinc(op, op.div(x, 3))), zero)
 
 
-def _sinc(h: Hand, x: T) -> T:
-    angle = h.mul(x, math.pi)
+def _sinc(op: Operator, x: T) -> T:
+    angle = op.mul(x, math.pi)
     return torch.where(
-        x == 0, torch.ones((), dtype=x.dtype), h.div(h.function("sin", angle), angle)
+        x == 0, torch.ones((), dtype=x.dtype), op.div(op.function("sin", angle), angle)
     )
 
 
 def _wide_axis(
-    h: Hand, kind: str, size: int, out: int, align: bool, scale: float | None, dtype: torch.dtype
+    op: Operator,
+    kind: str,
+    size: int,
+    out: int,
+    align: bool,
+    scale: float | None,
+    dtype: torch.dtype,
 ) -> tuple[Axis, list[T]]:
     """The taps under the filter of each output position, and which of them there are."""
-    step = _step(h, size, out, align, scale, dtype)
+    step = _step(op, size, out, align, scale, dtype)
     if align and out == 1:
         step = torch.zeros_like(step)
     shrinks = bool(step >= 1)
     half = _WIDTHS[kind] / 2
-    support = h.mul(step, half) if shrinks else torch.tensor(half, dtype=dtype)
-    narrow = h.div(1, step) if shrinks else torch.ones((), dtype=dtype)
-    center = h.mul(step, torch.arange(out, dtype=dtype) + 0.5)
-    first = h.add(h.sub(center, support), 0.5).long().clamp(min=0)
-    count = h.add(h.add(center, support), 0.5).long().clamp(max=size) - first
+    support = op.mul(step, half) if shrinks else torch.tensor(half, dtype=dtype)
+    narrow = op.div(1, step) if shrinks else torch.ones((), dtype=dtype)
+    center = op.mul(step, torch.arange(out, dtype=dtype) + 0.5)
+    first = op.add(op.sub(center, support), 0.5).long().clamp(min=0)
+    count = op.add(op.add(center, support), 0.5).long().clamp(max=size) - first
     indices, inside, weights = [], [], []
     for j in range(min(int(count.max()), 2 * math.ceil(float(support)) + 1)):
-        distance = h.add(h.sub((first + j).to(dtype), center), 0.5)
-        weight = _filter(h, kind, h.mul(distance, narrow).abs())
+        distance = op.add(op.sub((first + j).to(dtype), center), 0.5)
+        weight = _filter(op, kind, op.mul(distance, narrow).abs())
         inside.append(j < count)
         weights.append(torch.where(inside[-1], weight, torch.zeros((), dtype=dtype)))
         indices.append((first + j).clamp(max=size - 1))
-    total = h.chain("add", torch.stack(weights))
-    weights = [torch.where(total != 0, h.div(weight, total), weight) for weight in weights]
+    total = op.chain("add", torch.stack(weights))
+    weights = [torch.where(total != 0, op.div(weight, total), weight) for weight in weights]
     return (indices, weights), inside
 
 
@@ -264,28 +265,26 @@ _WIDE = (
     f"{_WIDE}axis by axis, the last first: a chain over the filter's width of value·weight",
 )
 def _wide(
-    context: Context,
-    func: Any,
+    op: Operator,
     x: T,
     output_size: Sequence[int],
     align: bool,
     *scales: float | None,
 ) -> T:
-    check(func, x)
-    name = func.overloadpacket.__name__
-    h, kind, factors = Hand(context, name), name.split("_")[2][:-2], [*scales, None, None][:2]
+    op.check(x)
+    kind, factors = op.name.split("_")[2][:-2], [*scales, None, None][:2]
     for d in (1, 0):
         size, out = x.shape[2 + d], output_size[d]
         if size == out:
             continue
-        (indices, weights), inside = _wide_axis(h, kind, size, out, align, factors[d], x.dtype)
+        (indices, weights), inside = _wide_axis(op, kind, size, out, align, factors[d], x.dtype)
         shape = [-1 if e == 2 + d else 1 for e in range(4)]
         terms = []
         for index, weight, there in zip(indices, weights, inside, strict=True):
             value = x.index_select(2 + d, index)
             value = torch.where(there.view(shape), value, torch.zeros((), dtype=x.dtype))
-            terms.append(h.mul(value, weight.view(shape)))
-        x = h.chain("add", torch.stack(terms))
+            terms.append(op.mul(value, weight.view(shape)))
+        x = op.chain("add", torch.stack(terms))
     return x.clone()
 
 
@@ -295,23 +294,21 @@ def _wide(
     f"{_WIDE}weight·weight·gradient, added to the filter's places, outputs in row-major order",
 )
 def _wide_backward(
-    context: Context,
-    func: Any,
+    op: Operator,
     gradient: T,
     output_size: Sequence[int],
     input_size: Sequence[int],
     align: bool,
     *scales: float | None,
 ) -> T:
-    check(func, gradient)
-    name = func.overloadpacket.__name__
-    h, kind, factors = Hand(context, name), name.split("_")[2][:-2], [*scales, None, None][:2]
+    op.check(gradient)
+    kind, factors = op.name.split("_")[2][:-2], [*scales, None, None][:2]
     axes: list[Axis] = []
     for d in range(2):
         size, out = input_size[2 + d], output_size[d]
         if size == out:  # torch leaves such an axis as it is
             axes.append(([torch.arange(out)], [torch.ones(out, dtype=gradient.dtype)]))
         else:
-            axis, _ = _wide_axis(h, kind, size, out, align, factors[d], gradient.dtype)
+            axis, _ = _wide_axis(op, kind, size, out, align, factors[d], gradient.dtype)
             axes.append(axis)
-    return _spread(h, gradient, input_size, axes)
+    return _spread(op, gradient, input_size, axes)

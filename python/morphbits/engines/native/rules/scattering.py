@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
-from morphbits.engines.native.rules.arithmetic import Hand
-from morphbits.engines.native.rules.context import Context
+from morphbits.engines.native.rules.arithmetic import Operator
 from morphbits.engines.native.rules.elementwise import write
-from morphbits.engines.native.rules.registry import check, refused, rule
+from morphbits.engines.native.rules.registry import refused, rule
 
 _ORDER = "one addition a source element, in the order of the sources"
 
@@ -23,65 +22,59 @@ def _moved(x: torch.Tensor, dim: int) -> torch.Tensor:
 
 @rule("index_add index_add_", f"{_ORDER}; a factor alpha is one operation more")
 def _index_add(
-    context: Context,
-    func: Any,
+    op: Operator,
     to: torch.Tensor,
     dim: int,
     index: torch.Tensor,
     source: torch.Tensor,
     alpha: float = 1,
 ) -> torch.Tensor:
-    name = func.overloadpacket.__name__
     if not to.is_floating_point():
-        return func(to, dim, index, source, alpha=alpha)
+        return op.func(to, dim, index, source, alpha=alpha)
     if to.dim() == 0 and source.dim() <= 1 and source.numel() == index.numel() == 1:
         one, at, added = to.reshape(1), index.reshape(1), source.reshape(1)
-        result = _index_add(context, func, one, 0, at, added, alpha)
-        return to if name.endswith("_") else result.reshape(())
+        result = _index_add(op, one, 0, at, added, alpha)
+        return to if op.name.endswith("_") else result.reshape(())
     if to.dim() == 0 or source.dim() != to.dim() or index.dim() != 1 or source.dtype != to.dtype:
-        refused(func, to, dim, index, source)
-    check(func, to, source)
-    hand = Hand(context, name)
+        refused(op.func, to, dim, index, source)
+    op.check(to, source)
     others = [n for d, n in enumerate(to.shape) if d != dim % to.dim()]
     if index.shape[0] != source.shape[dim] or others != [
         n for d, n in enumerate(source.shape) if d != dim % to.dim()
     ]:
-        refused(func, to, dim, index, source)
-    result = hand.scatter_add(
-        _moved(to, dim).t(), index.long(), hand.mul(alpha, _moved(source, dim).t())
+        refused(op.func, to, dim, index, source)
+    result = op.scatter_add(
+        _moved(to, dim).t(), index.long(), op.mul(alpha, _moved(source, dim).t())
     )
     moved_shape = [to.shape[dim], *others]
     result = result.t().reshape(moved_shape).movedim(0, dim)
-    return write(context, name, to, result) if name.endswith("_") else result.contiguous()
+    return write(op, to, result) if op.name.endswith("_") else result.contiguous()
 
 
 @rule("scatter_add scatter_add_", _ORDER)
 def _scatter_add(
-    context: Context,
-    func: Any,
+    op: Operator,
     to: torch.Tensor,
     dim: int,
     index: torch.Tensor,
     source: torch.Tensor,
 ) -> torch.Tensor:
-    name = func.overloadpacket.__name__
     if not to.is_floating_point() or index.numel() == 0 or source.numel() == 0:
-        return func(to, dim, index, source)
+        return op.func(to, dim, index, source)
     if to.dim() == 0:
         to1, index, source = to.view(1), index.reshape(1), source.reshape(1)
     else:
         to1 = to
     if index.dim() != to1.dim() or source.dim() != to1.dim() or source.dtype != to.dtype:
-        refused(func, to, dim, index, source)
-    check(func, to, source)
+        refused(op.func, to, dim, index, source)
+    op.check(to, source)
     if any(i > s for i, s in zip(index.shape, source.shape, strict=True)):
-        refused(func, to, dim, index, source)
+        refused(op.func, to, dim, index, source)
     source = source[tuple(slice(n) for n in index.shape)]
     flat = _flat_index(to1.shape, dim, index)
-    hand = Hand(context, name)
-    result = hand.scatter_add(to1.reshape(1, -1), flat.reshape(-1), source.reshape(1, -1))
+    result = op.scatter_add(to1.reshape(1, -1), flat.reshape(-1), source.reshape(1, -1))
     result = result.view(to.shape)
-    return write(context, name, to, result) if name.endswith("_") else result
+    return write(op, to, result) if op.name.endswith("_") else result
 
 
 def _flat_index(shape: torch.Size, dim: int, index: torch.Tensor) -> torch.Tensor:
@@ -102,61 +95,56 @@ def _flat_index(shape: torch.Size, dim: int, index: torch.Tensor) -> torch.Tenso
     return flat
 
 
-@rule("index_put index_put_ _index_put_impl_ _unsafe_index_put", _ORDER, halves=False)
+@rule("index_put index_put_ _index_put_impl_ _unsafe_index_put", _ORDER)
 def _index_put(
-    context: Context,
-    func: Any,
+    op: Operator,
     to: torch.Tensor,
     indices: Any,
     values: torch.Tensor,
     accumulate: bool = False,
     unsafe: bool = False,
 ) -> torch.Tensor:
-    name = func.overloadpacket.__name__
     if values.dtype != to.dtype:
         mask = all(i is None or i.dtype in (torch.bool, torch.uint8) for i in indices)
         if values.numel() != 1 or accumulate or not (mask and to.is_floating_point()):
-            refused(func, to, indices, values, accumulate)
-        values = Hand(context, name).to(values, to.dtype)
+            refused(op.func, to, indices, values, accumulate)
+        values = op.to(values, to.dtype)
     if not accumulate or not to.is_floating_point():
-        if name in ("_index_put_impl_",):
-            return func(to, indices, values, accumulate, unsafe)
-        return func(to, indices, values, accumulate)
-    check(func, to, values)
+        if op.name in ("_index_put_impl_",):
+            return op.func(to, indices, values, accumulate, unsafe)
+        return op.func(to, indices, values, accumulate)
+    op.check(to, values)
     places = torch.arange(to.numel()).view(to.shape)
     index = torch.ops.aten.index.Tensor(places, indices)
     values = values.expand(index.shape)
-    hand = Hand(context, name)
-    result = hand.scatter_add(to.reshape(1, -1), index.reshape(-1), values.reshape(1, -1))
+    result = op.scatter_add(to.reshape(1, -1), index.reshape(-1), values.reshape(1, -1))
     result = result.view(to.shape)
-    return write(context, name, to, result) if name.endswith("_") else result
+    return write(op, to, result) if op.name.endswith("_") else result
 
 
 @rule("embedding_dense_backward", _ORDER)
 def _embedding_dense_backward(
-    context: Context,
-    func: Any,
+    op: Operator,
     gradient: torch.Tensor,
     indices: torch.Tensor,
     num_weights: int,
     padding_idx: int,
     scale_grad_by_freq: bool,
 ) -> torch.Tensor:
-    check(func, gradient)
-    hand = Hand(context, "embedding_dense_backward")
+    op.check(gradient)
     width = gradient.shape[-1]
     index, rows = indices.reshape(-1).long(), gradient.reshape(-1, width)
     keep = index != padding_idx
     index, rows = index[keep], rows[keep]
     if scale_grad_by_freq:
         counts = torch.bincount(index, minlength=num_weights)[index].to(rows.dtype)
-        rows = hand.mul(rows, hand.div(1, counts)[:, None])
+        rows = op.mul(rows, op.div(1, counts)[:, None])
     zeros = torch.zeros(width, num_weights, dtype=rows.dtype)
-    return hand.scatter_add(zeros, index, rows.t()).t().contiguous()
+    return op.scatter_add(zeros, index, rows.t()).t().contiguous()
 
 
 def _joined(
-    h: Hand,
+    op: Operator,
     kind: str,
     to_S: torch.Tensor,
     index_N: torch.Tensor,
@@ -179,12 +167,12 @@ def _joined(
         out = out.clone()
         for k in range(int(count.max()) if len(count) else 0):
             now = turn == k
-            out[index_N[now]] = h.mul(out[index_N[now]], source_N[now])
+            out[index_N[now]] = op.mul(out[index_N[now]], source_N[now])
         return out
-    out = h.scatter_add(out[None], index_N, source_N[None])[0]
+    out = op.scatter_add(out[None], index_N, source_N[None])[0]
     if kind == "mean":
         terms = (count + include_self).clamp(min=1).to(out.dtype)
-        out = torch.where(touched, h.div(out, terms), out)
+        out = torch.where(touched, op.div(out, terms), out)
     return out
 
 
@@ -196,8 +184,7 @@ _REDUCED = (
 
 @rule("scatter_reduce scatter_reduce_ index_reduce index_reduce_", _REDUCED)
 def _reduce_into(
-    context: Context,
-    func: Any,
+    op: Operator,
     to: torch.Tensor,
     dim: int,
     index: torch.Tensor,
@@ -206,61 +193,55 @@ def _reduce_into(
     *,
     include_self: bool = True,
 ) -> torch.Tensor:
-    name = func.overloadpacket.__name__
     if not to.is_floating_point() or index.numel() == 0 or source.numel() == 0:
-        return func(to, dim, index, source, reduce, include_self=include_self)
+        return op.func(to, dim, index, source, reduce, include_self=include_self)
     if source.dtype != to.dtype:
-        refused(func, to, dim, index, source, reduce, include_self=include_self)
-    check(func, to, source)
+        refused(op.func, to, dim, index, source, reduce, include_self=include_self)
+    op.check(to, source)
     kind = {"add": "sum", "multiply": "prod"}.get(reduce, reduce)
-    func(
+    op.func(
         to.to("meta"), dim, index.to("meta"), source.to("meta"), reduce, include_self=include_self
     )
     shape = to.shape or torch.Size([1])
-    if name.startswith("index_"):
+    if op.name.startswith("index_"):
         along = [-1 if d == dim % len(shape) else 1 for d in range(len(shape))]
         index = index.reshape(along).expand(source.shape or (1,))
     index = index.reshape(index.shape or (1,))
     source = source.reshape(source.shape or (1,))[tuple(slice(n) for n in index.shape)]
     flat = _flat_index(shape, dim, index).reshape(-1)
-    h = Hand(context, name)
-    out = _joined(h, kind, to.reshape(-1), flat, source.reshape(-1), include_self)
-    return write(context, name, to, out.view(to.shape)) if name[-1] == "_" else out.view(to.shape)
+    out = _joined(op, kind, to.reshape(-1), flat, source.reshape(-1), include_self)
+    return write(op, to, out.view(to.shape)) if op.name[-1] == "_" else out.view(to.shape)
 
 
 @rule("put put_", f"with accumulate: {_ORDER}; else exact")
 def _put(
-    context: Context,
-    func: Any,
+    op: Operator,
     to: torch.Tensor,
     index: torch.Tensor,
     source: torch.Tensor,
     accumulate: bool = False,
 ) -> torch.Tensor:
-    name = func.overloadpacket.__name__
     if not (accumulate and to.is_floating_point()) or source.dtype != to.dtype:
-        return func(to, index, source, accumulate)
-    check(func, to, source)
+        return op.func(to, index, source, accumulate)
+    op.check(to, source)
     at = torch.where(index < 0, index + to.numel(), index).reshape(-1)
-    out = Hand(context, name).scatter_add(to.reshape(1, -1), at, source.reshape(1, -1))
-    return write(context, name, to, out.view(to.shape)) if name[-1] == "_" else out.view(to.shape)
+    out = op.scatter_add(to.reshape(1, -1), at, source.reshape(1, -1))
+    return write(op, to, out.view(to.shape)) if op.name[-1] == "_" else out.view(to.shape)
 
 
-@rule("bincount", f"weights: {_ORDER}; a count rounds nothing", halves=True)
+@rule("bincount", f"weights: {_ORDER}; a count rounds nothing", sixteen_bits=True)
 def _bincount(
-    context: Context,
-    func: Any,
+    op: Operator,
     x: torch.Tensor,
     weights: torch.Tensor | None = None,
     minlength: int = 0,
 ) -> torch.Tensor:
     if weights is None:
-        return func(x, None, minlength)
-    zeros = torch.zeros_like(func(x, None, minlength)[None], dtype=torch.float32)
-    h = Hand(context, "bincount")
+        return op.func(x, None, minlength)
+    zeros = torch.zeros_like(op.func(x, None, minlength)[None], dtype=torch.float32)
     if weights.dtype != torch.float32:  # as in torch
-        zeros, weights = zeros.double(), h.to(weights, torch.float64)
-    check(func, weights)
+        zeros, weights = zeros.double(), op.to(weights, torch.float64)
+    op.check(weights)
     if weights.shape != x.shape:
-        refused(func, x, weights, minlength)
-    return h.scatter_add(zeros, x.long(), weights[None])[0]
+        refused(op.func, x, weights, minlength)
+    return op.scatter_add(zeros, x.long(), weights[None])[0]

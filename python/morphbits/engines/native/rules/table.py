@@ -55,11 +55,11 @@ _KERNELS = {
 
 def markdown() -> str:
     """The page: the operators of one rule in a row, module by module."""
-    rows = sorted((rule.room, rule.order, name) for name, rule in RULES.items())
+    rows = sorted((rule.module, rule.order, name) for name, rule in RULES.items())
     lines = ["| operators | operations and their order |", "|---|---|"]
-    for room, of_room in groupby(rows, key=lambda row: row[0]):
-        lines.append(f"| **{room}** | kernels: {_KERNELS[room]} |")
-        for order, same in groupby(of_room, key=lambda row: row[1]):
+    for module, of_module in groupby(rows, key=lambda row: row[0]):
+        lines.append(f"| **{module}** | kernels: {_KERNELS[module]} |")
+        for order, same in groupby(of_module, key=lambda row: row[1]):
             names = " ".join(f"`{name}`" for *_, name in same)
             lines.append(f"| {names} | {order.replace('|', chr(92) + '|')} |")
     return _PAGE.format(
