@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from support.grids import GRIDS, SHAPE, SHEARED, SHIFT, grid, places, rotation, smooth
 
 from morphbits import images
 from morphbits.axes import Turn
@@ -18,58 +19,11 @@ from morphbits.config import RegisterConfig
 from morphbits.errors import UserError
 from morphbits.images import Image
 from morphbits.models.weights import Architecture, init_weights, save_h5
+from morphbits.samples.provenance import data_sha256
 from morphbits.samples.single import Files, register_files
 
 LPS = np.diag([-1.0, -1.0, 1.0])
-SHAPE = (9, 11, 8)
-SHIFT = np.array([31.25, -7.5, 12.0])
-
-
-def rotation(*degrees: float) -> np.ndarray:
-    """About the first, second and third axis, (3, 3)."""
-    matrix = np.eye(3)
-    for axis, angle in enumerate(np.radians(degrees)):
-        one, two = (k for k in range(3) if k != axis)
-        turned = np.eye(3)
-        turned[[one, two], [one, two]] = np.cos(angle)
-        turned[one, two], turned[two, one] = np.sin(angle), -np.sin(angle)
-        matrix = matrix @ turned
-    return matrix
-
-
-def grid(matrix: np.ndarray, sizes: tuple[float, ...], shape: tuple[int, ...]) -> np.ndarray:
-    """An affine whose grid is centred near the origin of the world."""
-    affine = np.eye(4)
-    affine[:3, :3] = matrix * np.array(sizes)
-    affine[:3, 3] = (3.0, -2.0, 1.5) - affine[:3, :3] @ (np.array(shape) - 1) / 2
-    return affine
-
-
-SHEAR = np.array([[1.0, 0.3, 0.1], [0, 1, -0.2], [0, 0, 1]])
-GRIDS = {
-    "upright": grid(np.eye(3), (2, 2, 2), SHAPE),
-    "flipped": grid(np.diag([-1.0, 1, 1]), (2, 2, 2), SHAPE),
-    "anisotropic": grid(np.eye(3), (1.1, 1.7, 3.2), SHAPE),
-    "oblique": grid(rotation(20, -35, 50), (1.5, 1.5, 1.5), SHAPE),
-    "oblique, anisotropic, left-handed": grid(
-        rotation(-15, 10, 40) @ np.diag([1.0, -1, 1]), (1.2, 2.1, 2.8), SHAPE
-    ),
-}
-SHEARED = {
-    "sheared": grid(SHEAR, (2, 2, 2), SHAPE),
-    "sheared, oblique": grid(rotation(25, 5, -30) @ SHEAR, (1.3, 2.2, 1.8), SHAPE),
-}
-
-
-def smooth(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A wave of the world in [0, 1], of at most 0.15 per mm in any direction."""
-    x, y, z = np.moveaxis(places(affine, shape), -1, 0)
-    return np.float32(0.5 + 0.5 * np.sin(0.11 * x + 0.23 * y) * np.cos(0.15 * z))
-
-
-def places(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Where the voxels lie, (X, Y, Z, 3) RAS mm."""
-    return np.moveaxis(np.indices(shape), 0, -1) @ affine[:3, :3].T + affine[:3, 3]
+CENTRE = RegisterConfig(align="centre")
 
 
 def by_simpleitk(moving_path: Path, warp_path: Path, like: Path | None) -> np.ndarray:
@@ -178,17 +132,26 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def registered(tmp_path: Path, model: Path, fixed: Image, moving: Image, suffix: str) -> Files:
+def registered(
+    tmp_path: Path,
+    model: Path,
+    fixed: Image,
+    moving: Image,
+    suffix: str,
+    config: RegisterConfig = CENTRE,
+    **more: Path,
+) -> Files:
     files = Files(
         tmp_path / "moving.nii.gz",
         tmp_path / "fixed.nii.gz",
         model,
         tmp_path / "moved.nii.gz",
         tmp_path / f"warp{suffix}",
+        **more,
     )
     images.save(files.moving, moving.data, moving.affine, (1, 1))
     images.save(files.fixed, fixed.data, fixed.affine, fixed.codes)
-    register_files(files, RegisterConfig(align="centre"))
+    register_files(files, config)
     return files
 
 
@@ -222,6 +185,37 @@ def test_what_register_writes_needs_no_record(tmp_path: Path, model: Path, suffi
         truth = by_simpleitk(files.moving, files.warp, files.moved)
         seen = np.isfinite(truth)
         assert np.corrcoef(truth[seen], network[seen])[0, 1] > 0.995
+
+
+@pytest.mark.parametrize("form", ["ras", "itk", "fsl"])
+def test_register_writes_other_formats_and_the_image_in_its_intensities(
+    tmp_path: Path, model: Path, form: str
+) -> None:
+    """The warp's file gives the resampled image; the record and the sidecar say what they are."""
+    fixed, moving = far_apart(GRIDS["oblique"])
+    moving.data = 70 + 900 * moving.data
+    resampled = tmp_path / "resampled.nii.gz"
+    files = registered(tmp_path, model, fixed, moving, ".nii.gz", resampled=resampled)
+    image, warp = images.load(files.moving), images.load_warp(files.warp)
+    again = images.load(resampled).data
+    assert np.array_equal(images.move(image, warp).data, again) and again.max() > 500
+    network = images.load(files.moved).data
+    assert np.corrcoef(again.ravel(), network.ravel())[0, 1] > 0.99 and network.max() <= 1
+
+    config = RegisterConfig(align="centre", warp_format=form)
+    files = registered(tmp_path, model, fixed, moving, ".nii.gz", config, resampled=resampled)
+    assert np.array_equal(images.load(resampled).data, again)  # of the warp, not of its file
+    warp = images.load_warp(files.warp, moving=image)
+    # displacements of up to 170 mm in float32, 8e-6 mm, where 900 levels change by 0.15 per mm
+    assert np.abs(images.move(image, warp).data - again).max() < 900 * 0.15 * 8e-6 * 3
+    record = json.loads((tmp_path / "sample.json").read_text())
+    assert record["configuration"]["warp_format"] == form
+    for name, path in (("warp", files.warp), ("resampled", resampled)):
+        stored = np.asarray(nibabel.load(path).dataobj)
+        assert record["outputs"][name]["sha256"] == data_sha256(stored)
+    sidecar = json.loads((tmp_path / "warp.json").read_text())
+    assert sidecar["Format"] == form and sidecar["Units"] == "mm"
+    assert sidecar["Sources"] == [str(files.moving), str(files.fixed)]
 
 
 def test_mgz_has_no_place_for_the_shift(tmp_path: Path, model: Path) -> None:

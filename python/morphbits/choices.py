@@ -20,6 +20,7 @@ STOCHASTIC_MODES = ("random", "nearness")
 SUBNORMALS = ("keep", "flush")
 ORDERS = ("sequential", "direct", "probe")
 FORMATS = ("float16", "bfloat16", "tf32")
+WARP_FORMATS = ("voxels", "ras", "itk", "fsl")
 
 
 def one_of(choices: Sequence[str], value: str) -> str:

@@ -159,6 +159,20 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class Writing:
+    """How warps are written."""
+
+    warp_format: str = option(
+        "voxels",
+        "numbers of the warp's file, each the whole transform: voxels (this suite's; the header "
+        "says so), ras (mm; FreeSurfer, nitransforms), itk (LPS mm; ITK, ANTs, elastix) or fsl "
+        "(its scaled voxels, relative)",
+        choices=choices.WARP_FORMATS,
+        hashed="changed",
+    )
+
+
+@dataclass(frozen=True)
 class Arithmetic(Perturbation, Reading):
     """How numbers are computed: shared by one registration and by a whole experiment."""
 
@@ -234,7 +248,7 @@ def _threads_matter(config: RegisterConfig) -> bool:
 
 
 @dataclass(frozen=True)
-class RegisterConfig(Arithmetic):
+class RegisterConfig(Arithmetic, Writing):
     """One registration."""
 
     threads: int = option(

@@ -1,7 +1,6 @@
 """Files of images: loaded, checked to be usable, saved. Their formats: `morphbits.imageformats`.
 
-Axes: X Y Z voxels in the order of the file, V the three components of a warp. Affines take voxel
-indices to RAS millimetres.
+Files of warps: `morphbits.transforms`. Affines take voxel indices to RAS millimetres.
 """
 
 from __future__ import annotations
@@ -11,7 +10,9 @@ import io
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import nibabel
@@ -19,29 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from morphbits.errors import UserError
-from morphbits.imageformats import CODES, EXTENSIONS, MGH_INTENT, WARP_NAME, Image, by, decode
+from morphbits.imageformats import CODES, EXTENSIONS, Image, by, decode
 from morphbits.imageformats import conformed_affine as conformed_affine
 
 TEMPORARY = ".*.tmp"  # the name of a file that is being written
-WARP_FORMULA = b"moving(x + warp(x)), in voxels, then intent_p1 to p3 added in RAS mm"
 LARGEST = 100.0  # mm of a voxel's edge
 LEVELS = 2.0**16  # grey levels that float32 must keep apart
 SCALED = 2e-5  # of a label: what a slope of 65536 / 65535 adds to it, and a bit
 WHOLE = 1e-3  # how far from a whole number a label may lie that went through scaling
-# the fields of displacements, coefficients and positions of other programs, by their intent codes
-FOREIGN = {
-    1006: "displacements in millimetres (DISPVECT)",
-    1007: "vectors in millimetres, as ITK, ANTs, NiftyReg and SPM write them (VECTOR)",
-    2006: "FSL's displacement field in millimetres",
-    2007: "FSL's cubic spline coefficients",
-    2008: "FSL's cosine coefficients",
-    2009: "FSL's quadratic spline coefficients",
-    2016: "topup's cubic spline coefficients",
-    2017: "topup's quadratic spline coefficients",
-    2018: "topup's field in Hz",
-    MGH_INTENT + 6: "FreeSurfer's warp",
-    MGH_INTENT + 7: "FreeSurfer's inverse warp",
-}
 
 # nibabel says aloud what it finds wrong with a header; here a UserError says it, once
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
@@ -59,7 +45,7 @@ def load(path: str | Path, orientation: str = "", nan: float | None = None) -> I
     dropped. orientation: how the axes lie where the file does not say, as LAS. nan: what stands
     for NaN and infinities, which are refused without it.
     """
-    image = _load(Path(path), ("vol", "vol_data"), orientation, nan)
+    image = load_any(Path(path), ("vol", "vol_data"), orientation, nan)
     if image.data.ndim != 3:
         raise UserError(
             f"{path} has shape {by(image.data.shape)}; one three-dimensional image is needed: "
@@ -67,7 +53,7 @@ def load(path: str | Path, orientation: str = "", nan: float | None = None) -> I
         )
     known_axes(image)
     exact = image.data
-    image.data = _as_float32(path, exact)
+    image.data = as_float32(path, exact)
     low, high = exact.min(), exact.max()
     if low == high:
         raise UserError(
@@ -88,7 +74,7 @@ def load(path: str | Path, orientation: str = "", nan: float | None = None) -> I
                 f"its values, {low:.10g} to {high:.10g}, are too close to each other for float32: "
                 "their minimum was subtracted first"
             )
-    return _noted(image)
+    return noted(image)
 
 
 def _above_minimum(array: NDArray[Any]) -> NDArray[np.float64]:
@@ -106,7 +92,7 @@ def load_labels(path: str | Path, orientation: str = "", nan: float | None = Non
     Labels within WHOLE or SCALED of whole numbers, as scaling leaves them, are rounded. A map that
     does not say how its axes lie is `guessed`, for the voxels alone may be what is asked for.
     """
-    image = _load(Path(path), ("seg", "vol", "vol_data"), orientation, nan)
+    image = load_any(Path(path), ("seg", "vol", "vol_data"), orientation, nan)
     if image.data.ndim != 3:
         raise UserError(f"{path} has shape {by(image.data.shape)}; a label map has three axes")
     exact = np.float64(image.data)
@@ -127,40 +113,7 @@ def load_labels(path: str | Path, orientation: str = "", nan: float | None = Non
     if off > 0:
         image.notes.append(f"its labels lie up to {off:.1g} off whole numbers: they were rounded")
     image.data = np.ascontiguousarray(labels, np.int32)
-    return _noted(image)
-
-
-def load_warp(path: str | Path, orientation: str = "") -> Image:
-    """A warp of this suite or of voxelmorph, (X, Y, Z, 3) float32, in voxels of its own grid.
-
-    Warps of other programs are in millimetres, absolute, or of another direction; those that say
-    what they are (`FOREIGN`) are refused by name.
-    """
-    image = _load(Path(path), ("vol", "vol_data"), orientation)
-    if image.intent:
-        kind = FOREIGN.get(image.intent, f"something else (intent code {image.intent})")
-        raise UserError(
-            f"{path} holds {kind}, not a displacement in voxels of its own grid, as `morphbits "
-            "register` and voxelmorph write it; give such a warp"
-        )
-    if image.data.ndim != 4 or image.data.shape[3] != 3:
-        raise UserError(f"{path} has shape {by(image.data.shape)}; a warp is X × Y × Z × 3")
-    if image.shift is not None and not (
-        image.shift.shape == (3,) and np.isfinite(image.shift).all()
-    ):
-        raise UserError(f"{path}: the shift in its header is no three numbers; get it again")
-    image.data = _as_float32(path, image.data)
-    return _noted(image)
-
-
-def say_if_unnamed(warp: Image) -> None:
-    """A note where a file does not say that it holds a warp in voxels, and what is added to it."""
-    if warp.shift is None:
-        say(
-            warp.name,
-            "it does not say what its numbers are (voxelmorph and older files do not): taken as "
-            "voxels of its own grid, with no shift of the worlds after it",
-        )
+    return noted(image)
 
 
 def known_axes(image: Image) -> Image:
@@ -173,7 +126,7 @@ def known_axes(image: Image) -> Image:
     return image
 
 
-def _load(
+def load_any(
     path: Path, names: tuple[str, ...], orientation: str = "", nan: float | None = None
 ) -> Image:
     """Values in their own type, all finite, in an array of three axes or more."""
@@ -206,7 +159,8 @@ def _load(
     return image
 
 
-def _as_float32(path: str | Path, array: NDArray[Any]) -> NDArray[np.float32]:
+def as_float32(path: str | Path, array: NDArray[Any]) -> NDArray[np.float32]:
+    """The same as float32; a UserError where it is not finite there."""
     with np.errstate(over="ignore"):
         data = np.ascontiguousarray(array, np.float32)
     _all_finite(path, data)
@@ -222,7 +176,7 @@ def _all_finite(path: str | Path, array: NDArray[Any]) -> None:
         )
 
 
-def _noted(image: Image) -> Image:
+def noted(image: Image) -> Image:
     """The image, its notes said aloud."""
     for note in image.notes:
         say(image.name, note)
@@ -254,53 +208,29 @@ def save(
     affine: NDArray[np.floating],
     codes: tuple[int, int] = CODES,
 ) -> None:
-    """Write an image or warp (as float32) or a label map (as int32); format by extension.
+    """Write an image (as float32) or a label map (as int32); format by extension.
 
     The file appears whole or not at all, and the same data gives the same bytes: no time and no
     name go into the gzip header. NIfTI units: millimetres; codes: of its sform and its qform.
     """
     path = Path(path)
     kind = np.float32 if data.dtype.kind == "f" else np.int32
-    content = _encode(path, np.asarray(data, dtype=kind), np.asarray(affine, np.float64), codes)
-    write_atomically(path, content)
+    write_atomically(path, encode(path, np.asarray(data, dtype=kind), affine, codes))
 
 
-def save_warp(
-    path: str | Path,
-    warp: NDArray[Any],
-    affine: NDArray[np.floating],
-    shift: NDArray[np.floating[Any]],
-    codes: tuple[int, int] = CODES,
-) -> None:
-    """Write a warp, (X, Y, Z, 3) in voxels of its own grid, with all that the transform needs:
-
-    moving(affine · (x + warp(x)) + shift), the argument in RAS mm.
-
-    NIfTI: intent_name is WARP_NAME, intent_p1 to p3 are the shift; the intent code stays 0,
-    because NIfTI's vectors are in millimetres. npz: `shift`. MGH has no place for it.
-    """
-    path = Path(path)
-    if np.any(shift) and extension_of(path) in (".mgz", ".mgh"):
-        raise UserError(
-            f"{path}: the images' centres were aligned, and a warp in MGH format cannot hold that "
-            "shift: give the name of a .nii.gz file"
-        )
-    data = np.asarray(warp, dtype=np.float32)
-    write_atomically(path, _encode(path, data, np.asarray(affine, np.float64), codes, shift))
-
-
-def _encode(
+def encode(
     path: Path,
     data: NDArray[Any],
-    affine: NDArray[np.float64],
+    affine: NDArray[np.floating],
     codes: tuple[int, int],
-    shift: NDArray[np.floating[Any]] | None = None,
+    header: Mapping[str, Any] = MappingProxyType({}),
+    arrays: Mapping[str, NDArray[Any]] = MappingProxyType({}),
 ) -> bytes:
-    extension = extension_of(path)
+    """The bytes of a file. header: fields of NIfTI's. arrays: what an npz file holds beside it."""
+    extension, affine = extension_of(path), np.asarray(affine, np.float64)
     if extension == ".npz":
         buffer = io.BytesIO()
-        arrays = {"vol": data, "affine": affine} | ({} if shift is None else {"shift": shift})
-        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(buffer, **{"vol": data, "affine": affine, **arrays})  # type: ignore[arg-type]
         return buffer.getvalue()
     if extension in (".mgz", ".mgh"):
         raw = nibabel.MGHImage(data, affine).to_bytes()
@@ -308,10 +238,8 @@ def _encode(
         nifti = nibabel.Nifti1Image(data, affine)
         nifti.header.set_xyzt_units("mm")
         nifti.header["sform_code"], nifti.header["qform_code"] = codes
-        if shift is not None:
-            nifti.header["intent_name"], nifti.header["descrip"] = WARP_NAME, WARP_FORMULA
-            for k, millimetres in enumerate(shift, start=1):
-                nifti.header[f"intent_p{k}"] = millimetres
+        for name, value in header.items():
+            nifti.header[name] = value
         raw = nifti.to_bytes()
     # level 1: brain images with noise hardly shrink more at higher levels, and take far longer
     return gzip.compress(raw, 1, mtime=0) if extension in (".nii.gz", ".mgz") else raw

@@ -32,7 +32,7 @@ from morphbits.errors import UserError
 
 EXTENSIONS = (".nii.gz", ".nii", ".mgz", ".mgh", ".npz")
 CODES = (2, 0)  # of sform ("aligned") and qform ("unknown") where an image brings none of its own
-WARP_NAME = b"morphbits warp"  # the intent's name of a warp in voxels, as `save_warp` writes it
+WARP_NAME = "morphbits warp"  # the intent's name of a warp in voxels, as `save_warp` writes it
 MGH_INTENT = 65536  # added to the intent codes of MGH files, which are not NIfTI's
 QUATERNION = 1e-4  # by how much the length of b, c, d may exceed 1: float32 matrices made them
 FLAT = 1e-6  # of the product of a voxel's edges: a volume below it is no volume in float32
@@ -83,6 +83,8 @@ class Image:
     guessed: no convention says either which way the axes point: left and right are unknown.
     codes: NIfTI's sform_code and qform_code, of which world the affine is; `save` takes them.
     intent: NIfTI's (or, above 65536, MGH's) code of what the values mean; 0 says nothing.
+    intent_name: NIfTI's, of the same.
+    header_sizes: (3,) voxel sizes of a NIfTI header, in its unit, whatever its affine says.
     shift: of a warp, (3,) RAS mm that are added in the world after it; None: nobody says.
     notes: what was decided in reading, a sentence each.
     """
@@ -94,6 +96,8 @@ class Image:
     guessed: bool = False
     codes: tuple[int, int] = CODES
     intent: int = 0
+    intent_name: str = ""
+    header_sizes: NDArray[np.float64] | None = None
     shift: NDArray[np.float64] | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -325,10 +329,11 @@ def _nifti(path: Path, raw: bytes, voxels: bytes | None) -> Image:
     if affine is None:
         affine = oriented("LAS", array.shape, factor * sizes)
         return Image(array, affine, False, guessed=True, intent=intent, notes=notes)
-    shift = None
-    if header["intent_name"].item() == WARP_NAME:
-        shift = np.array([header[f"intent_p{k}"] for k in (1, 2, 3)], np.float64)
-    return Image(array, affine, codes=codes, intent=intent, shift=shift, notes=notes)
+    found = Image(array, affine, codes=codes, intent=intent, header_sizes=sizes, notes=notes)
+    found.intent_name = header["intent_name"].item().decode("latin-1")
+    if found.intent_name == WARP_NAME:
+        found.shift = np.array([header[f"intent_p{k}"] for k in (1, 2, 3)], np.float64)
+    return found
 
 
 def _without_codes(raw: bytes, order: str, second: bool) -> tuple[bytes, tuple[int, int]]:

@@ -40,11 +40,11 @@ from morphbits.imagefiles import extension_of as extension_of
 from morphbits.imagefiles import known_axes as known_axes
 from morphbits.imagefiles import load as load
 from morphbits.imagefiles import load_labels as load_labels
-from morphbits.imagefiles import load_warp as load_warp
 from morphbits.imagefiles import save as save
-from morphbits.imagefiles import save_warp as save_warp
-from morphbits.imagefiles import say_if_unnamed as say_if_unnamed
 from morphbits.imagefiles import write_atomically as write_atomically
+from morphbits.transforms import load_warp as load_warp
+from morphbits.transforms import save_warp as save_warp
+from morphbits.transforms import say_if_unnamed as say_if_unnamed
 
 MULTIPLE = 16  # four levels of stride two, as in every SynthMorph network
 SAME_GRID = 1e-3  # voxels: corners closer than this are one grid (headers hold float32 affines)

@@ -14,6 +14,7 @@ import pytest
 
 from morphbits import bids, cli, images
 from morphbits.bids import Dataset
+from morphbits.choices import WARP_FORMATS
 from morphbits.datasets import phantom
 from morphbits.provenance import data_sha256
 
@@ -187,12 +188,49 @@ def test_warps_that_lead_nowhere_or_are_of_other_programs_are_refused(
     assert status == 2 and "leads nowhere" in printed and not moved.exists()
 
     foreign = nibabel.Nifti1Image(np.zeros((16, 16, 16, 3), np.float32), affine)
-    foreign.header["intent_code"] = 2006
+    foreign.header["intent_code"] = 2007
     nibabel.save(foreign, warp)
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("a,b,mask\nwarp.nii.gz,warp.nii.gz,moving.nii.gz\n")
     for answer in (run("warp", *words), run("evaluate", "--pairs", pairs, "--measure", "warp")):
         assert answer[0] == 2 and "FSL" in answer[1] and answer[1].count("\n") == 1
+
+
+def test_a_warp_is_exported_and_read_again(tmp_path: Path, run: Run) -> None:
+    """To every format and back; and an exported warp moves the image as the warp does."""
+    affine = np.array([[0, 2.0, 0, 4], [-1.5, 0, 0, 8], [0, 0, 3, -9], [0, 0, 0, 1]])
+    random = np.random.default_rng(1)
+    data, away = random.random((16, 14, 12), np.float32), affine.copy()
+    away[:3, 3] += 40, -3, 2
+    moving, name = tmp_path / "moving.nii.gz", "sub-1_from-T1w_to-MNI152_mode-image_xfm"
+    images.save(moving, data, away)
+    warp = tmp_path / f"{name}.nii.gz"
+    field = random.uniform(-2, 2, (16, 14, 12, 3)).astype("f4")
+    images.save_warp(warp, field, affine, np.array([40.0, -3, 2]))
+    moved = tmp_path / "moved.nii.gz"
+    words = ("--moving", moving, "--warp", warp, "--moved", moved)
+    assert run("warp", *words) == (0, f"{moved}\n")
+    truth = images.load(moved).data
+    for form in WARP_FORMATS:
+        folder = tmp_path / form
+        status, said = run("warp", *words[:4], "--export", folder, "--warp-format", form)
+        target = folder / f"{name}.nii.gz"
+        assert (status, said) == (0, f"{target}\n")
+        sidecar = json.loads((folder / f"{name}.json").read_text())
+        assert sidecar["Format"] == form and sidecar["Sources"] == [str(warp), str(moving)]
+        assert run("warp", "--moving", moving, "--warp", target, "--moved", moved)[0] == 0
+        # displacements of 43 mm in float32 (4e-6 mm), neighbours differ by 1 in 1.5 mm
+        assert np.abs(images.load(moved).data - truth).max() < 2e-5
+
+    for wrong, says in (
+        (("--warp", warp), "give --moving and --moved"),
+        (("--warp", warp, "--moved", moved), "give --moving and --moved"),
+        (("--warp", warp, "--export", warp), "must not replace"),
+        (("--warp", warp, "--export", tmp_path / "a.nii", "--warp-format", "fsl"), "needs the mo"),
+        (("--warp", warp, "--export", tmp_path / "a.mgz", "--warp-format", "itk"), "NIfTI file"),
+    ):
+        status, said = run("warp", *wrong)
+        assert status == 2 and says in said and said.count("\n") == 1
 
 
 def test_evaluate_counts_the_shift_of_a_warp(tmp_path: Path, run: Run) -> None:

@@ -5,7 +5,8 @@
 
 Reads NIfTI, Analyze, MGZ, npz and npy (notes/images.md); writes the moved image and the warp on
 the fixed image's grid, and sample.json (configuration, checksums, versions, timings) in the folder
-of the moved image.
+of the moved image. --moved is the image that the network computed, of which significant bits are
+measured; --resampled is the one to go on working with.
 """
 
 from __future__ import annotations
@@ -25,8 +26,19 @@ def main() -> None:
     parser.add_argument(
         "--model", type=Path, default=DEMO_MODEL, help="voxelmorph .h5 weights (default: demo)"
     )
-    parser.add_argument("--moved", type=Path, required=True, help="output image, .nii.gz")
+    parser.add_argument(
+        "--moved",
+        type=Path,
+        required=True,
+        help="output image, .nii.gz: what the network gives, intensities in [0, 1]",
+    )
     parser.add_argument("--warp", type=Path, required=True, help="output warp, .nii.gz")
+    parser.add_argument(
+        "--resampled",
+        type=Path,
+        help="one more output image: the moving image in its own intensities, interpolated once "
+        "through the warp",
+    )
     add_arguments(parser, RegisterConfig)
     arguments = parser.parse_args()
     files = Files(*(getattr(arguments, name) for name in Files.__annotations__))

@@ -7,12 +7,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import morphbits
-from morphbits import bids, images
+from morphbits import bids, images, transforms
 from morphbits.bids import Dataset
 
+GENERATED_BY = [{"Name": "morphbits", "Version": morphbits.__version__}]
 IGNORED = ("*_xfm.*", "*_bits.*", "sample.json")
 
 
@@ -23,7 +25,7 @@ def describe(folder: Path, name: str, moved_from: Dataset | None = None) -> None
         "Name": name,
         "BIDSVersion": "1.10.0",
         "DatasetType": "derivative",
-        "GeneratedBy": [{"Name": "morphbits", "Version": morphbits.__version__}],
+        "GeneratedBy": GENERATED_BY,
     }
     files: dict[str, dict[str, object]] = {"dataset_description.json": description}
     if moved_from:
@@ -36,3 +38,20 @@ def describe(folder: Path, name: str, moved_from: Dataset | None = None) -> None
     for file, content in files.items():
         images.write_atomically(folder / file, (json.dumps(content, indent=2) + "\n").encode())
     images.write_atomically(folder / ".bidsignore", ("\n".join(IGNORED) + "\n").encode())
+
+
+def describe_warp(path: Path, form: str, sources: Sequence[Path]) -> None:
+    """Write the sidecar of a warp in one of `transforms.FORMATS`; sources: what it was made of."""
+    chosen = transforms.FORMATS[form]
+    content = {
+        "Description": chosen.description,
+        "Type": "displacement field",
+        "Format": form,
+        "Units": chosen.units,
+        "CoordinateSystem": chosen.coordinates,
+        "Direction": "from the fixed image's world to the moving image's, at the voxels of the "
+        "fixed image: it resamples the moving image there",
+        "Sources": [str(source) for source in sources],
+        "GeneratedBy": GENERATED_BY,
+    }
+    images.write_atomically(bids.sidecar(path), (json.dumps(content, indent=2) + "\n").encode())

@@ -13,22 +13,34 @@ import numpy as np
 
 from morphbits import images
 from morphbits.errors import UserError
+from morphbits.images import Image
 from morphbits.provenance import data_sha256
 from morphbits.registration import Result
 
 
-def save_result(result: Result, moved: Path, warp: Path) -> dict[str, Any]:
-    """Write both images; returns the ``outputs`` of ``sample.json``: file, bytes and sha256."""
+def save_result(
+    result: Result,
+    moved: Path,
+    warp: Path,
+    warp_format: str = "voxels",
+    resampled: Path | None = None,
+    moving: Image | None = None,
+) -> dict[str, Any]:
+    """Write the images; returns the ``outputs`` of ``sample.json``: file, bytes and sha256.
+
+    resampled: where to write the moving image (`moving`, as it was loaded) in its own intensities.
+    """
     outputs = {}
     affine, codes = result.fixed_affine, result.fixed_codes
-    for name, path, array in (
-        ("moved", moved, result.moved_XYZ),
-        ("warp", warp, result.warp_XYZV),
-    ):
+    files = {"moved": (moved, result.moved_XYZ), "warp": (warp, result.warp_XYZV)}
+    if resampled and moving:
+        transform = Image(result.warp_XYZV, affine, shift=result.shift)
+        files["resampled"] = resampled, images.move(moving, transform).data
+    for name, (path, array) in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         data = np.ascontiguousarray(array, dtype=np.float32)
         if name == "warp":
-            images.save_warp(path, data, affine, result.shift, codes)
+            data = images.save_warp(path, data, affine, result.shift, codes, warp_format, moving)
         else:
             images.save(path, data, affine, codes)
         outputs[name] = {

@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from morphbits import images, provenance
+from morphbits.bids import sidecar
 from morphbits.config import RegisterConfig
+from morphbits.datasets.derivative import describe_warp
 from morphbits.errors import UserError, disk_full
 from morphbits.images import Prepared
 from morphbits.registration import Result, prepare, register, seconds_estimate
 from morphbits.samples import estimate
 from morphbits.samples.outputs import replace_all, save_result, staging
+from morphbits.transforms import check_format, check_grids
 
 
 @dataclass(frozen=True)
 class Files:
-    """What is read (moving, fixed, model) and what is written (moved, warp)."""
+    """What is read (moving, fixed, model) and what is written (moved, warp, resampled)."""
 
     moving: Path
     fixed: Path
     model: Path
     moved: Path
     warp: Path
+    resampled: Path | None = None
+
+    @property
+    def written(self) -> list[Path]:
+        """The images that are written."""
+        return [path for path in (self.moved, self.warp, self.resampled) if path]
 
 
 INPUTS = ("moving", "fixed", "model")
@@ -35,39 +45,47 @@ def register_files(
 ) -> str:
     """Register and write moved, warp and sample.json, all or none; returns what to print at the
     end. ``say`` takes a line for each step before it."""
-    _check_outputs(files)
+    _check_outputs(files, config)
     started = provenance.Start()
     inputs = provenance.inputs({"moving": files.moving, "fixed": files.fixed}, files.model, config)
-    with staging(files.moved.parent) as beside_moved, staging(files.warp.parent) as beside_warp:
+    with ExitStack() as stack:
+        beside = {path: stack.enter_context(staging(path.parent)) for path in files.written}
         say(f"reading {files.moving} and {files.fixed}")
         moving, fixed = (
             images.load(path, config.orientation, config.nan)
             for path in (files.moving, files.fixed)
         )
+        check_grids(config.warp_format, fixed, moving)
         say("preparing")
         prepared = prepare(moving, fixed, files.model, config)
         for step in prepared.steps:
             say(f"  {step}")
         say(_expectation(files.model, prepared, config))
         result = register(prepared, files.model, config)
-        moved, warp = beside_moved / files.moved.name, beside_warp / files.warp.name
+        made = {path: folder / path.name for path, folder in beside.items()}
         record_path = record_file(files)
         try:
-            outputs = save_result(result, moved, warp)
+            outputs = save_result(
+                result,
+                made[files.moved],
+                made[files.warp],
+                config.warp_format,
+                files.resampled and made[files.resampled],
+                moving,
+            )
+            if config.warp_format != "voxels":
+                sources = (files.moving, files.fixed)
+                describe_warp(made[files.warp], config.warp_format, sources)
+                made[sidecar(files.warp)] = sidecar(made[files.warp])
             record = {
                 "configuration": provenance.configuration(config, inputs),
                 "provenance": provenance.provenance(config, started, result.record)
                 | {"files": {name: str(getattr(files, name)) for name in INPUTS}},
                 "outputs": outputs,
             }
-            provenance.write_json(beside_moved / record_path.name, record)
-            replace_all(
-                {
-                    moved: files.moved,
-                    warp: files.warp,
-                    beside_moved / record_path.name: record_path,
-                }
-            )
+            made[record_path] = beside[files.moved] / record_path.name
+            provenance.write_json(made[record_path], record)
+            replace_all({source: target for target, source in made.items()})
         except OSError as error:
             raise UserError(_cannot_write(files, error)) from error
         except UserError as error:
@@ -89,16 +107,18 @@ def record_file(files: Files) -> Path:
     return path if other == files.moved.name else path.with_name(f"{stem}.sample.json")
 
 
-def _check_outputs(files: Files) -> None:
-    for path in (files.moved, files.warp):
+def _check_outputs(files: Files, config: RegisterConfig) -> None:
+    check_format(files.warp, config.warp_format)
+    for path in files.written:
         images.extension_of(path)
         if path.is_dir():
             raise UserError(f"{path}: is a folder; give the name of a file")
     inputs = [getattr(files, name) for name in INPUTS]
-    named = [path.resolve() for path in (*inputs, files.moved, files.warp)]
-    if files.moved.resolve() in (*named[:3], named[4]) or files.warp.resolve() in named[:3]:
+    named = [path.resolve() for path in files.written]
+    if len(set(named)) < len(named) or {path.resolve() for path in inputs} & set(named):
         raise UserError(
-            f"{files.moved}, {files.warp}: outputs must not replace each other or an input"
+            f"{', '.join(map(str, files.written))}: outputs must not replace each other or an "
+            "input"
         )
 
 
@@ -124,6 +144,7 @@ def _summary(files: Files, config: RegisterConfig, result: Result, record: Path)
         f"registered in {facts['seconds']:.2f} s with {config.threads} thread(s)",
         f"moved  {files.moved}",
         f"warp   {files.warp}",
+        *([f"resampled {files.resampled}"] if files.resampled else []),
         f"record {record}",
     ]
     return "\n".join(lines)

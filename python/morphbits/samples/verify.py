@@ -17,7 +17,7 @@ import json
 import random
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,10 @@ def _check_inputs(sample: str, paths: dict[str, Path], configuration: dict) -> F
     return Finding(sample, "inputs", "wrong" if changed else "right", "; ".join(changed))
 
 
-_READERS = {"moved": images.load, "warp": images.load_warp}
+_READERS: dict[str, Callable[[Path], images.Image]] = {
+    "moved": images.load,
+    "warp": images.load_warp,
+}
 
 
 def _check_image(found: Sequence[Path], name: str, checksum: str) -> tuple[str, str]:

@@ -64,7 +64,8 @@ def run_unit(unit: Unit) -> dict[str, Any]:
         prepared = _prepare(unit.moving, unit.fixed, unit.model, _preparing(unit.config))
         result = register(prepared, unit.model, unit.config)
         folder = partial / "unit"
-        outputs = save_result(result, **unit_outputs(unit, folder))
+        paths = unit_outputs(unit, folder)
+        outputs = save_result(result, paths["moved"], paths["warp"])
         facts = provenance.provenance(unit.config, started, result.record)
         files = {name: str(getattr(unit, name)) for name in ("moving", "fixed", "model")}
         record = {
