@@ -19,7 +19,7 @@ from morphbits.config import RegisterConfig
 from morphbits.errors import UserError
 from morphbits.images import Image
 from morphbits.models.weights import Architecture, init_weights, save_h5
-from morphbits.samples.provenance import data_sha256
+from morphbits.provenance import data_sha256
 from morphbits.samples.single import Files, register_files
 
 LPS = np.diag([-1.0, -1.0, 1.0])

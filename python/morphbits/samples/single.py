@@ -143,8 +143,14 @@ def _summary(files: Files, config: RegisterConfig, result: Result, record: Path)
         f"engine {config.engine}, {rounding}; order of operations: {facts['order']}",
         f"registered in {facts['seconds']:.2f} s with {config.threads} thread(s)",
         f"moved  {files.moved}",
-        f"warp   {files.warp}",
-        *([f"resampled {files.resampled}"] if files.resampled else []),
+        f"warp   {files.warp} ({_in_words(config.warp_format)})",
+        *([f"moving image in its own intensities  {files.resampled}"] if files.resampled else []),
         f"record {record}",
     ]
     return "\n".join(lines)
+
+
+def _in_words(warp_format: str) -> str:
+    if warp_format == "voxels":
+        return "voxels; --warp-format, or morphbits warp --export, for other programs"
+    return f"format {warp_format}"
