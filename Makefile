@@ -22,6 +22,8 @@ setup = PYTHON='$(PYTHON)' TORCH='$(TORCH)' scripts/setup.sh
 locks := python/requirements.lock python/torch.lock python/torch-cuda.lock
 kernels := $(wildcard python/morphbits/engines/native/kernels/csrc/*)
 shell_files = scripts/*.sh .ci/run $(wildcard *.sh verrou/*.sh)
+# what `make docs` shows; the examples in these modules are tests
+api := morphbits '!morphbits.' morphbits.registration morphbits.stats.significance
 benchmark := PYTHONPATH=python $(venv) -m benchmarks
 pytest := cd python && ../$(venv) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -175,6 +177,19 @@ lint: $(stamp) ## ruff, mypy, import-linter, shellcheck and hadolint
 	cd python && PYTHONPATH=. ../.venv/bin/lint-imports --no-cache --no-logo
 	.venv/bin/shellcheck $(shell_files)
 	.venv/bin/hadolint Dockerfile
+
+.PHONY: docs
+docs: $(stamp) ## pages of the functions for your own programs, from their docstrings, into build/docs/
+	cd python && PDOC_ALLOW_EXEC=1 ../$(venv) -c "$$pdoc" --no-search --docformat markdown --no-show-source -o ../build/docs $(api)
+	@echo build/docs/morphbits.html
+
+# names of `morphbits` are imported when they are used; pdoc finds those that are there
+define pdoc
+import morphbits, pdoc.__main__
+vars(morphbits).update({name: getattr(morphbits, name) for name in morphbits.__all__})
+pdoc.__main__.cli()
+endef
+export pdoc
 
 .PHONY: notebook
 notebook: $(stamp) ## run the notebooks in notes/ and keep what they show

@@ -1,5 +1,19 @@
 """Register one moving image to one fixed image with a network, under an engine.
 
+    >>> import numpy as np
+    >>> from morphbits.config import DEMO_MODEL, RegisterConfig
+    >>> from morphbits.images import Image
+    >>> rng = np.random.default_rng(1)
+    >>> moving, fixed = (Image(rng.random((16, 16, 16), np.float32), np.eye(4)) for _ in range(2))
+    >>> config = RegisterConfig(engine="native", mode="random", seed=1)
+    >>> result = register(prepare(moving, fixed, DEMO_MODEL, config), DEMO_MODEL, config)
+    >>> result.moved_XYZ.shape, result.warp_XYZV.shape
+    ((16, 16, 16), (16, 16, 16, 3))
+    >>> result.record["operations"] > 10**6
+    True
+
+`morphbits.images.load` reads images from files.
+
 Arrays: X Y Z the fixed grid (or the network's, which is that grid padded to a multiple of 16),
 V the warp's component, B batch, C channel.
 """
@@ -32,17 +46,26 @@ SPEEDS = {"nearest": 18e9, "random": 10e9, "nearness": 7e8, "verrou": 4e7, "ieee
 class Result:
     """What a registration gives; see `register`."""
 
-    moved_XYZ: np.ndarray  # float32, the moving image's intensities in [0, 1], on the fixed grid
-    warp_XYZV: np.ndarray  # float32, fixed to moving, in voxels of the fixed grid
-    fixed_affine: np.ndarray  # (4, 4) float64, voxel of the fixed grid to RAS mm
-    fixed_codes: tuple[int, int]  # of its sform and its qform
-    shift: np.ndarray  # (3,) float64, RAS mm that lead on from the warp to the moving image
-    record: dict[str, Any]  # what happened: seconds, operations, operators, order, steps
+    moved_XYZ: np.ndarray
+    """float32, the moving image on the fixed grid, its intensities in [0, 1]"""
+    warp_XYZV: np.ndarray
+    """float32, fixed to moving, in voxels of the fixed grid"""
+    fixed_affine: np.ndarray
+    """(4, 4) float64, voxels of the fixed grid to RAS mm"""
+    fixed_codes: tuple[int, int]
+    """NIfTI's codes of the fixed image's sform and qform"""
+    shift: np.ndarray
+    """(3,) float64, RAS mm, added after the warp: where in the moving image a point lies"""
+    record: dict[str, Any]
+    """what happened: seconds, operations, operators, order, steps"""
 
 
 def register(prepared: Prepared, model: Path, config: RegisterConfig) -> Result:
-    """Register a pair that `prepare` gave for this model; only the network runs inside the
-    engine's region, and cropping back to the fixed grid comes after it, unperturbed."""
+    """Register a pair that `prepare` gave for this model.
+
+    Only the network runs under the engine; its results are then cropped to the fixed grid,
+    unperturbed. `config.threads` sets torch's number of threads.
+    """
     engine = engines.get(config.engine)
     opened = open_model(model, config)
     check_memory(model, opened.memory(int(prepared.fixed.size), config.engine), prepared)

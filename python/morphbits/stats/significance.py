@@ -73,14 +73,20 @@ def significant_bits(
     method: Method = "general",
     most: int = FLOAT32_BITS,
 ) -> np.ndarray:
-    """Significant bits of every voxel, float32 (X, Y, Z) in [0, most]; NaN for background: where
-    reference and samples are all 0.
+    """Significant bits of every voxel, float32 (X, Y, Z) in [0, most]; NaN for background, where
+    reference and samples are all 0. An array of samples may have any number of axes.
 
-    samples_SXYZ: float32, n ≥ 2 perturbed results of the same computation, any unit.
-    ieee_XYZ: float32, the unperturbed result; needed for reference="ieee" only.
-    most: what identical samples have; fewer than 24 where results hold fewer (`bits_held`).
-    A voxel with a sample or reference that is not finite has no significant bit: 0. Nor has one
-    whose reference is 0 and a sample is not: no error is small beside 0.
+        >>> samples = np.array([[1, 8, 0], [1 + 2**-10, 8, 0]], np.float32)
+        >>> significant_bits(samples, None).round(1)
+        array([11., 24., nan], dtype=float32)
+
+    - `samples_SXYZ`: float32, n ≥ 2 perturbed results of the same computation, any unit.
+    - `ieee_XYZ`: float32, the unperturbed result; needed for `reference="ieee"` only.
+    - `method`: `general` makes no assumption on the distribution, `cnh` assumes a normal one.
+    - `most`: the bits of identical samples; fewer than 24 where results hold fewer (`bits_held`).
+
+    A voxel has 0 bits where a sample or the reference is not finite, and where the reference is 0
+    and a sample is not.
     """
     if samples_SXYZ.dtype != np.float32 or len(samples_SXYZ) < MINIMUM_SAMPLES:
         raise ValueError(

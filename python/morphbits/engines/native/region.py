@@ -42,29 +42,45 @@ def random_rounding(
     perturb: str = "all",
     allow: Sequence[str] = (),
 ) -> Region:
-    """Round every floating-point operation of the torch operators inside by `mode`.
+    """Round the result of every floating-point operation of the torch operators inside by `mode`.
 
-        with random_rounding(mode="random", seed=1) as stats:
-            y = model(x)
-        print(stats.operations)
+        >>> import torch
+        >>> with random_rounding(mode="random", seed=1) as stats:
+        ...     y = torch.ones(4) / 3
+        >>> stats.operations
+        4
+        >>> with random_rounding(mode="random", seed=1):  # equal seeds give equal bytes
+        ...     assert torch.equal(torch.ones(4) / 3, y)
+        >>> with random_rounding(mode="downward"):
+        ...     low = torch.ones(4) / 3
+        >>> bool((low <= y).all())
+        True
 
-    mode: nearest, random, nearness, upward, downward or toward_zero (Verrou's names);
-    seed: names the random stream, 0 to 2^64 - 1; equal seeds give equal bytes, with any number of
-    threads and on any instruction set; accumulation: order of the additions in a convolution (see
-    `accumulation`); subnormals: keep, or flush operands and results to zero; threads: torch's
-    number if None, of no meaning on a GPU; precision: bits of each result, or a format's name (see
-    `precision`); perturb: all, or only:NAME or except:NAME of the stages that the model announces
-    (`morphbits.stages`): outside them each rounding is float32's to nearest; allow: names of
-    operators without a rule, as the error says them, that may run as torch runs them; how often
-    they did is in `stats.unperturbed`.
+    - `mode`: `random` (up or down with probability ½; exact results stay), `nearness` (stochastic
+      rounding: probability by distance), `nearest` (nothing is perturbed), `upward`, `downward` or
+      `toward_zero`. The names are Verrou's.
+    - `seed`: names the random stream, 0 to 2⁶⁴ − 1. Equal seeds give equal bytes, with any number
+      of threads and on any instruction set.
+    - `accumulation`: order of the additions in a convolution: `sequential` (TensorFlow's),
+      `direct` (torch's on AVX-512), `blocked:K` (in blocks of K terms) or `probe` (torch's own,
+      measured on this machine).
+    - `subnormals`: `keep`, or `flush` operands and results to zero.
+    - `threads`: torch's number if None. Without effect on a GPU.
+    - `precision`: significant bits of each result, 2 to 24; or `float16`, `bfloat16` (what
+      operators read and write) or `tf32` (what convolutions multiply).
+    - `perturb`: `all`; or `only:NAME,…` or `except:NAME,…` of the stages that the model announces
+      (`morphbits.stages`). Outside them, float32 is rounded to nearest.
+    - `allow`: names of operators without a rule, as the error gives them, which then run as torch
+      runs them. `stats.unperturbed` counts their calls.
 
-    Holds for what the calling thread and task compute; also a decorator, of functions, generators
-    and `async def` (notes/native-engine.md). float16 and bfloat16 are computed in float32, as
-    torch does, and each result is then rounded to its format by the mode.
+    It is a context manager and a decorator, also of generators and `async def`, and acts on what
+    the calling thread and task compute (notes/native-engine.md). float16 and bfloat16 are computed
+    in float32, as torch does, and each result is then rounded to its format by the mode.
+
     Inside, torch's fused paths for attention, transformer layers and oneDNN are off, and functions
-    of torch.compile run uncompiled: their plain forms are perturbed. Raises UserError for an
-    option that is not known and, inside, for an operator that the engine does not perturb.
-    Opened again, a region draws the same stream again; a process forked inside is not in it.
+    of torch.compile run uncompiled: their plain forms are perturbed. Raises `UserError` for an
+    unknown option and, inside, for an operator that the engine does not perturb. A region that is
+    opened again draws the same stream again. A process that is forked inside is not perturbed.
     """
     for name, value, known in (("mode", mode, MODES), ("subnormals", subnormals, SUBNORMALS)):
         parsed(name, partial(one_of, known), value)

@@ -25,16 +25,18 @@ from morphbits.errors import UserError
 
 @dataclass
 class Statistics:
-    """What was done so far: elementary operations in all and by operator; calls of operators that
-    `allow` let pass, by operator; orders of sums that were measured from the framework."""
+    """What a region has done so far; `random_rounding` gives it."""
 
     operators: dict[str, int] = field(default_factory=Counter)
+    """Elementary operations that were rounded, by operator."""
     unperturbed: dict[str, int] = field(default_factory=Counter)
-    orders: dict[str, str] = field(default_factory=dict)  # accumulation probe: found, by layer
+    """Calls of operators that `allow` let pass, by operator."""
+    orders: dict[str, str] = field(default_factory=dict)
+    """With `accumulation="probe"`: the order that was measured for each layer."""
 
     @property
     def operations(self) -> int:
-        """Elementary operations that the engine rounded."""
+        """Elementary operations that were rounded, in all."""
         return sum(self.operators.values())
 
 
