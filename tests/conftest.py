@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
-from support import apart
+from support import apart, slurm_cluster
 
 apart.refuse()
 # tensorboard, which MONAI imports, would load TensorFlow; with this module there it does not
@@ -18,3 +19,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     it; a worker of xdist is given whole files. Make runs them by themselves (`apart`)."""
     last = {item.path for item in items if item.get_closest_marker("tensorflow")}
     items.sort(key=lambda item: item.path in last)
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A Slurm of one node, its environment."""
+    reason = slurm_cluster.missing()
+    if reason:
+        pytest.skip(reason)
+    with slurm_cluster.running(tmp_path_factory.mktemp("slurm"), cpus=4) as environment:
+        yield environment

@@ -6,20 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.random_images import OBLIQUE, RNG, volume
 
 from morphbits import images
 from morphbits.errors import UserError
 from morphbits.images import Image, NetworkGrid
-
-RNG = np.random.default_rng(0)
-SHAPE = (7, 9, 5)
-OBLIQUE = np.array(
-    [[1.8, -0.5, 0.1, 3], [0.6, 1.7, 0.3, -8], [-0.2, -0.2, 2.4, 5], [0, 0, 0, 1]], np.float64
-)
-
-
-def volume(shape: tuple[int, ...] = SHAPE) -> np.ndarray:
-    return RNG.integers(0, 200, shape).astype(np.float32)
 
 
 def ball(shape: tuple[int, int, int], affine: np.ndarray, centre_mm: tuple[float, ...]) -> Image:

@@ -18,6 +18,7 @@ import pytest
 from morphbits import cli, images
 from morphbits.models.weights import Architecture, init_weights, save_h5
 
+PYTHON = Path(__file__).parents[2] / "python"
 AFFINE = np.array([[-2.0, 0, 0, 30], [0, 0, 2, -20], [0, -2, 0, 25], [0, 0, 0, 1]])
 
 Register = Callable[..., int]
@@ -224,16 +225,31 @@ def test_a_folder_without_permission_is_one_sentence(
     assert "cannot be written to (Permission denied)" in capsys.readouterr().err
 
 
+ONE_AFTER_THE_OTHER = """
+import json, sys
+from morphbits import cli
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["morphbits", "register", *arguments]
+    try:
+        cli.main()
+    except SystemExit as ended:
+        assert not ended.code
+"""
+
+
 def test_tensorflow_runs_and_plain_is_another_configuration(folder: Path) -> None:
+    given = arguments(folder, framework="tensorflow")
+    plain = [*given, "--moved", str(folder / "plain/m.nii"), "--warp", str(folder / "plain/w.nii")]
+    result = subprocess.run(
+        [sys.executable, "-c", ONE_AFTER_THE_OTHER, json.dumps([given, [*plain, "--plain"]])],
+        capture_output=True, text=True, check=False, cwd=PYTHON,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("order of operations: TensorFlow's own") == 2
     warps, hashes = [], []
-    for flags in ([], ["--plain"]):
-        command = cli.command("register")
-        command += arguments(folder, framework="tensorflow") + flags
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr
-        assert "order of operations: TensorFlow's own" in result.stdout
-        warps.append(images.load_warp(folder / "out/warp.nii.gz").data)
-        record = json.loads((folder / "out/sample.json").read_text())
+    for warp in ("out/warp.nii.gz", "plain/w.nii"):
+        warps.append(images.load_warp(folder / warp).data)
+        record = json.loads((folder / warp).with_name("sample.json").read_text())
         assert "tf-keras" in record["configuration"]["versions"]
         hashes.append(record["configuration"]["hash"])
     assert hashes[0] != hashes[1]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import disks
 from support.toy_experiment import PYTHON, Toy
 
 from morphbits import cli, images
@@ -81,13 +82,8 @@ def test_subjects_without_an_image_are_named_and_the_others_are_kept(
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 16 MB that can be made read-only."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with disks.small_disk(tmp_path / "disk", "16m") as folder:
+        yield folder
 
 
 def test_results_that_cannot_be_written_are_read_and_kept(toy: Toy, disk: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import disks
 from support.toy_experiment import PYTHON, Toy
 
 from morphbits import engines, provenance
@@ -189,13 +190,8 @@ def test_a_unit_that_fails_is_named_and_the_others_are_kept(toy: Toy, toy_files:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 kB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with disks.small_disk(tmp_path / "small", "256k") as folder:
+        yield folder
 
 
 def test_on_a_full_disk_it_stops_and_goes_on_when_there_is_room(

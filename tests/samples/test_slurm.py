@@ -9,11 +9,10 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import slurm_cluster
 from support.toy_experiment import Toy
 
 from morphbits.engines.verrou import script_path
@@ -226,16 +225,6 @@ def test_waiting_outlasts_a_controller_that_does_not_answer(
 
 
 # ---------------------------------------------------------------------- a real one
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A Slurm of one node, its environment."""
-    reason = slurm_cluster.missing()
-    if reason:
-        pytest.skip(reason)
-    with slurm_cluster.running(tmp_path_factory.mktemp("slurm"), cpus=4) as environment:
-        yield environment
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from morphbits.stats import comparison, sample_size
+from morphbits.stats import sample_size
 from morphbits.stats.sample_size import by_sample_size, general_bits, sizes
 from morphbits.stats.significance import bits_held, mean_reference, significant_bits
+from morphbits.studies.agreement import comparison
 
 EDGES = [0.0, -0.0, 1.0, -1.0, 1.5, 3e-39, 7e37, np.inf, np.nan]
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from support import disks
 from support.toy_training import TOY, ToySource, outputs, train_toy
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -369,13 +370,8 @@ def train_on_full_disk(folder: Path, limit: int = 0, how: str = "") -> str:
 @pytest.fixture(scope="module")
 def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A file system that a test may fill."""
-    folder = tmp_path_factory.mktemp("disk")
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder], text=True,
-                          capture_output=True)  # fmt: skip
-    if done.returncode:
-        pytest.skip(f"no small file system can be mounted here: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    with disks.small_disk(tmp_path_factory.mktemp("small") / "disk", "1m") as folder:
+        yield folder
 
 
 def test_a_disk_that_fills_leaves_the_last_checkpoint(trained: Path, small_disk: Path) -> None:

@@ -6,24 +6,13 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import slurm_cluster
 from support.toy_training import outputs
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 SMALL = ("--enc=2 2", "--dec=2 2", "--threads=1", "--epochs=3", "--steps=10")
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    reason = slurm_cluster.missing()
-    if reason:
-        pytest.skip(reason)
-    with slurm_cluster.running(tmp_path_factory.mktemp("slurm"), cpus=4) as environment:
-        yield environment
 
 
 def submit(folder: Path, environment: dict[str, str], *words: str, options: str = "") -> str:
