@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from morphbits.engines.native import Statistics, random_rounding
 
 __all__ = ["Statistics", "random_rounding"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from morphbits import __version__, cli
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -47,6 +50,10 @@ def test_help_lists_the_verbs(answer, words: tuple[str, ...]) -> None:  # type: 
 
 def test_version(answer) -> None:  # type: ignore[no-untyped-def]
     assert answer("--version") == (0, f"morphbits {__version__}\n", "")
+    citation, changes = ((ROOT / n).read_text() for n in ("CITATION.cff", "CHANGELOG.md"))
+    assert f"\nversion: {__version__}\n" in citation
+    released = re.findall(r"^## (\S+) \((.*)\)$", changes, re.M)[0]
+    assert released[0] == __version__ and f"\ndate-released: {released[1]}\n" in citation
 
 
 def test_an_unknown_verb_is_one_sentence(answer) -> None:  # type: ignore[no-untyped-def]
