@@ -220,7 +220,7 @@ bench-train: $(stamp) ## time training steps in torch and in TensorFlow, into no
 	$(benchmark).training
 
 .PHONY: tf-parallelism
-tf-parallelism: $(stamp) ## try TensorFlow's parallel strategies on CPUs, into notes/tf_parallelism.md
+tf-parallelism: $(stamp) ## try TensorFlow's parallel strategies on CPUs, into notes/findings/
 	$(benchmark).tf_parallelism
 
 .PHONY: model-summary

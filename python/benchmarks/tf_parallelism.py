@@ -4,7 +4,7 @@
 
 Trains a small VxmDense for a few steps under each strategy, on two pairs per step and two threads
 altogether; kills a worker; asks the Slurm resolver where a CPU cluster is. Every case is a process
-of its own (or two). Writes the table into notes/tf_parallelism.md.
+of its own (or two). Writes the table into notes/findings/tf_parallelism.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.harness import NOTES, heading, result, start
 from morphbits import config
 from morphbits.errors import run_cli
 
-NOTE = NOTES / "tf_parallelism.md"
+NOTE = NOTES / "findings" / "tf_parallelism.md"
 BEGIN, END = "<!-- begin make tf-parallelism -->", "<!-- end make tf-parallelism -->"
 SHAPE = (32, 32, 32)
 WIDTHS = [[16, 32, 32, 32], [32, 32, 32, 32, 16, 16]]

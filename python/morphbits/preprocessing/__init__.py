@@ -35,7 +35,7 @@ from morphbits.preprocessing import freesurfer, open_route, picture
 ROUTES = ("open", "freesurfer")
 READ_PLAINLY = Reading()
 RECIPE = 2  # raised whenever the bytes of a preprocessed image change
-# Below any, a registration counts as failed: see notes/corr.md for the measurements between
+# Below any, a registration counts as failed: see notes/findings/preprocessing.md for the measurements between
 # which these lie.
 THRESHOLDS = {"correlation": 0.75, "dice": 0.85, "border": 0.5}
 _MEASURED = {

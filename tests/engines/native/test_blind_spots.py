@@ -285,7 +285,7 @@ def test_what_the_note_says_is_not_covered_is_an_error_that_names_it() -> None:
         "conv_tbc": lambda: torch.conv_tbc(x.view(4, 1, 1), x[:3].view(3, 1, 1), x[:1]),
         "segment_reduce": lambda: torch.segment_reduce(x, "sum", lengths=lengths),
     }
-    note = " ".join((NOTES / "native-engine.md").read_text().split())
+    note = " ".join((NOTES / "native-engine-limits.md").read_text().split())
     for name, call in calls.items():
         with random_rounding(), pytest.raises(UserError, match=name):
             call()

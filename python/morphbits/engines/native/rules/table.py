@@ -17,7 +17,8 @@ _PAGE = """\
 # Operators of the native engine
 
 Written by `make operators` from the rules; do not edit. [native-engine.md](native-engine.md) says
-how the engine is used and where it computes differently from torch.
+how the engine is used, [native-engine-limits.md](native-engine-limits.md) where it computes
+differently from torch.
 
 {perturbed} operators are perturbed. Each row gives the elementary operations of its operators and
 the order in which they are done. Every elementary operation is rounded by the mode.

@@ -1,0 +1,47 @@
+"""The Markdown files: links lead somewhere, the index is complete, how-to notes are short."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTES = ROOT / "notes"
+PAGES = sorted([*ROOT.glob("*.md"), *NOTES.rglob("*.md")])
+LINK = re.compile(r"\]\(([^)#:]+?)(?:#[^)]*)?\)")
+WIDTH, TWO_SCREENS = 120, 100
+
+
+def links(page: Path) -> list[Path]:
+    """The files of this repository that a page links to."""
+    return [(page.parent / name).resolve() for name in LINK.findall(page.read_text())]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(p.relative_to(ROOT)) for p in PAGES])
+def test_every_link_leads_to_a_file(page: Path) -> None:
+    assert [path for path in links(page) if not path.exists()] == []
+
+
+def test_the_index_names_every_note() -> None:
+    listed = {*links(NOTES / "README.md")}
+    notes = {p for p in NOTES.rglob("*.md") if p.parent.name not in ("decisions", "benchmarks")}
+    assert {p.resolve() for p in notes} - listed == {(NOTES / "README.md").resolve()}
+
+
+def test_a_how_to_note_has_two_screens_at_most() -> None:
+    lengths = {page.name: len(page.read_text().splitlines()) for page in NOTES.glob("*.md")}
+    del lengths["operators.md"]  # generated
+    assert {name: n for name, n in lengths.items() if n > TWO_SCREENS} == {}
+
+
+def test_prose_wraps_at_one_width() -> None:
+    for page in PAGES:
+        if page.parent.name == "benchmarks" or page.name == "operators.md":
+            continue  # written by programs
+        generated = r"```.*?```|<!-- begin .*?<!-- end"
+        text = re.sub(generated, "", page.read_text(), flags=re.S)
+        for line in text.splitlines():
+            prose = not line.lstrip().startswith(("|", "![", "<")) and line[:4] != "    "
+            assert not prose or len(line) <= WIDTH or " " not in line.strip(), (page, line)
