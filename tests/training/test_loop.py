@@ -570,7 +570,7 @@ def test_estimates_are_of_the_right_size() -> None:
 
 
 def test_estimates_of_synthmorphs_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 26 labels, beside a synthesis process: what was measured (notes/findings/synthesis.md), GB."""
+    """Of 26 labels, with a synthesis process: GB as measured (notes/findings/synthesis.md)."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
     tiny = TrainConfig(source="synthmorph", enc="2 2", dec="2 2", threads=1)
     demo = replace(tiny, enc="16 32 32 32", dec="32 32 32 32 16 16")

@@ -35,8 +35,8 @@ from morphbits.preprocessing import freesurfer, open_route, picture
 ROUTES = ("open", "freesurfer")
 READ_PLAINLY = Reading()
 RECIPE = 2  # raised whenever the bytes of a preprocessed image change
-# Below any, a registration counts as failed: see notes/findings/preprocessing.md for the measurements between
-# which these lie.
+# Below any of these, a registration counts as failed; notes/findings/preprocessing.md has the
+# measurements from which the limits were chosen.
 THRESHOLDS = {"correlation": 0.75, "dice": 0.85, "border": 0.5}
 _MEASURED = {
     "correlation": "correlation with the template",

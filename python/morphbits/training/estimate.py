@@ -1,8 +1,8 @@
 """What a training will take, said before it starts.
 
 The constants were measured (AMD EPYC with AVX-512, torch 2.13) and hold within a factor of two on
-one kind of machine; time left is measured while it runs. notes/findings/synthesis.md has what those of
-SynthMorph's pairs were fitted to.
+one kind of machine; time left is measured while it runs. notes/findings/synthesis.md has the
+measurements that those of SynthMorph's pairs were fitted to.
 """
 
 from __future__ import annotations

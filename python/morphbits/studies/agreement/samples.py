@@ -51,9 +51,9 @@ def native_arm(accumulation: str) -> Arm:
 def all_orders(verrou: Arm) -> list[str]:
     """Orders of accumulation to compare with an arm under Verrou, the matching one first.
 
-    Matching is what the kernels under Valgrind were found to do (notes/findings/verrou.md): TensorFlow
-    with oneDNN adds one chain; torch's gemm cuts 432 products into 216 + 216 and 864 into
-    256 + 256 + 176 + 176; TensorFlow without oneDNN cuts at 192.
+    Matching is what the kernels under Valgrind were found to do (notes/findings/verrou.md):
+    TensorFlow with oneDNN adds one chain; torch's gemm cuts 432 products into 216 + 216 and 864
+    into 256 + 256 + 176 + 176; TensorFlow without oneDNN cuts at 192.
     """
     matching = "blocked:216"
     if verrou.config.framework == "tensorflow":

@@ -24,7 +24,7 @@ from morphbits.samples import estimate, experiment, matrix
 
 PUBLISHED = Architecture((256,) * 4, (256,) * 6, 5)  # of the study's weights
 RAW_GB = 0.015  # a raw image; CoRR's have 8 to 20 MB
-OPEN_HOURS = 0.02  # core-hours of the open route for a head at 1 mm: notes/findings/preprocessing.md
+OPEN_HOURS = 0.02  # core-hours of the open route at 1 mm: notes/findings/preprocessing.md
 FREESURFER_HOURS = 1.5  # core-hours of recon-all to -canorm: a guess, never measured here
 SAMPLE_BYTES_PER_VOXEL = 16  # an image and three components of a warp, float32, before gzip
 
