@@ -51,7 +51,8 @@ COPY python/requirements.lock python/torch.lock python/
 COPY scripts/setup.sh scripts/
 # What compiles the kernels, and nothing else: a change elsewhere installs no package again. A test runs this step on
 # these files alone (tests/container/test_dockerfile.py).
-COPY python/morphbits/__init__.py python/morphbits/errors.py python/morphbits/
+COPY python/morphbits/__init__.py python/morphbits/errors.py python/morphbits/files.py python/morphbits/machine.py \
+     python/morphbits/
 COPY python/morphbits/engines/native/kernels/build.py python/morphbits/engines/native/kernels/
 COPY python/morphbits/engines/native/kernels/csrc python/morphbits/engines/native/kernels/csrc
 RUN scripts/setup.sh && rm -f .cache/setup.log

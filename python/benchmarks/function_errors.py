@@ -24,7 +24,7 @@ from morphbits.engines.native import kernel_version
 from morphbits.engines.native.kernels import functions
 from morphbits.engines.native.kernels.library import Rounding, available_variants
 from morphbits.errors import run_cli
-from morphbits.provenance import write_json
+from morphbits.files import write_json
 
 PART = 2**22  # arguments at a time
 LEAST, GREATEST = 2.0**-178, 2.0**200  # beyond them a value rounds as its limit does

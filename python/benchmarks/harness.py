@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from morphbits.errors import UserError
-from morphbits.provenance import code_revision, cpu
+from morphbits.machine import cores, cpu
+from morphbits.provenance import code_revision
 
 NOTES = Path(__file__).parents[2] / "notes"
 
@@ -105,9 +106,8 @@ def heading(command: str, *packages: str) -> str:
     """How the figures were made: command, commit, processor and cores, versions of packages."""
     code = code_revision()
     commit = str(code["revision"])[:10] + (" with changes" if code["dirty"] else "")
-    cores = len(os.sched_getaffinity(0))
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
-    return f"`{command}` at commit {commit}, on {processor()}, {cores} cores; {versions}."
+    return f"`{command}` at commit {commit}, on {processor()}, {cores()} cores; {versions}."
 
 
 def processor() -> str:

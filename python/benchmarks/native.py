@@ -12,8 +12,6 @@ Markdown table and writes it to notes/benchmarks/.
 
 from __future__ import annotations
 
-import os
-import resource
 import statistics
 import time
 from pathlib import Path
@@ -21,7 +19,7 @@ from unittest import mock
 
 from benchmarks import kernels
 from benchmarks.harness import Report, measured, note, processor
-from morphbits import config
+from morphbits import config, machine
 from morphbits.errors import run_cli
 
 DEMO = (80, 96, 80)
@@ -64,7 +62,7 @@ def measure(
                 operations = stats.operations
             if i or repeats == 1:
                 seconds.append(time.perf_counter() - start)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    memory = machine.peak_memory()
     return {"seconds": seconds, "memory": memory, "operations": operations}
 
 
@@ -160,7 +158,7 @@ def main() -> None:
         *("G/s", "of the limit", "scaling"),
     )
     alone: dict[tuple, float] = {}
-    cores = len(os.sched_getaffinity(0))
+    cores = machine.cores()
     for threads in arguments.threads or sorted({1, min(2, cores)}):
         for model in ("demo", "32 features", "64 features"):
             case(report, model, DEMO, threads, arguments.rounds, limits, alone)

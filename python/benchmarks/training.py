@@ -16,14 +16,13 @@ import contextlib
 import csv
 import io
 import re
-import resource
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
 from benchmarks.harness import Report, measured, note, processor
-from morphbits import config
+from morphbits import config, machine
 from morphbits.errors import run_cli
 
 NETWORKS = {
@@ -99,7 +98,7 @@ def tensorflow_steps(network: str, batch: int, steps: int) -> dict:
         start = time.perf_counter()
         model.train_on_batch(inputs)
         seconds.append(time.perf_counter() - start)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    memory = machine.peak_memory()
     return {"seconds": seconds[WARM_UP:], "memory": memory}
 
 

@@ -8,7 +8,6 @@ Arrays: X Y Z space, V warp component; labels int32, images and warps float32, w
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from morphbits import config
 from morphbits.config import RegisterConfig
 from morphbits.datasets import phantom
+from morphbits.files import sha256
 from morphbits.images import Image
 from morphbits.models.weights import model_orientation
 from morphbits.registration import prepare, register
@@ -98,9 +98,8 @@ def assess(path: Path, size: str, subjects: Iterable[int], seed: int = 1) -> str
 
 def describe(path: Path, recipe: TrainConfig, processes: int = 1) -> Path:
     """Write what is known of the model in `path` beside it, as TOML; returns that file."""
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     text = f'caution = "{CAUTION}"\n' if recipe.source == "phantom-pairs" else ""
-    text += f'sha256 = "{digest}"\n'
+    text += f'sha256 = "{sha256(path)}"\n'
     text += f'orientation = "{model_orientation(path)}"\n'
     text += f"parameters = {recipe.architecture().parameters()}\nprocesses = {processes}\n"
     text += f"\n[recipe]\n{config.to_toml(recipe)}"

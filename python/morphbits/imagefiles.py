@@ -8,7 +8,6 @@ from __future__ import annotations
 import gzip
 import io
 import logging
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from morphbits.errors import UserError
+from morphbits.files import write_atomically
 from morphbits.imageformats import CODES, EXTENSIONS, Image, by, decode
 from morphbits.imageformats import conformed_affine as conformed_affine
 
-TEMPORARY = ".*.tmp"  # the name of a file that is being written
 LARGEST = 100.0  # mm of a voxel's edge
 LEVELS = 2.0**16  # grey levels that float32 must keep apart
 SCALED = 2e-5  # of a label: what a slope of 65536 / 65535 adds to it, and a bit
@@ -243,28 +242,3 @@ def encode(
         raw = nifti.to_bytes()
     # level 1: brain images with noise hardly shrink more at higher levels, and take far longer
     return gzip.compress(raw, 1, mtime=0) if extension in (".nii.gz", ".mgz") else raw
-
-
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write beside the final name, then rename: whatever happens, no partial file stays."""
-    temporary = path.with_name(TEMPORARY.replace("*", f"{path.name}.{os.getpid()}"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(b"")
-    except OSError as error:
-        raise UserError(
-            f"cannot write into {path.parent} ({error.strerror}): choose another folder or "
-            "change its permissions"
-        ) from error
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path} ({error.strerror}): make room or choose another folder"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)

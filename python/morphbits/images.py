@@ -33,7 +33,6 @@ from scipy import ndimage
 from morphbits.axes import Turn, turn_to
 from morphbits.errors import UserError
 from morphbits.imagefiles import EXTENSIONS as EXTENSIONS
-from morphbits.imagefiles import TEMPORARY as TEMPORARY
 from morphbits.imagefiles import Image, by
 from morphbits.imagefiles import conformed_affine as conformed_affine
 from morphbits.imagefiles import extension_of as extension_of
@@ -41,7 +40,6 @@ from morphbits.imagefiles import known_axes as known_axes
 from morphbits.imagefiles import load as load
 from morphbits.imagefiles import load_labels as load_labels
 from morphbits.imagefiles import save as save
-from morphbits.imagefiles import write_atomically as write_atomically
 from morphbits.transforms import load_warp as load_warp
 from morphbits.transforms import save_warp as save_warp
 from morphbits.transforms import say_if_unnamed as say_if_unnamed

@@ -1,11 +1,16 @@
-"""What this process may use of the machine: by its affinity, and by the control group that it is
-in and all those around it (a container's, a Slurm job's), of either version."""
+"""The machine, as far as this process may use it: cores and memory by its affinity and by the
+control groups around it (a container's, a Slurm job's), of either version; the processor."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+import platform
+import resource
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 GROUPS, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 # of version 2, then 1: a quota and its period; a limit and what is used of it
@@ -31,6 +36,35 @@ def memory_free() -> int:
     table = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
     free = table.get("MemAvailable", table["MemTotal"])
     return min([free, *(limit - used for limit, used in _numbers("memory", _MEMORY))])
+
+
+@functools.cache
+def cpu() -> dict[str, Any]:
+    """The processor's name and those of its features that choose a kernel."""
+    wanted = ("avx", "avx2", "fma", "avx512f", "avx512_bf16", "amx_tile", "asimd", "sve")
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {"name": platform.processor(), "features": []}
+    table = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
+    flags = (table.get("flags") or table.get("Features", "")).split()
+    name = table.get("model name") or platform.machine()
+    return {"name": name, "features": [feature for feature in wanted if feature in flags]}
+
+
+def reset_peak_memory() -> None:
+    """Start counting `peak_memory` anew, where the kernel allows it."""
+    with contextlib.suppress(OSError):  # not allowed: then the peak is that of the whole process
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_memory() -> int:
+    """Most bytes of memory this process held since `reset_peak_memory`."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _numbers(

@@ -3,13 +3,11 @@ provenance (what else there is to know: code, machine, timings)."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
 import os
 import platform
-import resource
 import socket
 import subprocess
 import sys
@@ -27,7 +25,9 @@ import morphbits
 from morphbits import engines
 from morphbits.config import Arithmetic, RegisterConfig, hashed
 from morphbits.errors import UserError
+from morphbits.files import sha256
 from morphbits.imageformats import other_half
+from morphbits.machine import cpu, peak_memory
 from morphbits.models.model import open_model
 
 # installed distributions whose version can change a byte of a sample, by framework
@@ -45,19 +45,12 @@ def file_sha256(path: Path) -> str:
         other = other_half(path)
         digests = []
         for part in sorted([path, other] if other else [path]):
-            status = part.stat()
-            digests.append(_file_sha256(part, status.st_size, status.st_mtime_ns))
+            digests.append(f"sha256:{sha256(part)}")
         if len(digests) == 1:
             return digests[0]
         return "sha256:" + hashlib.sha256("".join(digests).encode()).hexdigest()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-@functools.lru_cache(maxsize=4096)
-def _file_sha256(path: Path, size: int, modified: int) -> str:
-    with path.open("rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def data_sha256(array: np.ndarray) -> str:
@@ -149,20 +142,6 @@ def provenance(config: RegisterConfig, started: Start, record: Mapping[str, Any]
     }
 
 
-@functools.cache
-def cpu() -> dict[str, Any]:
-    """The processor's name and those of its features that choose a kernel."""
-    wanted = ("avx", "avx2", "fma", "avx512f", "avx512_bf16", "amx_tile", "asimd", "sve")
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return {"name": platform.processor(), "features": []}
-    table = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
-    flags = (table.get("flags") or table.get("Features", "")).split()
-    name = table.get("model name") or platform.machine()
-    return {"name": name, "features": [feature for feature in wanted if feature in flags]}
-
-
 def _instructions() -> dict[str, str]:
     """What is set of the variables by which torch's libraries choose a kernel."""
     names = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_CBWR")
@@ -202,30 +181,3 @@ def code_revision() -> dict[str, Any]:
         }
     except (OSError, subprocess.CalledProcessError):
         return {"revision": os.environ.get("MORPHBITS_REVISION"), "dirty": None}
-
-
-def reset_peak_memory() -> None:
-    """Start counting `peak_memory` anew, where the kernel allows it."""
-    with contextlib.suppress(OSError):  # not allowed: then the peak is that of the whole process
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def peak_memory() -> int:
-    """Most bytes of memory this process held since `reset_peak_memory`."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all: a temporary name beside it, then renamed."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(
-            json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

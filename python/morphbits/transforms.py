@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from morphbits.choices import WARP_FORMATS
 from morphbits.errors import UserError
+from morphbits.files import write_atomically
 from morphbits.imagefiles import (
     as_float32,
     encode,
@@ -38,7 +39,6 @@ from morphbits.imagefiles import (
     load_any,
     noted,
     say,
-    write_atomically,
 )
 from morphbits.imageformats import CODES, MGH_INTENT, WARP_NAME, Image, by
 

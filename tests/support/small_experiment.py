@@ -13,6 +13,7 @@ import numpy as np
 
 from morphbits import bids, images, provenance
 from morphbits.bids import Dataset, Subject
+from morphbits.files import write_json
 
 SHAPE = (24, 28, 20)
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
@@ -75,7 +76,7 @@ def make_experiment(
         "settings": {"dataset": "phantom", "seed": 7, "runs": runs, **(settings or {})},
         "dataset": {"name": dataset.name, "root": str(dataset.root)},
     }
-    provenance.write_json(bids.experiment_file(results, name, "experiment.json"), content)
+    write_json(bids.experiment_file(results, name, "experiment.json"), content)
 
 
 _REFERENCES = ("ieee", "plain", "again", "threads")
@@ -126,7 +127,7 @@ def write_unit(
         },
         "outputs": {"moved": {"file": moved.name}, "warp": {"file": warp.name}},
     }
-    provenance.write_json(bids.sample_json(unit), record)
+    write_json(bids.sample_json(unit), record)
 
 
 def _radius(shape: tuple[int, ...]) -> np.ndarray:

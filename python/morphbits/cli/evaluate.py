@@ -13,13 +13,14 @@ fixed grid by `morphbits warp --labels`.
 from __future__ import annotations
 
 import csv
-import io
 from pathlib import Path
 
 from morphbits import config, images
 from morphbits.errors import UserError
+from morphbits.files import csv_of, write_atomically
 from morphbits.stats import accuracy
 
+COLUMNS = ("a", "b", "measure", "label", "value")
 MEASURES = ("dice", "surface", "hausdorff95", "warp")
 
 
@@ -67,13 +68,13 @@ def main() -> None:
     args = parser.parse_args()
 
     columns = ("a", "b", "mask") if args.measure == "warp" else ("a", "b")
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["a", "b", "measure", "label", "value"])
+    rows = []
     for row in read_pairs(args.pairs, columns):
         paths = {column: args.pairs.parent / row[column] for column in columns}
         for label, value in evaluate(args.measure, paths).items():
-            writer.writerow([row["a"], row["b"], args.measure, label, f"{value:.6g}"])
+            named = {"a": row["a"], "b": row["b"], "measure": args.measure, "label": label}
+            rows.append(named | {"value": f"{value:.6g}"})
+    table = csv_of(rows, COLUMNS)
     if args.output:
-        images.write_atomically(args.output, table.getvalue().encode())
-    print(args.output or table.getvalue().rstrip())
+        write_atomically(args.output, table)
+    print(args.output or table.decode().rstrip())

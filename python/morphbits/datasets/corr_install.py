@@ -9,7 +9,6 @@ No clone is ever removed: its images may be had nowhere else by now.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -31,6 +30,7 @@ from tqdm import tqdm
 from morphbits import bids, images
 from morphbits.datasets.corr_table import Scan
 from morphbits.errors import UserError
+from morphbits.files import locked
 
 SOURCE = "///corr/RawDataBIDS"  # DataLad's own name of CoRR at datasets.datalad.org
 _MD5_KEY = re.compile(r"MD5E?-s(\d+)--([0-9a-f]{32})")
@@ -259,15 +259,7 @@ def _lookup_key(path: Path) -> str:
 def _opened(root: Path, source: str, say: Callable[[str], None]) -> Iterator[Installer]:
     """One installation at a time; the next one waits and finds everything there."""
     root = root.resolve()  # commands run in folders of their own
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock = open(root / ".lock", "w")  # noqa: SIM115
-    except OSError as error:
-        raise UserError(
-            f"cannot write into {root} ({error.strerror}): choose another DATA= folder"
-        ) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(root / ".lock", "choose another DATA= folder") as lock:
         if "://" not in source and not source.startswith("///"):
             source = str(Path(source).resolve())
         yield Installer(root, source, lock, say)

@@ -6,13 +6,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import morphbits
-from morphbits import bids, images, transforms
+from morphbits import bids, transforms
 from morphbits.bids import Dataset
+from morphbits.files import write_atomically, write_json
 
 GENERATED_BY = [{"Name": "morphbits", "Version": morphbits.__version__}]
 IGNORED = ("*_xfm.*", "*_bits.*", "sample.json")
@@ -36,8 +36,8 @@ def describe(folder: Path, name: str, moved_from: Dataset | None = None) -> None
             **({"SkullStripped": True} if moved_from.skull_stripped else {}),
         }
     for file, content in files.items():
-        images.write_atomically(folder / file, (json.dumps(content, indent=2) + "\n").encode())
-    images.write_atomically(folder / ".bidsignore", ("\n".join(IGNORED) + "\n").encode())
+        write_json(folder / file, content)
+    write_atomically(folder / ".bidsignore", ("\n".join(IGNORED) + "\n").encode())
 
 
 def describe_warp(path: Path, form: str, sources: Sequence[Path]) -> None:
@@ -54,4 +54,4 @@ def describe_warp(path: Path, form: str, sources: Sequence[Path]) -> None:
         "Sources": [str(source) for source in sources],
         "GeneratedBy": GENERATED_BY,
     }
-    images.write_atomically(bids.sidecar(path), (json.dumps(content, indent=2) + "\n").encode())
+    write_json(bids.sidecar(path), content)

@@ -24,7 +24,6 @@ Axes: X Y Z voxels, V the three components of a displacement, T tissues.
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -41,6 +40,7 @@ import morphbits
 from morphbits import bids, images
 from morphbits.bids import Dataset, Subject
 from morphbits.errors import UserError
+from morphbits.files import TEMPORARY, locked, write_atomically, write_json
 
 ORIENTATION = "RAS"  # the template's axes, and so every phantom's
 RECIPE = 1  # raised whenever the bytes of a phantom change
@@ -364,7 +364,7 @@ def make_dataset(
             progress(len(todo), len(todo))
             rows = ["participant_id", *(one.entities for one in dataset.subjects())]
             table = dataset.root / "participants.tsv"
-            images.write_atomically(table, ("\n".join(rows) + "\n").encode())
+            write_atomically(table, ("\n".join(rows) + "\n").encode())
     return dataset
 
 
@@ -376,16 +376,8 @@ def subject(index: int) -> Subject:
 @contextmanager
 def _locked(root: Path) -> Iterator[None]:
     """One process at a time makes phantoms in a folder; the next one finds them there."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock = open(root / ".lock", "w")  # noqa: SIM115
-    except OSError as error:
-        raise UserError(
-            f"cannot write into {root} ({error.strerror}): choose another data folder"
-        ) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for leftover in root.rglob(images.TEMPORARY):
+    with locked(root / ".lock", "choose another data folder"):
+        for leftover in root.rglob(TEMPORARY):
             leftover.unlink()
         yield
 
@@ -395,7 +387,7 @@ def _describe_dataset(dataset: Dataset, seed: int, size: str) -> None:
     path = dataset.root / "dataset_description.json"
     truth = bids.phantom_truth(dataset.root) / path.name
     # BIDS 1.10 has no name for a warp
-    images.write_atomically(truth.with_name(".bidsignore"), b"*_xfm.*\n")
+    write_atomically(truth.with_name(".bidsignore"), b"*_xfm.*\n")
     recipe = {"seed": seed, "size": size, "recipe": RECIPE}
     if path.is_file():
         try:
@@ -417,9 +409,9 @@ def _describe_dataset(dataset: Dataset, seed: int, size: str) -> None:
     }
     common = {"BIDSVersion": "1.10.0", "GeneratedBy": [made_by]}
     readme = DATASET_README.format(notice=TEMPLATE_NOTICE, seed=seed, size=size)
-    images.write_atomically(dataset.root / "README", readme.encode())
-    _write_json(truth, {"Name": "Truth of the phantoms", "DatasetType": "derivative", **common})
-    _write_json(path, {"Name": f"Phantoms, {size}", "DatasetType": "raw", **common})
+    write_atomically(dataset.root / "README", readme.encode())
+    write_json(truth, {"Name": "Truth of the phantoms", "DatasetType": "derivative", **common})
+    write_json(path, {"Name": f"Phantoms, {size}", "DatasetType": "raw", **common})
 
 
 def _write_template(dataset: Dataset, size: str) -> None:
@@ -427,7 +419,7 @@ def _write_template(dataset: Dataset, size: str) -> None:
     base, truth = template(size), bids.phantom_truth(dataset.root)
     table = "".join(f"{number}\t{name}\n" for number, name in LABELS.items())
     table_path = bids.template_in(truth, dataset.space, "dseg", ".tsv")
-    images.write_atomically(table_path, f"index\tname\n{table}".encode())
+    write_atomically(table_path, f"index\tname\n{table}".encode())
     images.save(bids.template_in(truth, dataset.space, "dseg"), base.labels, base.affine)
     images.save(dataset.fixed(), base.image, base.affine)
 
@@ -438,7 +430,7 @@ def _write_phantom(dataset: Dataset, who: Subject, phantom: Phantom) -> None:
     warp_path = bids.true_warp_in(truth, who, dataset.space)
     images.save(bids.labels_in(truth, who), phantom.labels, phantom.affine)
     images.save_warp(warp_path, phantom.warp, phantom.affine, np.zeros(3))
-    _write_json(bids.sidecar(warp_path), _describe_warp(phantom))
+    write_json(bids.sidecar(warp_path), _describe_warp(phantom))
     images.save(dataset.moving(who), phantom.image, phantom.affine)
 
 
@@ -451,10 +443,6 @@ def _describe_warp(phantom: Phantom) -> dict[str, object]:
         "MeanDisplacementInBrainMillimetres": round(float(distance.mean()), 3),
         "MaxDisplacementInBrainMillimetres": round(float(distance.max()), 3),
     }
-
-
-def _write_json(path: Path, content: dict[str, object]) -> None:
-    images.write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 TEMPLATE_NOTICE = """\

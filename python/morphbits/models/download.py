@@ -9,7 +9,6 @@ the first file seen is recorded in SHA256SUMS beside it, and every later one mus
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import sys
 import urllib.error
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from morphbits import bids, config
 from morphbits.errors import UserError
+from morphbits.files import sha256
 
 SUMS = "SHA256SUMS"
 TIMEOUT = 30  # seconds without a byte after which a server counts as gone
@@ -59,8 +59,7 @@ def check(path: Path, name: str, folder: Path) -> str:
         start = file.read(8)
         if not start.startswith(MAGIC[Path(name).suffix]):
             raise UserError(f"{name} is not a {Path(name).suffix} file (a login page, perhaps?)")
-        file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256(path)
     recorded = read_sums(folder).get(name)
     if recorded is None:
         with (folder / SUMS).open("a") as sums:

@@ -28,7 +28,7 @@ import numpy as np
 
 from morphbits import axes
 from morphbits.errors import UserError
-from morphbits.imagefiles import write_atomically
+from morphbits.files import write_atomically
 
 MODEL_NAME = "vxm_dense"
 #: The version of Keras whose `.h5` layout is written here: Keras 2, which tf-keras keeps.

@@ -7,7 +7,6 @@ well enough (`THRESHOLDS`) is measured, reported and left out: no image, only it
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -29,6 +28,7 @@ from morphbits.bids import Dataset
 from morphbits.config import Reading
 from morphbits.datasets.corr_table import Scan
 from morphbits.errors import UserError
+from morphbits.files import Busy, sha256, write_atomically, write_json
 from morphbits.parent import end_with_parent
 from morphbits.preprocessing import freesurfer, open_route, picture
 
@@ -126,8 +126,7 @@ def _one(
     raw = bids.corr_raw(data) / scan.path
     assert dataset.truth is not None
     record_path = bids.quality_json(dataset.truth, scan.subject)
-    with raw.open("rb") as file:
-        digest = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    digest = f"sha256:{sha256(raw)}"
     record = _read_json(record_path)
     image_path = dataset.moving(scan.subject)
     if record.get("raw") == digest and (record["excluded"] or image_path.is_file()):
@@ -144,7 +143,7 @@ def _one(
     try:  # what is wrong with an image leaves it out; what is wrong with the disk ends the run
         brain = _brain(raw, data, size, tool, reading, scan)
         excluded = judge(brain.quality)
-    except freesurfer.Unready:
+    except (freesurfer.Unready, Busy):
         raise
     except UserError as error:
         excluded = str(error)
@@ -152,8 +151,8 @@ def _one(
     if brain and brain.labels is not None:
         images.save(bids.labels_in(dataset.truth, scan.subject), brain.labels, brain.affine)
     if brain and brain.picture:
-        images.write_atomically(bids.quality_picture(dataset.truth, scan.subject), brain.picture)
-    _write_json(record_path, {"raw": digest, "quality": quality, "excluded": excluded})
+        write_atomically(bids.quality_picture(dataset.truth, scan.subject), brain.picture)
+    write_json(record_path, {"raw": digest, "quality": quality, "excluded": excluded})
     if brain and not excluded:
         if tool is not None:
             _keep_segmentation(dataset, data, scan)
@@ -246,7 +245,7 @@ def _describe(dataset: Dataset, route: str, size: str, reading: Reading) -> None
         "DatasetType": "derivative",
         "GeneratedBy": [made_by],
     }
-    _write_json(path, content)
+    write_json(path, content)
 
 
 def _write_table(dataset: Dataset) -> None:
@@ -258,7 +257,7 @@ def _write_table(dataset: Dataset) -> None:
         values = [f"{record['quality'].get(name, float('nan')):.3f}" for name in THRESHOLDS]
         subject = bids.Subject.parse(path).entities
         lines.append("\t".join([subject, *values, record["excluded"] or "n/a"]))
-    images.write_atomically(dataset.truth / "quality.tsv", ("\n".join(lines) + "\n").encode())
+    write_atomically(dataset.truth / "quality.tsv", ("\n".join(lines) + "\n").encode())
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -267,7 +266,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    images.write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())

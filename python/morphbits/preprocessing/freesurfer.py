@@ -10,8 +10,6 @@ moved with the crop. The voxels are the same.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import os
 import re
 import shutil
@@ -23,6 +21,7 @@ import numpy as np
 
 from morphbits import images
 from morphbits.errors import UserError
+from morphbits.files import locked, sha256
 from morphbits.images import Image
 
 FLAGS = (
@@ -109,16 +108,15 @@ class FreeSurfer:
         A subject's folder that is there is never changed: it may have been brought from elsewhere.
         """
         done, begun = folder / subject, folder / UNFINISHED / subject
-        digest = hashlib.sha256(raw.read_bytes()).hexdigest()
+        digest = sha256(raw)
         result = Path("mri", "norm.mgz")
         if done.exists():
             return _checked(done, result, raw, digest)
-        begun.parent.mkdir(parents=True, exist_ok=True)
-        with begun.with_name(f"{subject}.lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise Unready(f"{begun}: recon-all is at work here already; wait for it") from None
+        with locked(
+            begun.with_name(f"{subject}.lock"),
+            "choose another DATA= folder",
+            f"recon-all is at work on {subject} already; wait for it",
+        ) as lock:
             if done.exists():  # by another process, a moment ago
                 return _checked(done, result, raw, digest)
             shutil.rmtree(begun, ignore_errors=True)  # recon-all refuses a begun subject

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from morphbits import bids, config, datasets, images
+from morphbits import bids, config, datasets
 from morphbits.config import DEMO_MODEL, Arithmetic, ExecutionConfig, ExperimentConfig
 from morphbits.datasets import corr
 from morphbits.errors import UserError
+from morphbits.files import write_atomically
 from morphbits.report import experiment as reading
 from morphbits.report import figures, html, tables
 from morphbits.report.experiment import Experiment, mean, select
@@ -84,11 +85,11 @@ def build(results: Path, experiment: str) -> Path:
     content = reading.read(results, experiment)
     drawn = draw(content)
     path = bids.experiment_file(results, experiment, "report.html")
-    images.write_atomically(path, render(content, drawn).encode())
+    write_atomically(path, render(content, drawn).encode())
     folder = bids.experiment_file(results, experiment, "figures")
     folder.mkdir(exist_ok=True)
     for name, figure in drawn.items():
-        images.write_atomically(folder / f"{name}{figure.extension}", figure.content)
+        write_atomically(folder / f"{name}{figure.extension}", figure.content)
     return path
 
 

@@ -6,7 +6,6 @@ a time works on an experiment (a lock that the system takes back when its holder
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import selectors
@@ -28,6 +27,7 @@ import morphbits
 from morphbits import engines, provenance
 from morphbits.engines import verrou
 from morphbits.errors import UserError
+from morphbits.files import locked, write_json
 from morphbits.models.model import open_model
 from morphbits.samples.matrix import Unit, read_state
 from morphbits.samples.worker import PATHS, to_task
@@ -52,27 +52,13 @@ def opened(
     """The experiment's folder, ours alone: refused where another run works in it, or where it
     holds an experiment with another identity; ``experiment.json`` written, leftovers removed
     (``sweep``: not while an array of ours is at work on other machines)."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be written to ({error.strerror}); give RESULTS=another-folder"
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"{folder}: another run is working here; wait for it to end, or give "
-                "EXPERIMENT=another-name"
-            ) from None
+    with locked(
+        folder / ".lock",
+        "give RESULTS=another-folder",
+        "another run is working here; wait for it to end, or give EXPERIMENT=another-name",
+    ):
         check_identity(folder, identity)
-        try:
-            content = {**record, "configuration": identity}
-            provenance.write_json(folder / "experiment.json", content)
-        except OSError as error:
-            raise UserError(f"{folder}: cannot be written to ({error.strerror})") from error
+        write_json(folder / "experiment.json", {**record, "configuration": identity})
         if sweep:
             remove_leftovers(folder)
         yield

@@ -13,6 +13,7 @@ from morphbits.bids import sidecar
 from morphbits.config import RegisterConfig
 from morphbits.datasets.derivative import describe_warp
 from morphbits.errors import UserError, disk_full
+from morphbits.files import write_json
 from morphbits.images import Prepared
 from morphbits.registration import Result, prepare, register, seconds_estimate
 from morphbits.samples import estimate
@@ -84,7 +85,7 @@ def register_files(
                 "outputs": outputs,
             }
             made[record_path] = beside[files.moved] / record_path.name
-            provenance.write_json(made[record_path], record)
+            write_json(made[record_path], record)
             replace_all({source: target for target, source in made.items()})
         except OSError as error:
             raise UserError(_cannot_write(files, error)) from error

@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from morphbits import bids, images, provenance
+from morphbits import bids, images, machine, provenance
 from morphbits.bids import Subject
 from morphbits.config import RegisterConfig, from_mapping, to_mapping
 from morphbits.errors import UserError, disk_full
+from morphbits.files import write_json
 from morphbits.registration import prepare, register
 from morphbits.samples.matrix import Unit, unit_outputs
 from morphbits.samples.outputs import save_result, staging
@@ -57,7 +58,7 @@ def from_task(task: dict[str, Any]) -> Unit:
 def run_unit(unit: Unit) -> dict[str, Any]:
     """Make one unit: computed, written into a temporary folder, ``sample.json`` last, renamed."""
     started = provenance.Start()
-    provenance.reset_peak_memory()
+    machine.reset_peak_memory()
     configuration = unit.configuration()
     experiment_folder = unit.folder.parent.parent
     with staging(experiment_folder) as partial:
@@ -75,7 +76,7 @@ def run_unit(unit: Unit) -> dict[str, Any]:
             "provenance": facts | {"files": files},
             "outputs": outputs,
         }
-        provenance.write_json(bids.sample_json(folder), record)
+        write_json(bids.sample_json(folder), record)
         unit.folder.parent.mkdir(exist_ok=True)
         if unit.folder.exists():  # damaged; it may hold what nobody can make again
             prefix = f"damaged-{unit.sample}-{unit.subject.entities}-"

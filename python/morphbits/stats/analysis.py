@@ -36,6 +36,7 @@ from morphbits import bids, images
 from morphbits.bids import Dataset, Subject
 from morphbits.datasets import derivative
 from morphbits.errors import UserError
+from morphbits.files import csv_of, write_atomically
 from morphbits.parent import end_with_parent
 from morphbits.stats import accuracy
 from morphbits.stats.sample_size import by_sample_size
@@ -344,15 +345,10 @@ def _bits_row(bits: np.ndarray) -> Row:
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows as CSV, whole or not at all, and their digest beside it, as sha256sum does;
     floats keep every digit. No rows: an empty file."""
-    text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    content = text.getvalue().encode()
-    images.write_atomically(path, content)
+    content = csv_of(rows)
+    write_atomically(path, content)
     line = f"{hashlib.sha256(content).hexdigest()}  {path.name}\n"
-    images.write_atomically(_digest_file(path), line.encode())
+    write_atomically(_digest_file(path), line.encode())
 
 
 def _digest_file(table: Path) -> Path:

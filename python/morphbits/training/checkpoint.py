@@ -7,7 +7,6 @@ reads its own files without a look at their checksums.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
@@ -24,7 +23,7 @@ from morphbits import bids, engines
 from morphbits.config import to_mapping
 from morphbits.engines import verrou
 from morphbits.errors import UserError
-from morphbits.imagefiles import write_atomically
+from morphbits.files import locked, write_atomically
 from morphbits.provenance import file_sha256, versions
 from morphbits.training.recipe import TrainConfig
 
@@ -78,22 +77,12 @@ def opened(folder: Path, resume: bool) -> Iterator[None]:
         raise UserError(
             f"{checkpoint}: there is no training to resume; leave RESUME (--resume) out"
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be written to ({error.strerror}); give another MODEL_DIR "
-            "(--model-dir)"
-        ) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"{folder}: another training is at work here; wait for it to end, or give another "
-                "MODEL_DIR (--model-dir)"
-            ) from None
+    with locked(
+        folder / ".lock",
+        "give another MODEL_DIR (--model-dir)",
+        "another training is at work here; wait for it to end, or give another MODEL_DIR "
+        "(--model-dir)",
+    ):
         if checkpoint.exists() and not resume:
             raise UserError(
                 f"{folder}: holds a training already; RESUME=1 (--resume) continues it, "

@@ -16,8 +16,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from morphbits import images
 from morphbits.errors import UserError
+from morphbits.files import write_atomically
 from morphbits.training.network import TERMS
 from morphbits.training.recipe import TrainConfig
 
@@ -46,7 +46,7 @@ class _Table:
                     f"{path}: was changed or damaged since it was written; put the file back, or "
                     "start in another MODEL_DIR (--model-dir)"
                 )
-            images.write_atomically(path, kept)
+            write_atomically(path, kept)
             self.file = path.open("a", newline="")
         except OSError as error:
             raise UserError(f"{path}: cannot be read or written ({error.strerror})") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import resource
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -224,7 +223,7 @@ class _Training:
 
     def _sum_up(self) -> None:
         """Say what the training took, and that what should be perturbed was."""
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        memory = machine.peak_memory()
         rows_RN = self.group.gather([memory, self.rounding.operations])
         memory_R, operations_R = rows_RN.T
         if self.config.engine != "ieee" and self.updated and not operations_R.all():

@@ -15,8 +15,10 @@ import matplotlib
 import matplotlib.ticker
 from matplotlib.figure import Figure as Canvas
 
-from morphbits import bids, images, provenance
+from morphbits import bids
 from morphbits.config import ExecutionConfig
+from morphbits.files import write_atomically
+from morphbits.machine import cpu
 from morphbits.report import html
 from morphbits.report.figures import COLOURS, GREY, STYLE, Figure, svg
 from morphbits.report.tables import Table, number, small
@@ -44,13 +46,13 @@ def write(where: Path, case: Case, notes: bool = False) -> str:
     Markdown); returns the paths, a line each."""
     rows = {name: read_table(where / f"{name}.csv") for name in TABLES}
     page = where / "layers.html"
-    images.write_atomically(page, render(where, case, rows).encode())
+    write_atomically(page, render(where, case, rows).encode())
     written = [page]
     if notes:
-        cpu = provenance.cpu()["name"]
-        words = "-".join("".join(c if c.isalnum() else " " for c in cpu.lower()).split())
+        processor = cpu()["name"]
+        words = "-".join("".join(c if c.isalnum() else " " for c in processor.lower()).split())
         written.append(NOTES / f"layers_{words}_{date.today().isoformat()}.md")
-        images.write_atomically(written[-1], markdown(case, rows, cpu).encode())
+        write_atomically(written[-1], markdown(case, rows, processor).encode())
     return "\n".join(map(str, written))
 
 

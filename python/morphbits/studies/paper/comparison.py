@@ -7,14 +7,13 @@ excluded are excluded here. Where there are more samples than the study's ten, t
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from morphbits import bids, images
+from morphbits import bids
 from morphbits.datasets.corr_table import SUCCESS, scans
+from morphbits.files import csv_of, write_atomically
 from morphbits.report import experiment as reading
 from morphbits.report.tables import number, spread
 
@@ -55,12 +54,8 @@ def compare(results: Path, experiment: str) -> Comparison:
                 theirs = float(published[subject][column])
                 values = (n, ours, theirs, theirs - OFFSET, ours - theirs, ours - theirs + OFFSET)
                 rows.append(dict(zip(COLUMNS, (subject, quantity, *values), strict=True)))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
     path = bids.experiment_file(results, experiment, "comparison.csv")
-    images.write_atomically(path, text.getvalue().encode())
+    write_atomically(path, csv_of(rows, COLUMNS))
     return Comparison(rows, excluded, unmatched)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure as Canvas
 
-from morphbits import images
+from morphbits.files import csv_of, write_atomically
 from morphbits.report import html
 from morphbits.report.figures import STYLE, Figure, svg
 from morphbits.report.tables import Table, number, small
@@ -33,22 +31,17 @@ def build(study: StabilityTables, folder: Path) -> Path:
         "ensembles.csv": study.ensembles,
     }
     for name, rows in files.items():
-        images.write_atomically(folder / name, _csv(rows).encode())
+        write_atomically(folder / name, _csv(rows))
     (folder / "figures").mkdir(exist_ok=True)
     for name, figure in drawn.items():
-        images.write_atomically(folder / "figures" / f"{name}{figure.extension}", figure.content)
+        write_atomically(folder / "figures" / f"{name}{figure.extension}", figure.content)
     path = folder / "report.html"
-    images.write_atomically(path, render(study, drawn, list(files)).encode())
+    write_atomically(path, render(study, drawn, list(files)).encode())
     return path
 
 
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: _cell(value) for name, value in row.items()})
-    return text.getvalue()
+def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
+    return csv_of({name: _cell(value) for name, value in row.items()} for row in rows)
 
 
 def _cell(value: Any) -> Any:

@@ -20,6 +20,7 @@ Arrays: S runs, E epochs, N weights of a layer, X Y Z space, V warp component; f
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import signal
@@ -41,6 +42,7 @@ from morphbits.config import STOCHASTIC_MODES
 from morphbits.datasets import phantom
 from morphbits.engines.verrou import script_path
 from morphbits.errors import UserError
+from morphbits.files import write_atomically
 from morphbits.images import NetworkGrid
 from morphbits.models.weights import read_weights
 from morphbits.parent import PARENT
@@ -128,16 +130,15 @@ def execute(run: Run, register: bool = True) -> None:
         outcome, warp = assessment.register_phantom(path, 1, index, run.recipe.size)
         outcomes.append([*(after for _, after in outcome.dice.values()), outcome.error_mm[1]])
         warps.append(warp)
-    partial = run.folder / f".{DONE}"
-    with partial.open("wb") as file:
-        np.savez_compressed(
-            file,
-            warps=np.stack(warps),
-            outcomes=np.array(outcomes, np.float64),
-            identity=json.dumps(identity(run.recipe)),
-            files=json.dumps({path.name: file_sha256(path) for path in _files(run)}),
-        )
-    partial.rename(run.folder / DONE)
+    content = io.BytesIO()
+    np.savez_compressed(
+        content,
+        warps=np.stack(warps),
+        outcomes=np.array(outcomes, np.float64),
+        identity=json.dumps(identity(run.recipe)),
+        files=json.dumps({path.name: file_sha256(path) for path in _files(run)}),
+    )
+    write_atomically(run.folder / DONE, content.getbuffer())
 
 
 def _files(run: Run) -> list[Path]:

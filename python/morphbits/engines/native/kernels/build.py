@@ -5,7 +5,6 @@ python -m morphbits.engines.native.kernels.build
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import platform
@@ -15,13 +14,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 from morphbits.errors import UserError, run_cli
+from morphbits.files import locked
+from morphbits.machine import cores
 
 SOURCES = Path(__file__).parent / "csrc"
 # Nothing may assume round-to-nearest (-frounding-math), fuse what is not written fused
@@ -98,34 +98,21 @@ def build() -> Path:
     library = library_path()
     if library.exists():
         return library
+    advice = (
+        "where the package's folder cannot be written the kernels go to "
+        "$XDG_CACHE_HOME/morphbits, else to ~/.cache/morphbits"
+    )
+    waiting = "waiting for another process, which compiles the kernels"
     try:
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(library.with_suffix(".lock")):
+        with locked(library.with_suffix(".lock"), advice, waiting=lambda: _say(waiting)):
             if not library.exists():
                 _say(f"compiling the kernels, once, into {library.parent}; this takes a minute")
                 link(library, UNITS, SANITIZERS if os.environ.get("MORPHBITS_SANITIZE") else [])
     except OSError as error:
         raise UserError(
-            f"the compiled kernels cannot be written to {library.parent}: {error.strerror}; where "
-            "the package's folder cannot be written they go to $XDG_CACHE_HOME/morphbits, else to "
-            "~/.cache/morphbits"
+            f"{library.parent}: cannot be written to ({error.strerror}); {advice}"
         ) from error
     return library
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Hold a lock that ends with this process. The file stays: who removes it may remove that of
-    another."""
-    with lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _say("waiting for another process, which compiles the kernels")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks, where both compile
-            pass
-        yield
 
 
 def _say(message: str) -> None:
@@ -140,7 +127,7 @@ def link(library: Path, units: Iterable[str], extra: Sequence[str] = ()) -> None
     compiler = _compiler()
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         objects = {name: f"{folder}/{name.replace(':', '-')}.o" for name in units}
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             for done in [
                 pool.submit(
                     _run, [*compiler, *FLAGS, *UNITS[name], *extra, "-c", _source(name), "-o", to]
