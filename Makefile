@@ -35,7 +35,7 @@ inference: $(stamp) ## register SUBJECTS x RUNS samples, then significance and t
 		FRAMEWORK DATA RESULTS EXECUTOR SLURM_OPTIONS SLURM_CONTAINER TASK_SAMPLES) $(call off,WAIT) $(call flag,CROP) $(call flag,DRY_RUN) $(call flag,YES)
 
 .PHONY: paper
-paper: $(stamp) ## the study: CoRR, preprocessing, 35 x 10 samples, comparison (ENGINE, ROUTE, DRY_RUN)
+paper: $(stamp) ## the published study: CoRR, preprocessing, 35 x 10 samples, comparison (ENGINE, DRY_RUN)
 	PATH="$(CURDIR)/.venv/bin:$$PATH" $(morphbits) paper $(call options,ENGINE SUBJECTS RUNS MODEL ROUTE SIZE SOURCE \
 		TABLE JOBS DATA RESULTS THREADS EXECUTOR SLURM_OPTIONS TASK_SAMPLES) $(call off,WAIT) $(call flag,DRY_RUN) $(call flag,YES)
 
@@ -44,19 +44,35 @@ significance: $(stamp) ## significant bits of an EXPERIMENT: maps and CSV
 	$(morphbits) significance $(call options,EXPERIMENT RESULTS JOBS)
 
 .PHONY: verify
-verify: $(stamp) ## re-hash the results of an EXPERIMENT and make some samples (AGAIN) once more
+verify: $(stamp) ## check an EXPERIMENT's files by their checksums, and make some samples (AGAIN) again
 	$(morphbits) verify $(call options,EXPERIMENT RESULTS AGAIN SEED)
 
 .PHONY: report
 report: $(stamp) ## the HTML page of an EXPERIMENT
 	$(morphbits) report $(call options,EXPERIMENT RESULTS)
 
+.PHONY: layers
+layers: $(stamp) ## how many bits each stage of the network costs, in one SUBJECT (EXPERIMENT, NOTES)
+	$(layers) stages $(layer_options)
+
+.PHONY: precision
+precision: $(stamp) ## how few bits per operation the registration needs; float16, bfloat16, tf32
+	$(layers) precision $(layer_options)
+
+.PHONY: orders
+orders: $(stamp) ## how much the order of additions in convolutions changes, compared with perturbation
+	$(layers) orders $(layer_options)
+
+layers = $(morphbits) layers
+layer_options = $(call options,SUBJECT RUNS MODE ACCUMULATION SUBNORMALS DATASET FIXED BIDS_FILTER SIZE MODEL ALIGN \
+	MODEL_ORIENTATION ORIENTATION NAN EXPERIMENT SEED THREADS DATA RESULTS) $(call flag,CROP) $(call flag,NOTES)
+
 .PHONY: verrou-sanity
-verrou-sanity: $(stamp) ## prove in seconds that Verrou perturbs what it should and nothing else (VERROU_PREFIX)
+verrou-sanity: $(stamp) ## check in seconds that Verrou perturbs what it should and nothing else (VERROU_PREFIX)
 	$(morphbits) verrou-sanity
 
 .PHONY: compare
-compare: $(stamp) ## compare native and Verrou on a small case: bits, spread, map, time (FRAMEWORK, ONEDNN)
+compare: $(stamp) ## compare native with Verrou on a small case: bits, spread, map, time (FRAMEWORK, ONEDNN)
 	$(morphbits) compare $(call options,FRAMEWORK ONEDNN ACCUMULATION JOBS DATA RESULTS)
 
 .PHONY: localize
@@ -81,24 +97,8 @@ train-slurm: $(stamp) ## train in NPROC processes on each of NNODES machines of 
 	NPROC='$(NPROC)' NNODES='$(NNODES)' SLURM_OPTIONS='$(SLURM_OPTIONS)' scripts/train_slurm.sh $(training)
 
 .PHONY: training-stability
-training-stability: $(stamp) ## repeat a training RUNS times, varying nothing, first weights, data or roundings
+training-stability: $(stamp) ## repeat a training RUNS times each, varying nothing, initial weights, data or roundings
 	$(morphbits) training-stability $(recipe) $(call options,RUNS JOBS)
-
-.PHONY: layers
-layers: $(stamp) ## which stage of the network costs how many bits, in one SUBJECT (EXPERIMENT, NOTES)
-	$(layers) stages $(layer_options)
-
-.PHONY: precision
-precision: $(stamp) ## with how few bits per operation the registration still works; float16, bfloat16, tf32
-	$(layers) precision $(layer_options)
-
-.PHONY: orders
-orders: $(stamp) ## how much the order of the sums in convolutions changes, compared with perturbation
-	$(layers) orders $(layer_options)
-
-layers = $(morphbits) layers
-layer_options = $(call options,SUBJECT RUNS MODE ACCUMULATION SUBNORMALS DATASET FIXED BIDS_FILTER SIZE MODEL ALIGN \
-	MODEL_ORIENTATION ORIENTATION NAN EXPERIMENT SEED THREADS DATA RESULTS) $(call flag,CROP) $(call flag,NOTES)
 
 ##@ Image with Verrou
 CONTAINER ?=     ## docker or podman (default: docker)
@@ -117,7 +117,7 @@ docker: .cache/$(container)-$(image) ## build the image with Verrou
 	touch $@
 
 .PHONY: docker-test
-docker-test: ## build the image with the tests, and run those of engines, samples and scripts in it
+docker-test: ## build the image with the tests, and run those of engines, samples and container in it
 	$(build) --target test --tag $(image)-test .
 	$(container) run --rm --network none --read-only --tmpfs /tmp:exec --user $$(id -u):$$(id -g) $(image)-test
 
@@ -131,7 +131,7 @@ corr: $(stamp) ## get the study's CoRR images by DataLad, verified (SUBJECTS, SO
 	./install-corr.sh $(call options,SUBJECTS SOURCE TABLE JOBS DATA) $(call flag,DRY_RUN)
 
 .PHONY: preprocess
-preprocess: $(stamp) ## CoRR's raw heads into brains on the template's grid (ROUTE, SUBJECTS, SIZE, JOBS, DATA)
+preprocess: $(stamp) ## turn CoRR's raw heads into brains on the template's grid (ROUTE, SUBJECTS, SIZE)
 	$(morphbits) preprocess $(call options,SUBJECTS TABLE ROUTE SIZE ORIENTATION NAN JOBS DATA)
 
 .PHONY: models
@@ -156,12 +156,12 @@ test: $(stamp) ## the tests: CPU only, no network, at most ten minutes
 	$(pytest) -m 'not slow and not network and tensorflow'
 
 .PHONY: test-all
-test-all: $(stamp) ## the tests, also those that take longer
+test-all: $(stamp) ## all tests, including those that take longer
 	$(pytest) -m 'not tensorflow'
 	$(pytest) -m tensorflow
 
 .PHONY: golden
-golden: $(stamp) ## record again the hashes, names and bytes in tests/golden that must not change
+golden: $(stamp) ## record the hashes, names and bytes in tests/golden, which must not change, again
 	PYTHONPATH=python $(venv) tests/golden/record.py
 
 .PHONY: sanitize
@@ -179,7 +179,7 @@ lint: $(stamp) ## ruff, mypy, import-linter, shellcheck and hadolint
 	.venv/bin/hadolint Dockerfile
 
 .PHONY: docs
-docs: $(stamp) ## pages of the functions for your own programs, from their docstrings, into build/docs/
+docs: $(stamp) ## write pages of the Python functions, from their docstrings, into build/docs/
 	cd python && PDOC_ALLOW_EXEC=1 ../$(venv) -c "$$pdoc" --no-search --docformat markdown --no-show-source -o ../build/docs $(api)
 	@echo build/docs/morphbits.html
 
@@ -192,15 +192,15 @@ endef
 export pdoc
 
 .PHONY: notebook
-notebook: $(stamp) ## run the notebooks in notes/ and keep what they show
+notebook: $(stamp) ## run the notebooks in notes/ and save their output
 	.venv/bin/jupyter-execute --inplace notes/*.ipynb
 
 .PHONY: bench
-bench: $(stamp) ## time native against plain torch (FULL=1: full size as well), into notes/benchmarks/
+bench: $(stamp) ## time native and plain torch (FULL=1: at full size too), into notes/benchmarks/
 	$(benchmark).$(if $(filter cuda,$(DEVICE)),gpu,native $(call options,THREADS)) $(call flag,FULL)
 
 .PHONY: bench-kernels
-bench-kernels: $(stamp) ## time kernels (with a core's limit) and operators (with torch's), into notes/benchmarks/
+bench-kernels: $(stamp) ## time kernels, also relative to a core's peak, and operators, into notes/benchmarks/
 	$(benchmark).kernels
 
 .PHONY: function-errors
@@ -220,7 +220,7 @@ bench-train: $(stamp) ## time training steps in torch and in TensorFlow, into no
 	$(benchmark).training
 
 .PHONY: tf-parallelism
-tf-parallelism: $(stamp) ## try TensorFlow's parallel strategies on CPUs, into notes/findings/
+tf-parallelism: $(stamp) ## time TensorFlow's parallel strategies on CPUs, into notes/findings/
 	$(benchmark).tf_parallelism
 
 .PHONY: model-summary
@@ -235,14 +235,14 @@ parity: $(stamp) ## how far the torch port is from TensorFlow, layer by layer (n
 	$(benchmark).parity --model .cache/parity.h5 --shape 80 96 80 $(call options,THREADS)
 
 .PHONY: lock
-lock: $(stamp) ## resolve python/*.in into the lock files (keeps what still fits)
+lock: $(stamp) ## resolve python/*.in into the lock files (keeps versions that still fit)
 	cd python; compile="../.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes"; \
 	export UV_CUSTOM_COMPILE_COMMAND='make lock'; \
 	$$compile --no-emit-package tensorflow --no-emit-package torch requirements.in -o requirements.lock; \
 	$$compile --no-config torch-cuda.in -o torch-cuda.lock -c requirements.lock
 
 .PHONY: clean
-clean: ## remove what make can make again; results/ and data/ stay
+clean: ## remove what make can rebuild; results/ and data/ stay
 	[ ! -L .venv ] || rm .venv
 	rm -rf .cache build python/build python/*.egg-info python/.pytest_cache python/.mypy_cache python/.hypothesis
 	rm -rf python/morphbits/engines/native/kernels/_build
@@ -257,24 +257,24 @@ help: ## this list
 ##@ Variables of inference and of most other targets
 SUBJECTS ?=      ## how many subjects
 RUNS ?=          ## perturbed samples of each subject; training-stability: trainings of each kind
-ENGINE ?=        ## who rounds: auto, native, verrou or ieee (nothing is perturbed)
+ENGINE ?=        ## what perturbs the roundings: auto, native, verrou or ieee (nothing)
 MODE ?=          ## rounding: random, nearness, upward, downward, toward_zero or nearest
 DATASET ?=       ## auto, phantom, corr or the folder of a BIDS dataset
 FIXED ?=         ## fixed image for a BIDS dataset (default: the one in its derivatives/*/tpl-*/)
-BIDS_FILTER ?=   ## which images of a BIDS dataset: 'ses-1 acq-mprage'; 'no-run run-1' is no run, or run 1
+BIDS_FILTER ?=   ## which images of a BIDS dataset: 'ses-1 acq-mprage'; 'no-run run-1': no run, or run 1
 SIZE ?=          ## voxel size of phantoms (also in trainings) and of preprocess: 4mm, 2mm or 1mm
 MODEL ?=         ## an .h5 file in voxelmorph's format (default: the demo model)
-EXPERIMENT ?=    ## name of the folder in results/, and of a file of options in python/experiments/, if any
+EXPERIMENT ?=    ## name of the folder in results/, and of its options in python/experiments/, if any
 SEED ?=          ## the number from which all random seeds are derived
 JOBS ?=          ## how many samples, images or trainings at a time
 THREADS ?=       ## threads of each process
 ACCUMULATION ?=  ## order of sums in a convolution: sequential, direct, blocked:K or probe
 PRECISION ?=     ## significant bits of each operation's result, 2 to 24, or float16, bfloat16, tf32
-PERTURB ?=       ## what is perturbed: all, only:STAGE or except:STAGE (encoder-1, flow, integration, …)
+PERTURB ?=       ## stages that are perturbed: all, only:STAGE or except:STAGE (encoder-1, flow, …)
 SUBNORMALS ?=    ## subnormal numbers: keep, or flush to zero
 REGION ?=        ## what Verrou perturbs: registration, or process
 LIBM ?=          ## Verrou: functions of the C library are perturbed, or excluded
-ONEDNN ?=        ## TensorFlow's kernels: on (oneDNN's) or off
+ONEDNN ?=        ## kernels of TensorFlow: on (oneDNN's) or off (its own)
 ALIGN ?=         ## how moving and fixed image are aligned first: header, centre or auto
 MODEL_ORIENTATION ?= ## axes the model was trained in, e.g. RAS or LIA; fixed: those of the fixed file
 ORIENTATION ?=   ## axes of images whose files do not give them, e.g. LAS (left, anterior, superior)
@@ -283,7 +283,7 @@ CROP ?=          ## 1 leaves out the borders where both images are empty
 FRAMEWORK ?=     ## what computes the network: torch or tensorflow
 DATA ?=          ## folder of the datasets
 RESULTS ?=       ## folder of the experiments
-EXECUTOR ?=      ## who runs the samples: local, or slurm (an array over those that are not done)
+EXECUTOR ?=      ## where the samples run: local, or slurm (an array of those that are not done)
 SLURM_OPTIONS ?= ## more options for sbatch, such as --partition=long
 SLURM_CONTAINER ?= ## run Slurm's tasks in the image, by apptainer, podman or docker (IMAGE=)
 TASK_SAMPLES ?=  ## Slurm: samples of one task (default: ten minutes' worth)
@@ -292,11 +292,11 @@ DRY_RUN ?=       ## 1 lists what would run, with an estimate, and stops
 YES ?=           ## 1 starts even what takes more than two hours
 SUBJECT ?=       ## layers, precision, orders: number of the subject (default: 1)
 NOTES ?=         ## layers, precision, orders: 1 writes the tables to notes/benchmarks/ as well
-AGAIN ?=         ## verify: how many samples to make again (default: 2)
+AGAIN ?=         ## verify: number of samples to make again (default: 2)
 ##@ Variables of corr, preprocess and paper
 SOURCE ?=        ## where CoRR is cloned from: a mirror or a local copy (default: ///corr/RawDataBIDS)
 TABLE ?=         ## CSV of the CoRR images to get (default: the 35 + 5 of the study)
-ROUTE ?=         ## how CoRR is preprocessed: open, or freesurfer (needs its license)
+ROUTE ?=         ## how CoRR is preprocessed: open, or freesurfer (needs its licence)
 ##@ Variables of train-single, train-ddp, train-slurm and training-stability
 EPOCHS ?=        ## training epochs
 STEPS ?=         ## training steps of an epoch
@@ -311,7 +311,7 @@ MODEL_DIR ?=     ## folder of the training (default: results/EXPERIMENT)
 RESUME ?=        ## 1 continues from the last checkpoint
 NPROC ?=         ## processes on a machine (default: 2)
 NNODES ?=        ## machines (default: 1)
-RDZV ?=          ## HOST:PORT at which the machines of one training find each other
+RDZV ?=          ## HOST:PORT at which the machines of one training meet
 RUN_ID ?=        ## name of a training on several machines, the same on each
 ##@ Variables of setup, bench, localize
 PYTHON ?=        ## a Python 3.11, 3.12 or 3.13 (default: the first one found)

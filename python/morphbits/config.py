@@ -80,14 +80,14 @@ class Perturbation:
 
     engine: str = option(
         "ieee",
-        "who rounds: ieee (nothing is perturbed), native (compiled random rounding of torch), "
-        "verrou (Valgrind's tool, on any framework)",
+        "what perturbs the roundings: ieee (nothing), native (compiled random rounding in torch), "
+        "verrou (a tool of Valgrind, for any framework)",
         choices=ENGINES,
         label="engine",
     )
     mode: str = option(
         "random",
-        "rounding of the native and verrou engines, Verrou's names",
+        "how the native and verrou engines round; the names are Verrou's",
         choices=MODES,
         engines=PERTURBING,
         harmless=lambda value: value == "nearest",  # which is what ieee does
@@ -96,8 +96,8 @@ class Perturbation:
     accumulation: str = option(
         "sequential",
         "native: order in which a convolution adds its products: sequential (TensorFlow's), "
-        "direct (torch's on AVX-512), blocked:K (a gemm cut into K terms) or probe (torch's own "
-        "on this machine, measured from each layer's kernel)",
+        "direct (torch's on AVX-512), blocked:K (a gemm in blocks of K terms) or probe (torch's "
+        "own, measured on this machine for each layer)",
         parse=choices.accumulation,
         engines=("native",),
         named=lambda value: value.replace(":", ""),
@@ -123,9 +123,9 @@ class Perturbation:
     )
     perturb: str = option(
         "all",
-        "native: stages of the model that mode and precision act on: all, only:NAME,… or "
-        "except:NAME,… of encoder-1 …, decoder-1 …, flow, network (these together), integration, "
-        "rescaling, sampling; the rest is float32 to nearest",
+        "native: stages of the model that mode and precision apply to: all, only:NAME,… or "
+        "except:NAME,… with encoder-1 …, decoder-1 …, flow, network (these together), "
+        "integration, rescaling, sampling; the others compute in float32 to nearest",
         parse=choices.stages,
         engines=("native",),
         hashed="changed",
@@ -140,8 +140,8 @@ class Reading:
 
     orientation: str = option(
         "",
-        "where the axes point in images whose files do not give it (NIfTI without codes, "
-        "Analyze), such as LAS: left, anterior, superior; left out: such images are refused",
+        "where the axes point in images whose files do not say so (NIfTI without codes, "
+        "Analyze), such as LAS: left, anterior, superior; by default such images are refused",
         parse=choices.orientation,
         hashed="changed",
         named="orientation-{}",
@@ -149,7 +149,7 @@ class Reading:
     )
     nan: float | None = option(
         None,
-        "number that replaces voxels that are NaN or infinite; left out: such images are refused",
+        "number that replaces NaN and infinite voxels; by default such images are refused",
         minimum=-1e30,
         maximum=1e30,
         hashed="changed",
@@ -177,7 +177,11 @@ class Arithmetic(Perturbation, Reading):
     """How numbers are computed: shared by one registration and by a whole experiment."""
 
     framework: str = option(
-        "torch", "what computes the network", choices=FRAMEWORKS, named="{}", label="framework"
+        "torch",
+        "framework that computes the network",
+        choices=FRAMEWORKS,
+        named="{}",
+        label="framework",
     )
     align: str = option(
         "auto",
@@ -198,7 +202,7 @@ class Arithmetic(Perturbation, Reading):
     )
     libm: str = option(
         "perturbed",
-        "verrou: results of the C library's functions are perturbed too (by Interlibmath), or not",
+        "verrou: whether results of the C library's functions are perturbed too (by Interlibmath)",
         choices=LIBM,
         engines=("verrou",),
         named="libm-{}",
@@ -206,7 +210,7 @@ class Arithmetic(Perturbation, Reading):
     )
     onednn: str = option(
         "on",
-        "tensorflow: oneDNN's kernels, which users run, or off: TensorFlow's own",
+        "tensorflow: on: oneDNN's kernels, which users run; off: TensorFlow's own",
         choices=("on", "off"),
         frameworks=("tensorflow",),
         named="onednn-{}",
@@ -225,8 +229,9 @@ class Arithmetic(Perturbation, Reading):
     )
     model_orientation: str = option(
         "auto",
-        "axes of the images that the model was trained on, e.g. RAS or LIA: images are brought "
-        "to them, results back; fixed (the fixed file's) or auto (as recorded with the model)",
+        "axes of the images that the model was trained on, such as RAS or LIA; images are brought "
+        "to these axes and results back; fixed: those of the fixed file; auto: as recorded with "
+        "the model",
         parse=choices.model_orientation,
         hashed="never",  # what it comes to is, as `provenance.inputs` says it
         named="axes-{}",
@@ -234,8 +239,8 @@ class Arithmetic(Perturbation, Reading):
     )
     crop: bool = option(
         False,
-        "leave out the borders of the fixed grid where both images are at their minimum; a brain "
-        "in a conformed 256³ then costs less than half",
+        "leave out the borders of the fixed grid where both images are at their minimum; with a "
+        "brain in a conformed 256³ image this saves more than half of the time",
         hashed="changed",
         named="crop",
         label="borders left out",
@@ -256,8 +261,8 @@ class RegisterConfig(Arithmetic, Writing):
     )
     plain: bool = option(
         False,
-        "tensorflow: what model.predict gives by default, instead of the same bytes as eager "
-        "(grappler's arithmetic optimization off)",
+        "tensorflow: what model.predict gives by default; otherwise grappler's arithmetic "
+        "optimization is off, which gives the bytes of eager mode",
         frameworks=("tensorflow",),
     )
 
@@ -276,7 +281,8 @@ class ExperimentConfig(Arithmetic):
 
     engine: str = option(
         "auto",
-        "who rounds: native, verrou, ieee, or auto (verrou where it can be started, else native)",
+        "what perturbs the roundings: native, verrou, ieee (nothing), or auto (verrou if it can "
+        "be started, else native)",
         choices=("auto", *ENGINES),
         label="engine",
     )
@@ -287,7 +293,7 @@ class ExperimentConfig(Arithmetic):
     )
     fixed: Path | None = option(
         None,
-        "fixed image for the folder of a BIDS dataset; left out: the one in derivatives/*/tpl-*/",
+        "fixed image for a BIDS dataset; by default the one in its derivatives/*/tpl-*/",
         named=lambda path: f"fixed-{path.name.partition('.')[0]}",
     )
     bids_filter: str = option(
@@ -296,10 +302,10 @@ class ExperimentConfig(Arithmetic):
         "'no-run run-1' takes names without run, or with run 1",
         named="{}",
     )
-    size: str = option("2mm", "voxels of the phantom dataset", choices=("4mm", "2mm", "1mm"))
+    size: str = option("2mm", "voxel size of the phantom dataset", choices=("4mm", "2mm", "1mm"))
     model: Path = option(DEMO_MODEL, "voxelmorph .h5 weights; the default is the demo model")
     subjects: int = option(
-        3, "how many subjects, the first of the dataset", minimum=1, maximum=100_000
+        3, "number of subjects, from the first of the dataset", minimum=1, maximum=100_000
     )
     runs: int = option(5, "perturbed samples of each subject", minimum=1, maximum=100_000)
 
@@ -324,35 +330,35 @@ class ExecutionConfig:
 
     experiment: str = option(
         "",
-        "name of the results folder; settings are read from python/experiments/NAME.toml where "
-        "there is one; made from engine, dataset and model where left out",
+        "name of the results folder; settings are read from python/experiments/NAME.toml if that "
+        "exists; by default the name is made of engine, dataset and model",
         parse=lambda value: _experiment_name(value),
     )
     results: Path = option(Path("results"), "folder of all experiments")
     data: Path = option(Path("data"), "folder of the datasets")
     jobs: int | None = option(
         None,
-        "worker processes; left out: as many as cores and memory allow",
+        "worker processes; by default as many as cores and memory allow",
         minimum=1,
         maximum=100_000,
     )
     threads: int | None = option(
-        None, "threads of each worker; left out: cores divided by jobs", minimum=1, maximum=1024
+        None, "threads of each worker; by default cores divided by jobs", minimum=1, maximum=1024
     )
     executor: str = option(
-        "local", "who runs the samples: local (this machine) or slurm", choices=("local", "slurm")
+        "local", "where the samples run: local (this machine) or slurm", choices=("local", "slurm")
     )
     slurm_options: str = option(
         "", "slurm: more options for sbatch, such as '--partition=long --account=me'"
     )
     slurm_container: str = option(
         "",
-        "slurm: run the tasks in the image of 'make docker' ($IMAGE) by this program",
+        "slurm: program that runs the tasks in the image of 'make docker' ($IMAGE)",
         choices=("", "apptainer", "podman", "docker"),
     )
     task_samples: int | None = option(
         None,
-        "slurm: samples of one task; left out: ten minutes' worth",
+        "slurm: samples of one task; by default ten minutes' worth",
         minimum=1,
         maximum=1_000_000,
     )
@@ -695,7 +701,7 @@ def add_arguments(parser: argparse.ArgumentParser, cls: type) -> None:
             flag,
             type=_argument_type(cls, spec),
             default=argparse.SUPPRESS,
-            metavar="|".join(choices) if choices else name.upper(),
+            metavar="|".join(filter(None, choices)) if choices else name.upper(),
             help=(help + default).replace("%", "%%"),
         )
 

@@ -13,8 +13,8 @@ class UserError(Exception):
     """Something the user can put right: what is wrong, with which file, and what to do."""
 
 
-class SaidElsewhere(UserError):
-    """A UserError that occurs in several processes, of which another one reports it."""
+class ReportedElsewhere(UserError):
+    """A UserError of several processes, which another one of them prints."""
 
 
 def disk_full(error: BaseException | None) -> OSError | None:
@@ -37,7 +37,7 @@ def run_cli(main: Callable[[], int | None]) -> None:
     and exit status 2."""
     try:
         sys.exit(main() or 0)
-    except SaidElsewhere:
+    except ReportedElsewhere:
         sys.exit(2)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

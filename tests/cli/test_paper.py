@@ -31,7 +31,7 @@ def test_what_is_missing_is_said_before_anything_starts(tmp_path: Path) -> None:
     assert "weights: no data/models/brains-dice-vel-0.5-res-16-256f.h5; make models" in lines[0]
     assert "fixed image: no data/models/norm-average_mni305.mgz" in lines[1]
     assert "FreeSurfer: " in lines[2] and "license" in lines[2]
-    assert lines[-1] == "error: the study cannot start, see above"
+    assert lines[-1] == "error: the study cannot start: what is missing is listed above"
     assert list(tmp_path.iterdir()) == []
 
 

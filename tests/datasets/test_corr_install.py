@@ -124,7 +124,7 @@ def test_what_is_missing_or_corrupt_is_named_and_the_rest_kept(source: Path) -> 
     assert done.returncode == 2
     lines = [line for line in done.stderr.splitlines() if line.startswith("sub-")]
     assert [line.split()[0] for line in lines] == ["sub-0003002_ses-1", "sub-0027393_ses-1"]
-    assert done.stderr.splitlines()[-1].startswith("error: images are missing, see above")
+    assert done.stderr.splitlines()[-1].startswith("error: images are missing, as listed above")
     assert [path.name for path in installed(source)] == ["sub-0025531_ses-1_run-1_T1w.nii.gz"]
 
 

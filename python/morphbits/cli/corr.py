@@ -41,4 +41,4 @@ def main() -> None:
     there = len(scans) - len(missing)
     print(f"{there} of {len(scans)} images are in {options.data / 'corr'}, verified")
     if missing:
-        raise UserError("images are missing, see above; run again to get them")
+        raise UserError("images are missing, as listed above; the same command gets them")

@@ -47,7 +47,7 @@ def main() -> None:
     else:
         print("one sample of each subject has no spread: no significance, no report")
     if failures:
-        raise UserError("samples failed, see above; run again to try them once more")
+        raise UserError("samples failed, as listed above; the same command tries them again")
 
 
 def _analyse(plan: experiment.Plan) -> None:

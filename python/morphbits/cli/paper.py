@@ -53,7 +53,7 @@ def main() -> None:
         print(plan.cost())
     if missing:
         print(*(f"missing: {line}" for line in missing), sep="\n", file=sys.stderr)
-        raise UserError("the study cannot start, see above")
+        raise UserError("the study cannot start: what is missing is listed above")
     if options.dry_run:
         return
     plan.prepare(options.source, options.jobs)
@@ -62,7 +62,9 @@ def main() -> None:
         [*command("inference"), *words, *(["--yes"] if options.yes else [])], check=False
     )
     if done.returncode:
-        raise UserError("the samples are not complete, see above; run again to continue")
+        raise UserError(
+            "the samples are not complete (the error is printed above); the same command continues"
+        )
     if "--no-wait" in further:
         print("the same command again says how far it is, and compares at the end")
         return

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from morphbits.errors import SaidElsewhere, UserError, disk_full, in_words
+from morphbits.errors import ReportedElsewhere, UserError, disk_full, in_words
 from morphbits.parent import end_with_parent
 from morphbits.synthesis.settings import Ranks
 
@@ -79,7 +79,7 @@ class Group:
 
     def error(self, message: str) -> UserError:
         """What every rank has found: the first one says it."""
-        return UserError(message) if self.first else SaidElsewhere(message)
+        return UserError(message) if self.first else ReportedElsewhere(message)
 
     def check_same(self, digest: str, when: str) -> None:
         """Replicas that differ end the training."""
@@ -136,21 +136,21 @@ def processes() -> Iterator[Ranks]:
     try:
         yield Ranks(rank, size, host_rank, host_size)
     except UserError as error:
-        if not isinstance(error, SaidElsewhere):
+        if not isinstance(error, ReportedElsewhere):
             print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SaidElsewhere(*error.args) from None
+        raise ReportedElsewhere(*error.args) from None
     except OSError as error:
         if not (full := disk_full(error)):
             raise
         print(f"error: {in_words(full)}", file=sys.stderr, flush=True)
-        raise SaidElsewhere(in_words(full)) from None
+        raise ReportedElsewhere(in_words(full)) from None
     except RuntimeError as error:  # also torch's DistError
         words = ("onnection", "ProcessGroup", "Timed out")
         if not isinstance(error, dist.DistError) and not any(word in str(error) for word in words):
             raise
         lost = UserError(f"rank {rank}: {_lost(error)}")
         print(f"error: {lost}", file=sys.stderr, flush=True)
-        raise SaidElsewhere(*lost.args) from error
+        raise ReportedElsewhere(*lost.args) from error
     finally:
         dist.destroy_process_group()
 

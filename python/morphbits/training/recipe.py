@@ -39,7 +39,7 @@ class TrainConfig(Perturbation, SourceConfig):
     learning_rate: float = option(1e-4, "highest learning rate of Adam", minimum=1e-12, maximum=1)
     schedule: str = option(
         "constant",
-        "of the learning rate: constant, or cosine (falls to zero along half a cosine)",
+        "course of the learning rate: constant, or cosine (falls to zero along half a cosine)",
         choices=("constant", "cosine"),
     )
     warm_up: int = option(0, "steps over which the learning rate rises", minimum=0, maximum=10**9)
@@ -48,15 +48,15 @@ class TrainConfig(Perturbation, SourceConfig):
     )
     threads: int | None = option(
         None,
-        "threads of each process; left out: cores of the machine by processes",
+        "threads of each process; by default cores of the machine divided by processes",
         minimum=1,
         maximum=1024,
     )
     init_seed: int | None = option(
-        None, "seed of the initial weights; left out: seed", minimum=0, maximum=2**63
+        None, "seed of the initial weights; by default --seed", minimum=0, maximum=2**63
     )
     rounding_seed: int | None = option(
-        None, "seed of the random roundings; left out: seed", minimum=0, maximum=2**63
+        None, "seed of the random roundings; by default --seed", minimum=0, maximum=2**63
     )
 
     def __post_init__(self) -> None:
