@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,15 @@ def test_the_index_names_every_note() -> None:
     listed = {*links(NOTES / "README.md")}
     notes = {p for p in NOTES.rglob("*.md") if p.parent.name not in ("decisions", "benchmarks")}
     assert {p.resolve() for p in notes} - listed == {(NOTES / "README.md").resolve()}
+
+
+def test_the_table_of_layers_is_the_contract_of_imports() -> None:
+    project = tomllib.loads((ROOT / "python" / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    table = (NOTES / "architecture.md").read_text().partition("| layer | what it does |")[2]
+    rows = re.findall(r"^\| ([^|]*) \|", table.partition("\n\n")[0], re.M)
+    written = [set(re.findall(r"`(\w+)`", row)) for row in rows if "`" in row]
+    assert written == [set(re.findall(r"\w+", layer)) for layer in layers if layer != "__main__"]
 
 
 def test_a_how_to_note_has_two_screens_at_most() -> None:
