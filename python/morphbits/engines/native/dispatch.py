@@ -132,7 +132,7 @@ class RandomRounding(Context, TorchDispatchMode):
                 if not rule.sixteen_bits and any(map(_is_sixteen, given)):
                     result = self._in_single(rule, op, args, kwargs)
                 else:
-                    result = rule.handler(op, *args, **kwargs)
+                    result = op.call(rule.handler, args, kwargs)
                 in_order = all(map(layouts.in_order, (*given, *tree_leaves(result))))
                 if name.endswith("_") or in_order:
                     return result
@@ -227,7 +227,7 @@ class RandomRounding(Context, TorchDispatchMode):
         wide = tree_map(_in_float32, (args, kwargs))
         outer, self._widened = self._widened, True
         try:
-            result = rule.handler(op, *wide[0], **wide[1])
+            result = op.call(rule.handler, *wide)
         finally:
             self._widened = outer
         # what the operator changed in place

@@ -190,7 +190,7 @@ def elementwise(
     check_size(out)
     if out.numel() == 0:
         return out
-    dims, strides = _coalesce(shape, [x.expand(shape).stride() for x in operands])
+    dims, strides = coalesced(shape, [x.expand(shape).stride() for x in operands])
     if len(dims) > _MAX_DIMS:
         a = a if in_place else a.expand(shape).contiguous()
         b = None if b is None else b.expand(shape).contiguous()
@@ -199,9 +199,9 @@ def elementwise(
         operation=OPERATIONS.index(operation),
         type=TYPES[out.dtype],
         dims=len(dims),
-        shape=_padded(dims),
-        stride_a=_padded(strides[0]),
-        stride_b=_padded(strides[-1]),
+        shape=padded(dims),
+        stride_a=padded(strides[0]),
+        stride_b=padded(strides[-1]),
         a=a.data_ptr(),
         b=None if b is None else b.data_ptr(),
         out=out.data_ptr(),
@@ -311,7 +311,11 @@ def call(
     if gpu.takes(rounding, device):
         gpu.call(name, rounding, arguments, device)
         return
-    status = function(ctypes.byref(rounding.as_c()), ctypes.byref(arguments))
+    check_status(function(ctypes.byref(rounding.as_c()), ctypes.byref(arguments)))
+
+
+def check_status(status: int) -> None:
+    """Raise what a kernel's result says."""
     if status == 1:
         raise UserError(
             "out of memory in a kernel of the native engine; use a smaller image or model"
@@ -355,11 +359,12 @@ def _extent(x: torch.Tensor) -> tuple[int, int]:
     return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
 
 
-def _padded(values: Sequence[int]) -> tuple[int, ...]:
+def padded(values: Sequence[int]) -> tuple[int, ...]:
+    """As many as a kernel's structure has room for."""
     return (*values, *(0 for _ in range(_MAX_DIMS - len(values))))
 
 
-def _coalesce(
+def coalesced(
     shape: Sequence[int], strides: Sequence[Sequence[int]]
 ) -> tuple[list[int], list[list[int]]]:
     """Merge neighbouring dimensions that every operand walks through as one; at least one

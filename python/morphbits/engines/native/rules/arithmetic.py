@@ -9,7 +9,7 @@ operator's name. Every call is an operator of the random stream by itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
 from math import prod
@@ -17,8 +17,10 @@ from typing import Any
 
 import torch
 
-from morphbits.engines.native.kernels import functions, sums
-from morphbits.engines.native.kernels.library import Rounding, elementwise
+from morphbits.engines.native.kernels import functions, program, sums
+from morphbits.engines.native.kernels.library import OPERATIONS, Rounding, elementwise
+from morphbits.engines.native.kernels.precision import FLOAT32, FULL
+from morphbits.engines.native.kernels.program import LONGEST_ROW, Recorder, computed
 from morphbits.engines.native.orders import probe_sums
 from morphbits.engines.native.orders.probe_sums import FoundSum
 from morphbits.engines.native.rules.context import Context
@@ -38,7 +40,7 @@ class Operator:
     """
 
     def __init__(self, context: Context, func: Any) -> None:
-        self.context, self.func = context, func
+        self.context, self.func, self.recorder = context, func, Recorder()
         self.name: str = func.overloadpacket.__name__
 
     def named(self, name: str) -> Operator:
@@ -49,7 +51,8 @@ class Operator:
 
     def redispatch(self, operator: Any, *args: Any, **kwargs: Any) -> Any:
         """Call an operator of torch: it is perturbed by its own rule."""
-        return self.context.apply(operator, *args, **kwargs)
+        self.recorder.run()
+        return self.context.apply(operator, *map(computed, args), **kwargs)
 
     def check(self, *tensors: torch.Tensor) -> None:
         """UserError unless the kernels take these tensors."""
@@ -59,12 +62,31 @@ class Operator:
         """The random bits of the next kernel, of so many elementary operations."""
         return self.context.next_rounding(self.name, operations)
 
+    def call(self, handler: Callable[..., Any], args: Sequence[Any], kwargs: Any) -> Any:
+        """What the rule returns, computed."""
+        with torch._C._EnableTorchFunction():  # a class of tensors may have switched it off
+            result = handler(self, *args, **kwargs)
+            self.recorder.run()
+            if isinstance(result, tuple | list):
+                return type(result)(map(computed, result))
+            return computed(result)
+
     # ---- one operation an element
 
+    def _operation(self, operation: str, dtype: torch.dtype, *operands: Any) -> Any:
+        """Recorded where that can be, else computed."""
+        shape = _broadcast(operands)
+        rounding = self.rounding(prod(shape))
+        core = operation in OPERATIONS or (dtype == torch.float32 and rounding.format == FLOAT32)
+        if core and program.takes(rounding, *operands):
+            return self.recorder.operation(rounding, operation, dtype, shape, *operands)
+        a, *b = (self.to(computed(x), dtype) for x in operands)
+        kernel = elementwise if operation in OPERATIONS else functions.function
+        return kernel(rounding, operation, a, b[0] if b else None)
+
     def _binary(self, operation: str, a: Operand, b: Operand) -> torch.Tensor:
-        x, y = self.tensors(a, b)
-        shape = torch.broadcast_shapes(x.shape, y.shape)
-        return elementwise(self.rounding(prod(shape)), operation, x, y)
+        dtype, x, y = self._alike(a, b)
+        return self._operation(operation, dtype, x, y)
 
     def add(self, a: Operand, b: Operand) -> torch.Tensor:
         """a + b."""
@@ -77,7 +99,7 @@ class Operator:
     def mul(self, a: Operand, b: Operand) -> torch.Tensor:
         """a·b; a factor of exactly 1, given as a number, rounds nothing and is not counted."""
         for one, other in ((a, b), (b, a)):
-            if not isinstance(one, torch.Tensor) and one == 1 and isinstance(other, torch.Tensor):
+            if isinstance(one, int | float) and one == 1 and not isinstance(other, int | float):
                 return other.clone()
         return self._binary("mul", a, b)
 
@@ -87,33 +109,41 @@ class Operator:
 
     def sqrt(self, a: torch.Tensor) -> torch.Tensor:
         """√a."""
-        return elementwise(self.rounding(a.numel()), "sqrt", a)
+        return self._operation("sqrt", a.dtype, a)
 
     def function(self, name: str, a: Operand, b: Operand | None = None) -> torch.Tensor:
         """One of `functions.FUNCTIONS` of a (and b)."""
-        if b is None:
-            assert isinstance(a, torch.Tensor)
-            return functions.function(self.rounding(a.numel()), name, a)
-        x, y = self.tensors(a, b)
-        count = prod(torch.broadcast_shapes(x.shape, y.shape))
-        return functions.function(self.rounding(count), name, x, y)
+        if b is not None:
+            return self._binary(name, a, b)
+        assert not isinstance(a, int | float)
+        return self._operation(name, a.dtype, a)
 
     def tensors(self, a: Operand, b: Operand) -> list[torch.Tensor]:
         """Both in the type that torch gives their result; floating-point in any case."""
-        dtype = torch.result_type(a, b)  # type: ignore[arg-type]
-        if not dtype.is_floating_point:
-            dtype = torch.get_default_dtype()
-        return [self.to(x, dtype) for x in (a, b)]
+        dtype, x, y = self._alike(a, b)
+        return [self.to(v, dtype) for v in (x, y)]
 
-    def to(self, x: Any, dtype: torch.dtype) -> torch.Tensor:
+    def _alike(self, a: Any, b: Any) -> tuple[torch.dtype, Any, Any]:
+        """That type, and the operands; what is a number stays one."""
+        known = [x.dtype for x in (a, b) if not isinstance(x, int | float)]
+        if known and known[0] == known[-1] and known[0].is_floating_point:
+            dtype = known[0]
+        else:
+            dtype = torch.result_type(computed(a), computed(b))
+            if not dtype.is_floating_point:
+                dtype = torch.get_default_dtype()
+        x, y = (v if isinstance(v, int | float) else self.to(v, dtype) for v in (a, b))
+        return dtype, x, y
+
+    def to(self, x: Any, dtype: torch.dtype) -> Any:
         """`x` in `dtype`; bits that have to be given up are rounded by the mode."""
-        if not isinstance(x, torch.Tensor):
+        if isinstance(x, int | float | complex):
             return torch.tensor(x, dtype=dtype)
         if x.dtype == dtype or not dtype.is_floating_point:
             return x.to(dtype)
         if dtype in SIXTEEN_BITS:
             name = f"{self.name} (conversion)"
-            single = self.to(x, torch.float32)
+            single = computed(self.to(x, torch.float32))
             return functions.narrow(self.context.next_rounding(name, x.numel()), single, dtype)
         if x.dtype.itemsize <= 2:
             return x.to(dtype)
@@ -126,7 +156,11 @@ class Operator:
         if dtype == torch.float64:
             return wide
         name = f"{self.name} (conversion)"
-        return elementwise(self.context.next_rounding(name, x.numel()), "narrow", wide)
+        rounding = self.context.next_rounding(name, x.numel())
+        if program.takes(rounding, wide):
+            shape = tuple(wide.shape)
+            return self.recorder.operation(rounding, "narrow", dtype, shape, wide, read=wide.dtype)
+        return elementwise(rounding, "narrow", computed(wide))
 
     def wide(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """`x` in `dtype`, and then in the type in which numbers of `dtype` are computed."""
@@ -146,6 +180,7 @@ class Operator:
         operation: add or mul; scan: keep the partial results; operations: how many to count, where
         some of the terms are nothing.
         """
+        x = computed(x)
         terms, rest = x.shape[0], x.shape[1:]
         if x.numel() == 0:
             return torch.full(x.shape if scan else rest, float(operation == "mul"), dtype=x.dtype)
@@ -175,6 +210,11 @@ class Operator:
         axes = sorted({d % x.dim() for d in dims}) if dims and x.dim() else list(range(x.dim()))
         out_shape = [n for d, n in enumerate(x.shape) if d not in axes]
         terms, inner = prod(x.shape[d] for d in axes), prod(out_shape)
+        if axes == [x.dim() - 1] and 1 < terms <= LONGEST_ROW and inner:
+            total = self._row_sum(x, terms, inner)
+            if total is not None:
+                return total if keepdim else computed(total).view(out_shape)
+        x = computed(x)
         flat = probe_sums.terms_first(x, axes).reshape(-1)
         order = self._order(x, axes, torchs) if terms > 1 and inner else None
         if order is not None:
@@ -189,6 +229,21 @@ class Operator:
             flat = torch.zeros(inner, dtype=x.dtype)
         shape = [1 if d in axes else n for d, n in enumerate(x.shape)] if keepdim else out_shape
         return flat.clone().view(shape) if flat.data_ptr() == x.data_ptr() else flat.view(shape)
+
+    def _row_sum(self, x: torch.Tensor, terms: int, rows: int) -> Any:
+        """`sum` over the last axis, recorded, where that can be; None elsewhere."""
+        context = self.context
+        if context.accumulation == "probe" or context.precision != FULL:
+            return None
+        if not program.takes(Rounding(context.mode), x):
+            return None
+        context.not_probed(f"{self.name} (sums)", "chains of up to 256")
+        roundings = []
+        while terms > 1:
+            chains = -(-terms // CHAIN)
+            roundings.append(self.rounding((terms - chains) * rows))
+            terms = chains
+        return self.recorder.row_sum(roundings, x)
 
     def _order(self, x: torch.Tensor, axes: Sequence[int], torchs: bool) -> FoundSum | None:
         """The order of a sum, where it is measured from the framework's kernel."""
@@ -216,4 +271,14 @@ class Operator:
         self, to: torch.Tensor, index: torch.Tensor, source: torch.Tensor
     ) -> torch.Tensor:
         """See `sums.scatter_add`."""
-        return sums.scatter_add(self.rounding(source.numel()), to, index, source)
+        return sums.scatter_add(
+            self.rounding(source.numel()), computed(to), index, computed(source)
+        )
+
+
+def _broadcast(operands: Sequence[Any]) -> tuple[int, ...]:
+    """The shape of a result."""
+    shapes = [x.shape for x in operands if not isinstance(x, int | float)]
+    if not shapes or shapes.count(shapes[0]) == len(shapes):
+        return tuple(shapes[0]) if shapes else ()
+    return tuple(torch.broadcast_shapes(*shapes))

@@ -59,6 +59,7 @@ typedef uint64_t bits_f64;
 #include "convolution.h"
 #include "contraction.h"
 #include "reduction.h"
+#include "rows.h"
 #include "reduced.h"
 #undef V
 #undef I
@@ -98,6 +99,7 @@ typedef uint64_t bits_f64;
 #include "convolution.h"
 #include "contraction.h"
 #include "reduction.h"
+#include "rows.h"
 
 int FN(convolution)(const rounding *r, const convolution_call *c) {
     if (c->type == FLOAT64) return convolve_f64(r, c);
@@ -111,3 +113,5 @@ int FN(reduction)(const rounding *r, const reduction_call *c) {
 int FN(contraction)(const rounding *r, const contraction_call *c) {
     return c->type == FLOAT32 ? contract_f32(r, c) : contract_f64(r, c);
 }
+
+#include "program.h"

@@ -29,18 +29,19 @@ uint64_t morphbits_control(void) { return control_get(); }
 #else
 #define VECTOR_VARIANTS(name)
 #endif
-#define PICK_VARIANT(name)                                              \
+#define PICK_VARIANT(name, naive)                                       \
     int morphbits_##name(const rounding *r, const name##_call *c) {     \
         switch (r->variant) {                                           \
         case PORTABLE: return name##_portable(r, c);                    \
             VECTOR_VARIANTS(name)                                       \
-        case VARIANTS: return name##_naive(r, c);                       \
+        case VARIANTS: return naive;                                    \
         default: return UNSUPPORTED;                                    \
         }                                                               \
     }
-PICK_VARIANT(elementwise)
-PICK_VARIANT(convolution)
-PICK_VARIANT(reduction)
-PICK_VARIANT(contraction)
-PICK_VARIANT(function)
-PICK_VARIANT(wide)
+PICK_VARIANT(elementwise, elementwise_naive(r, c))
+PICK_VARIANT(convolution, convolution_naive(r, c))
+PICK_VARIANT(reduction, reduction_naive(r, c))
+PICK_VARIANT(contraction, contraction_naive(r, c))
+PICK_VARIANT(function, function_naive(r, c))
+PICK_VARIANT(wide, wide_naive(r, c))
+PICK_VARIANT(program, UNSUPPORTED) /* its naive form are the separate kernels */

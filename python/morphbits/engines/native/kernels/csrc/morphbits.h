@@ -128,6 +128,34 @@ typedef struct {
 } function_call;
 typedef function_call wide_call; /* float32 in, and the float64 that a result is rounded from out: for the tests */
 
+/* A program (program.h): instruction i makes value i. All fields are 64 bits wide, so that Python writes them as one list. */
+enum opcode { /* after the operations of `enum operation` */
+    FUNCTION = 16, /* number `extra` of `enum function`, of float32 */
+    WIDEN,         /* a float32 as a float64 */
+    NEGATE, MAGNITUDE, GREATER, GREATER_EQUAL, LESS, LESS_EQUAL, EQUAL, UNEQUAL,
+    SELECT,        /* b where a, else c; comparisons and what is made of them are masks of their operands' width */
+    BOTH, EITHER, NEITHER,
+    SPREAD,        /* a row's value a for each of its elements */
+    SUM,           /* of each row of a; `key` and `extra` are the keys of both levels (rows.h) */
+    STORE,         /* a into memory at `extra` */
+    STORE_MASK,    /* a as bytes of 0 and 1 */
+    FETCH,         /* from memory at `extra`, with row a of `strides` */
+    FETCH_MASK,    /* bytes of 0 and 1 */
+    MEMORY,        /* at `extra`, contiguous: read where it lies */
+    CONSTANT       /* the float64 with the bits of `extra`, rounded to nearest */
+};
+typedef struct {
+    int64_t opcode, type, by_row, a, b, c; /* values, or -1 */
+    int64_t key, extra, out;               /* out: where the value is kept as well, contiguous; or 0 */
+} instruction;
+typedef struct {
+    int64_t instructions, total;
+    int64_t inner; /* elements of a row where there are values by row, else 0 */
+    int64_t dims, shape[MAX_DIMS];
+    const instruction *code;
+    const int64_t *strides; /* rows of MAX_DIMS, in elements */
+} program_call;
+
 /* ---- random bits -------------------------------------------------------------------------------------------- */
 
 INLINE uint64_t mix64(uint64_t x) { /* splitmix64's finalizer (Steele, Lea, Flood 2014) */
@@ -217,6 +245,9 @@ int wide_portable(const rounding *, const wide_call *);
 int wide_avx2(const rounding *, const wide_call *);
 int wide_avx512(const rounding *, const wide_call *);
 int wide_naive(const rounding *, const wide_call *);
+int program_portable(const rounding *, const program_call *);
+int program_avx2(const rounding *, const program_call *);
+int program_avx512(const rounding *, const program_call *);
 double wide_value(int function, float a, float b);
 
 #endif

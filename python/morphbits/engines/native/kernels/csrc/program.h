@@ -1,0 +1,242 @@
+/* Programs: the elementary operations of one operator, recorded by Python (program.py) and computed here block by block,
+ * so that what lies between the first and the last of them stays in the cache (strip-mining). Each operation keeps its own
+ * key, and each element its number: the bytes are those of the separate kernels. Included by kernels.c at the end.
+ *
+ * A value has the shape of the whole, (rows, inner), or one element a row. */
+
+#define PIECE CHUNK
+
+typedef struct {
+    rounding r;         /* of one instruction: its key */
+    control base;       /* the thread's own register */
+    const program_call *p;
+    char **place;       /* of each value's first element in this block */
+    word_block *block;  /* of sums */
+    void *columns;
+    function_chunk *function;
+} program_state;
+
+static int64_t value_size(const instruction *v) { return v->type == FLOAT32 ? 4 : 8; }
+
+/* What rounds nothing; the caller's own control register is in force. Masks have all bits of an element set, or none. */
+#define EXACT_LOOP(T, U, expression)                                         \
+    for (int64_t i = 0; i < n; ++i) {                                        \
+        const T x = ((const T *)a)[i], y = b ? ((const T *)b)[i] : 0;        \
+        const U u = ((const U *)a)[i], v = b ? ((const U *)b)[i] : 0;        \
+        const U w = c ? ((const U *)c)[i] : 0;                               \
+        (void)x, (void)y, (void)u, (void)v, (void)w;                         \
+        ((U *)out)[i] = expression;                                          \
+    }
+#define EXACT(name, T, U)                                                                                     \
+    static __attribute__((noinline)) void name(int64_t opcode, int64_t n, const void *a, const void *b, const void *c, \
+                                               void *out) {                                                   \
+        const U sign = (U)1 << (8 * sizeof(U) - 1);                                                           \
+        switch (opcode) {                                                                                     \
+        case NEGATE: EXACT_LOOP(T, U, u ^ sign) break;                                                        \
+        case MAGNITUDE: EXACT_LOOP(T, U, u & ~sign) break;                                                    \
+        case GREATER: EXACT_LOOP(T, U, (U)0 - (U)(x > y)) break;                                              \
+        case GREATER_EQUAL: EXACT_LOOP(T, U, (U)0 - (U)(x >= y)) break;                                       \
+        case LESS: EXACT_LOOP(T, U, (U)0 - (U)(x < y)) break;                                                 \
+        case LESS_EQUAL: EXACT_LOOP(T, U, (U)0 - (U)(x <= y)) break;                                          \
+        case EQUAL: EXACT_LOOP(T, U, (U)0 - (U)(x == y)) break;                                               \
+        case UNEQUAL: EXACT_LOOP(T, U, (U)0 - (U)(x != y)) break;                                             \
+        case SELECT: EXACT_LOOP(T, U, (u & v) | (~u & w)) break;                                              \
+        case BOTH: EXACT_LOOP(T, U, u & v) break;                                                             \
+        case EITHER: EXACT_LOOP(T, U, u | v) break;                                                           \
+        case NEITHER: EXACT_LOOP(T, U, ~u) break;                                                             \
+        }                                                                                                     \
+    }
+EXACT(exact_f32, float, uint32_t)
+EXACT(exact_f64, double, uint64_t)
+
+/* n elements of a value of the whole, from element `start` on: where a memory operand is broadcast or strided. */
+static void fetch(const program_call *p, const instruction *v, int64_t start, int64_t n, char *to) {
+    elementwise_call shape = {.dims = (int32_t)p->dims};
+    for (int d = 0; d < p->dims; ++d) shape.shape[d] = p->shape[d];
+    if (v->opcode == FETCH) {
+        collect(&shape, p->strides + v->a * MAX_DIMS, start, n, value_size(v), (const char *)v->extra, to);
+        return;
+    }
+    int64_t index[MAX_DIMS], at = 0; /* FETCH_MASK: bytes of 0 and 1 */
+    for (int64_t rest = start, d = p->dims - 1; d >= 0; --d) {
+        index[d] = rest % p->shape[d];
+        at += index[d] * p->strides[v->a * MAX_DIMS + d];
+        rest /= p->shape[d];
+    }
+    for (int64_t i = 0; i < n; ++i) {
+        const int set = ((const char *)v->extra)[at] != 0;
+        if (v->type == FLOAT32) ((uint32_t *)to)[i] = 0 - (uint32_t)set;
+        else ((uint64_t *)to)[i] = 0 - (uint64_t)set;
+        for (int64_t d = p->dims - 1; d >= 0; --d) {
+            at += p->strides[v->a * MAX_DIMS + d];
+            if (++index[d] < p->shape[d]) break;
+            at -= index[d] * p->strides[v->a * MAX_DIMS + d];
+            index[d] = 0;
+        }
+    }
+}
+
+static void one_function(program_state *s, const instruction *v, word_block block, uint32_t element, int64_t n, const void *a,
+                         const void *b, float *out) {
+    const function_call call = {.function = (int32_t)v->extra, .type = FLOAT32, .count = n, .a = a, .b = b, .out = out};
+    compute_wide(&s->r, s->base, &call, 0, n, s->function);
+    if (!reduced(&s->r) && narrow_normal(&s->r, block, element, n, s->function->wide, s->function->first)) {
+        memcpy(out, s->function->first, sizeof(float) * (size_t)n);
+        return;
+    }
+    const elementwise_call narrow = {.operation = NARROW, .type = FLOAT32};
+    control_set(control_with(s->base, s->r.mode, s->r.flush));
+    chunk(&s->r, s->base, &narrow, block, element, n, s->function->wide, NULL, out);
+}
+
+/* `count` elements of a value, from its element `first` on. */
+static void compute(program_state *s, int64_t number, int64_t first, int64_t count) {
+    const program_call *p = s->p;
+    const instruction *v = p->code + number;
+    const int64_t size = value_size(v);
+    const word_block block = block_constants((uint64_t)v->key, 0);
+    s->r.key = (uint64_t)v->key;
+    control_set(v->opcode <= NARROW ? control_with(s->base, s->r.mode, s->r.flush) : s->base);
+    for (int64_t at = 0; at < count; at += PIECE) {
+        const int64_t n = count - at < PIECE ? count - at : PIECE;
+        const void *given[3] = {NULL, NULL, NULL};
+        const int64_t from[3] = {v->a, v->b, v->c};
+        for (int i = 0; i < 3 && v->opcode < FETCH; ++i)
+            if (from[i] >= 0) {
+                const instruction *x = p->code + from[i];
+                given[i] = s->place[from[i]] + (x->opcode == CONSTANT ? 0 : at * value_size(x));
+            }
+        char *out = s->place[number] + at * size;
+        switch (v->opcode) {
+        case ADD: case SUB: case MUL: case DIV: case SQRT: case LEAKY_RELU: case NARROW: {
+            const elementwise_call c = {.operation = (int32_t)v->opcode, .type = (int32_t)v->type};
+            chunk(&s->r, s->base, &c, block, (uint32_t)(first + at), n, given[0], given[1], out);
+            break;
+        }
+        case FUNCTION: one_function(s, v, block, (uint32_t)(first + at), n, given[0], given[1], (float *)out); break;
+        case WIDEN:
+            for (int64_t i = 0; i < n; ++i) ((double *)out)[i] = ((const float *)given[0])[i];
+            break;
+        case STORE: memcpy((char *)v->extra + (first + at) * size, given[0], (size_t)(n * size)); break;
+        case STORE_MASK:
+            for (int64_t i = 0; i < n; ++i)
+                ((char *)v->extra)[first + at + i] =
+                    v->type == FLOAT32 ? ((const uint32_t *)given[0])[i] != 0 : ((const uint64_t *)given[0])[i] != 0;
+            break;
+        case FETCH: case FETCH_MASK: fetch(p, v, first + at, n, out); break;
+        case SPREAD: { /* a row's value to each element of the row */
+            const char *x = s->place[v->a];
+            for (int64_t i = 0, row = at / p->inner, column = at % p->inner; i < n; ++row, column = 0) {
+                const int64_t run = p->inner - column < n - i ? p->inner - column : n - i, end = i + run;
+                if (size == 4) for (; i < end; ++i) ((uint32_t *)out)[i] = ((const uint32_t *)x)[row];
+                else for (; i < end; ++i) ((uint64_t *)out)[i] = ((const uint64_t *)x)[row];
+            }
+            break;
+        }
+        default:
+            if (v->type == FLOAT32) exact_f32(v->opcode, n, given[0], given[1], given[2], out);
+            else exact_f64(v->opcode, n, given[0], given[1], given[2], out);
+        }
+    }
+}
+
+static void add_rows(program_state *s, int64_t number, int64_t first, int64_t rows) {
+    const program_call *p = s->p;
+    const instruction *v = p->code + number;
+    const int64_t n = p->inner, chains = (n + 255) / 256, all = p->total / n;
+    const uint64_t keys[] = {(uint64_t)v->key, (uint64_t)v->extra};
+    const int64_t terms[] = {(n + chains - 1) / chains, chains};
+    for (int level = 0; level < 2; ++level)
+        for (int64_t b = 0; b < (s->r.mode == NEARNESS ? terms[level] : terms[level] / 32 + 1); ++b)
+            s->block[256 * level + b] = block_constants(keys[level], (uint64_t)b);
+    const int up = s->r.mode == DOWNWARD || s->r.mode == RANDOM;
+    control_set(control_with(s->base, up ? UPWARD : s->r.mode, s->r.flush));
+    const void *x = s->place[v->a];
+    void *out = s->place[number];
+    if (v->type == FLOAT32) row_sums_f32(&s->r, s->block, rows, n, all, first, x, out, s->columns);
+    else row_sums_f64(&s->r, s->block, rows, n, all, first, x, out, s->columns);
+}
+
+/* A buffer for each value that lies in no memory of Python's, used again after the value's last use. Returns how many. */
+static int64_t buffers(const program_call *p, int64_t *buffer, int64_t *last) {
+    int64_t count = 0, unused = 0;
+    int64_t *pile = last + p->instructions;
+    for (int64_t i = 0; i < p->instructions; ++i) {
+        const instruction *v = p->code + i;
+        last[i] = v->opcode == CONSTANT ? p->instructions : i;
+        const int64_t from[3] = {v->a, v->b, v->c};
+        for (int k = 0; k < 3 && v->opcode < FETCH; ++k)
+            if (from[k] >= 0 && last[from[k]] < i) last[from[k]] = i;
+    }
+    for (int64_t i = 0; i < p->instructions; ++i) {
+        const instruction *v = p->code + i;
+        const int none = v->out || v->opcode == MEMORY || v->opcode == STORE || v->opcode == STORE_MASK;
+        buffer[i] = none ? -1 : unused && v->opcode != CONSTANT ? pile[--unused] : count++; /* constants stay */
+        for (int64_t j = 0; j <= i; ++j)
+            if (last[j] == i && buffer[j] >= 0) pile[unused++] = buffer[j];
+    }
+    return count;
+}
+
+int FN(program)(const rounding *r, const program_call *p) {
+    int64_t most = p->total < 4 * PIECE ? p->total : 4 * PIECE; /* elements of a block */
+    int any_sum = 0, width = 4;
+    for (int64_t i = 0; i < p->instructions; ++i) {
+        any_sum |= p->code[i].opcode == SUM;
+        if (p->code[i].type == FLOAT64) width = 8;
+    }
+    if (p->inner) { /* whole rows: as many as a vector has lanes, or more where they are short */
+        const int64_t rows = p->total / p->inner, fit = 16 * PIECE / p->inner;
+        int64_t each = fit >= 16 ? fit / 16 * 16 : p->inner >= 4096 ? (fit > 1 ? fit : 1) : 16;
+        if (each > rows) each = rows;
+        most = each * p->inner;
+    }
+    int64_t *numbers = malloc(sizeof(int64_t) * (size_t)(3 * p->instructions));
+    if (!numbers) return OUT_OF_MEMORY;
+    const int64_t count = buffers(p, numbers, numbers + p->instructions), blocks = (p->total + most - 1) / most;
+    const int64_t room = (most > PIECE ? most : PIECE) * width;
+    int status = OK;
+#pragma omp parallel num_threads(r->threads) if (p->total * p->instructions >= 32768)
+    {
+        const control saved = control_get();
+        program_state s = {.r = *r, .base = saved, .p = p};
+        s.place = malloc(sizeof(char *) * (size_t)p->instructions);
+        s.function = aligned_alloc(64, (sizeof(function_chunk) + 63) / 64 * 64);
+        s.block = any_sum ? malloc(sizeof(word_block) * 512) : NULL;
+        s.columns = any_sum ? aligned_alloc(64, (size_t)((p->inner + 16) * VECTOR_BYTES + 63) / 64 * 64) : NULL;
+        char *memory = aligned_alloc(64, (size_t)(count * room + 63) / 64 * 64 + 64);
+        const int failed = !s.place || !s.function || !memory || (any_sum && (!s.block || !s.columns));
+        if (failed) {
+#pragma omp atomic write
+            status = OUT_OF_MEMORY;
+        }
+        for (int64_t i = 0; !failed && i < p->instructions; ++i) {
+            const instruction *v = p->code + i;
+            if (numbers[i] >= 0) s.place[i] = memory + numbers[i] * room;
+            if (v->opcode != CONSTANT) continue;
+            double value;
+            memcpy(&value, &v->extra, 8);
+            control_set(control_with(saved, NEAREST, 0));
+            for (int64_t j = 0; j < PIECE; ++j)
+                if (v->type == FLOAT32) ((float *)s.place[i])[j] = (float)value;
+                else ((double *)s.place[i])[j] = value;
+        }
+#pragma omp for schedule(static)
+        for (int64_t b = 0; b < blocks; ++b) {
+            const int64_t start = b * most, here = p->total - start < most ? p->total - start : most;
+            for (int64_t i = 0; !failed && i < p->instructions; ++i) {
+                const instruction *v = p->code + i;
+                const int64_t first = v->by_row ? start / p->inner : start, n = v->by_row ? here / p->inner : here;
+                const int64_t size = value_size(v);
+                if (v->opcode == MEMORY) s.place[i] = (char *)v->extra + first * size;
+                else if (v->out) s.place[i] = (char *)v->out + first * size;
+                if (v->opcode == SUM) add_rows(&s, i, first, n);
+                else if (v->opcode != MEMORY && v->opcode != CONSTANT) compute(&s, i, first, n);
+            }
+        }
+        control_set(saved);
+        free(s.place), free(s.function), free(s.block), free(s.columns), free(memory);
+    }
+    free(numbers);
+    return status;
+}

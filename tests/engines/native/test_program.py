@@ -1,0 +1,146 @@
+"""Operations that are recorded and computed together give the bytes of each by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.exact_replay import same_bytes
+from support.operator_cases import CASES, Case
+from torch import Tensor
+
+from morphbits.choices import MODES
+from morphbits.engines.native import random_rounding
+from morphbits.engines.native.kernels import library, program
+from morphbits.errors import UserError
+
+Found = tuple[list[Tensor], dict[str, int], str]
+
+
+def found(
+    monkeypatch: pytest.MonkeyPatch,
+    recording: bool,
+    function: Any,
+    inputs: list[Tensor],
+    **options: Any,
+) -> Found:
+    """Results and gradients, the operations counted, and what was refused."""
+    monkeypatch.setattr(program, "recording", recording)
+    inputs = [x.clone().requires_grad_() for x in inputs]
+    results: list[Tensor] = []
+    refusal = ""
+    with random_rounding(seed=5, **options) as stats:
+        try:
+            out = function(*inputs)
+            weights = torch.linspace(0.5, 2, out.numel(), dtype=out.dtype).view(out.shape)
+            results = [out.detach(), *torch.autograd.grad(out, inputs, weights, allow_unused=True)]
+        except UserError as error:
+            refusal = str(error)
+    return [x for x in results if x is not None], dict(stats.operators), refusal
+
+
+def check(
+    monkeypatch: pytest.MonkeyPatch, function: Any, inputs: list[Tensor], **options: Any
+) -> None:
+    together = found(monkeypatch, True, function, inputs, **options)
+    alone = found(monkeypatch, False, function, inputs, **options)
+    assert together[1:] == alone[1:]
+    assert len(together[0]) == len(alone[0])
+    for one, other in zip(together[0], alone[0], strict=True):
+        assert one.stride() == other.stride() and same_bytes(one, other)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_each_rule_gives_the_bytes_of_its_operations_one_by_one(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check(monkeypatch, case.function, case.inputs(torch.float32), threads=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", [24, 11, "bfloat16"])
+@pytest.mark.parametrize("mode", MODES)
+def test_so_does_every_mode_and_precision(
+    mode: str, precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for case in CASES:
+        for dtype in (torch.float32, torch.float64):
+            check(
+                monkeypatch,
+                case.function,
+                case.inputs(dtype),
+                mode=mode,
+                precision=precision,
+                threads=2,
+            )
+
+
+def _formulas(x: Tensor) -> list[Tensor]:
+    positive = x.abs()
+    return [
+        F.layer_norm(x, x.shape[-1:]),
+        x.softmax(-1),
+        F.gelu(x),
+        F.softplus(positive),
+        F.hardswish(x),
+        x.var(-1),
+    ]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("subnormals", ["keep", "flush"])
+def test_every_instruction_set_gives_the_same(
+    mode: str, subnormals: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of odd numbers: subnormal, infinite, NaN, zeros of both signs."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(33, 600, generator=generator)
+    x[0, :6] = torch.tensor([0.0, -0.0, 1e-42, -1e-42, torch.inf, torch.nan])
+    x[1:3] *= 1e-38
+    expected = None
+    for name in library.available_variants():
+        monkeypatch.setattr(library, "default_variant", lambda name=name: name)
+        for recording in (True, False):
+            monkeypatch.setattr(program, "recording", recording)
+            with random_rounding(mode, seed=3, subnormals=subnormals, threads=2):
+                results = _formulas(x)
+            expected = expected or results
+            assert all(map(same_bytes, results, expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "shape", [(3, 2), (17, 255), (5, 256), (40, 257), (1, 4096), (3, 5000), (2, 65536), (2, 65537)]
+)
+def test_rows_of_any_length_are_summed_alike(
+    shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One chain; several; so many that they are side by side in a vector; too many."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=dtype)
+    for mode in ("random", "nearness", "downward"):
+        check(monkeypatch, lambda x: x.sum(-1), [x], mode=mode)
+        check(monkeypatch, lambda x: x.log_softmax(-1), [x], mode=mode)
+
+
+def test_operands_may_be_strided_broadcast_and_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(3))
+    check(monkeypatch, lambda x: F.silu(x.permute(2, 0, 1)), [x])
+    check(monkeypatch, lambda x: F.silu(x[:, ::2]), [x])
+    check(monkeypatch, lambda x: torch.addcmul(x[0], x[:, :1], x[:, :, :1]), [x])
+    check(monkeypatch, lambda x: torch.lerp(x, x.flip(0), x[0, 0].sigmoid()), [x])
+    check(monkeypatch, lambda x: (x * 1).addcmul_(x, x[0], value=3), [x])
+    check(monkeypatch, lambda x: (x * 1).transpose(0, 1).sigmoid_(), [x])
+
+
+def test_a_normalization_is_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    run = program.Program.run
+    monkeypatch.setattr(
+        program.Program, "run", lambda self, *a: (calls.append(self.done), run(self, *a))[1]
+    )
+    x = torch.randn(8, 300)
+    with random_rounding(seed=1):
+        F.layer_norm(x, (300,), x[0], x[1])
+    assert calls.count(False) == 1
