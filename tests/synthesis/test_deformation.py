@@ -55,3 +55,33 @@ def test_opposite_velocities_are_inverse_warps() -> None:
     interpolation = 3 * 4 * (torch.pi / 31) ** 2 / 8
     assert there_and_back.abs().max() < 7 * interpolation
     assert there.abs().max() > 1.9
+
+
+@pytest.mark.parametrize("warp", ["none", "small", "beyond the border"])
+def test_derivatives_for_gpus_are_torchs(warp: str, random: torch.Generator) -> None:
+    """In float64, of two images: sums of at most 2·9·10·7 products below 10, in another order."""
+    sizes = {"none": 0.0, "small": 0.7, "beyond the border": 9.0}
+    image = torch.rand(2, 3, 9, 10, 7, generator=random, dtype=torch.float64, requires_grad=True)
+    shift = torch.randn(2, 3, 9, 10, 7, generator=random, dtype=torch.float64) * sizes[warp]
+    axes = [torch.linspace(-1, 1, n, dtype=torch.float64) for n in (9, 10, 7)]
+    mesh = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
+    points = (mesh + shift.movedim(1, -1) / 5).flip(-1).requires_grad_()
+    if warp == "none":  # on voxels, whose places divide without a remainder
+        at = torch.cartesian_prod(*[torch.tensor([-1.0, 0.0, 0.5, 1.0])] * 3)
+        image = image[..., :9, :9, :5].detach().requires_grad_()
+        points = at.double().view(1, 4, 4, 4, 3).expand(2, 4, 4, 4, 3).clone().requires_grad_()
+    found = deformation._Sampling.apply(image, points)
+    expected = deformation._sample(image, points)
+    gradient = torch.rand(found.shape, generator=random, dtype=torch.float64)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, (image, points), gradient),
+        torch.autograd.grad(expected, (image, points), gradient),
+        strict=True,
+    ):
+        assert (ours - theirs).abs().max() <= 2 * 9 * 10 * 7 * 10 * 2**-53
+
+    size = [18, 20, 14]
+    found, expected = (f(image, size) for f in (deformation._Resizing.apply, deformation._resize))
+    gradient = torch.rand(found.shape, generator=random, dtype=torch.float64)
+    (ours,), (theirs,) = (torch.autograd.grad(x, image, gradient) for x in (found, expected))
+    assert (ours - theirs).abs().max() <= 18 * 20 * 14 * 2**-53
