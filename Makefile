@@ -81,7 +81,7 @@ localize: $(stamp) ## which part of the network loses the bits, by Verrou's delt
 
 ##@ Train
 recipe = $(call options,EXPERIMENT EPOCHS STEPS BATCH SEED THREADS ENGINE MODE ACCUMULATION SUBNORMALS PRECISION PERTURB SIZE LOSS \
-	LEARNING_RATE SMOOTHNESS LABELS TARGETS DATA RESULTS) $(if $(LABELS),--source synthmorph)
+	OPTIMIZER LEARNING_RATE SMOOTHNESS LABELS TARGETS DATA RESULTS) $(if $(LABELS),--source synthmorph)
 training = $(recipe) $(call options,MODEL_DIR SYNTH_PROCS) $(call flag,RESUME)
 
 .PHONY: train-single
@@ -303,6 +303,7 @@ STEPS ?=         ## training steps of an epoch
 BATCH ?=         ## pairs per step and process
 LOSS ?=          ## dice (1 - overlap of labels), or tissues (squared difference of tissue maps)
 SMOOTHNESS ?=    ## weight of the warp's roughness in the loss
+OPTIMIZER ?=     ## keras-adam (by which SynthMorph was trained) or torch-adam
 LEARNING_RATE ?= ## highest learning rate of the optimizer, Adam
 LABELS ?=        ## train on SynthMorph's images from label maps: shapes, phantom, corr or a folder
 TARGETS ?=       ## labels whose overlap to optimize: fs, all, numbers (default: fs for corr, else all)

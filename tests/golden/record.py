@@ -100,6 +100,7 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 TRAININGS: list[dict[str, Any]] = [
     {},
+    {"optimizer": "keras-adam"},
     NATIVE,
     NATIVE | {"mode": "nearest"},
     NATIVE | {"mode": "nearness", "seed": 2},

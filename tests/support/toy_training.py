@@ -32,12 +32,19 @@ from morphbits.errors import UserError, run_cli
 from morphbits.synthesis import sources
 from morphbits.synthesis.pair import Pair
 from morphbits.synthesis.settings import Ranks, SourceConfig
-from morphbits.training import RunConfig, TrainConfig, group, loop
+from morphbits.training import RunConfig, TrainConfig, checkpoint, group, loop
 from morphbits.training.group import processes
 from morphbits.training.rounding import Rounding
 
 TOY = TrainConfig(
-    enc="2 3", dec="3 2", epochs=3, steps=4, learning_rate=1e-2, smoothness=0.1, threads=1
+    enc="2 3",
+    dec="3 2",
+    epochs=3,
+    steps=4,
+    learning_rate=1e-2,
+    smoothness=0.1,
+    threads=1,
+    optimizer="torch-adam",
 )
 FILES = ("model.h5", "log.csv")
 
@@ -87,11 +94,12 @@ def train_toy(
     differ: tuple[int, int] | None = None,
     silent: tuple[int, int] | None = None,
     infinite: tuple[int, int] | None = None,
+    other_made: tuple[int, dict[str, str]] | None = None,
     streams_of_their_own: bool = False,
     updates_of_their_own: bool = False,
 ) -> Path:
     """Train in this process; as a rank, `die` (rank, step) by SIGKILL, `differ` in a bit, be
-    `silent` for a while, have an `infinite` loss, or
+    `silent` for a while, have an `infinite` loss, find that it has `other_made` it, or
     update the weights with roundings of its own: the native engine's, or a bit as Verrou might."""
     sources.open_source, real = toy_source, sources.open_source
     agree = loop._Training._agree
@@ -111,6 +119,9 @@ def train_toy(
         return agree(training, terms, *arguments)  # type: ignore[arg-type]
 
     loop._Training._agree = agree_or_not  # type: ignore[assignment, method-assign]
+    made = checkpoint.made_with
+    if other_made and other_made[0] == ranks.rank:
+        checkpoint.made_with = lambda config: made(config) | other_made[1]
     of_all = Rounding.of_all
     if streams_of_their_own:
         rank = ranks.rank
@@ -132,6 +143,7 @@ def train_toy(
         return loop.train(config, folder, run, ranks)
     finally:
         torch.optim.Adam.step, engines.get = step, get  # type: ignore[method-assign]
+        checkpoint.made_with = made
         loop._Training._agree = agree  # type: ignore[method-assign]
         Rounding.of_all = of_all  # type: ignore[method-assign]
         sources.open_source = real
@@ -181,9 +193,10 @@ def train_ranks(size: int, folder: Path, *arguments: object, **options: object) 
 
 
 def _rank(rank, size, port, answers, folder, arguments, options) -> None:  # type: ignore[no-untyped-def]
+    here = size // options.pop("machines", 1)
     os.environ.update(
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(size),
-        LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size),
+        LOCAL_RANK=str(rank % here), LOCAL_WORLD_SIZE=str(here),
     )  # fmt: skip
     message = ""
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115

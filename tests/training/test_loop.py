@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -36,6 +37,7 @@ from morphbits.training import (
     loop,
     network,
     optimizers,
+    options,
 )
 from morphbits.training.group import Group
 from morphbits.training.log import COLUMNS
@@ -61,8 +63,30 @@ def test_same_configuration_gives_the_same_bytes(trained: Path, tmp_path: Path) 
     assert kept == ["epoch-0002.h5"]
 
 
-def test_the_model_says_in_which_axes_its_pairs_lay(trained: Path) -> None:
-    assert read_architecture(trained / "model.h5").orientation == ToySource.orientation
+def test_the_model_says_the_axes_and_the_shape_of_its_pairs(trained: Path) -> None:
+    architecture = read_architecture(trained / "model.h5")
+    assert architecture.orientation == ToySource.orientation
+    assert architecture.inshape == ToySource.shape
+
+
+@pytest.mark.tensorflow
+def test_voxelmorph_loads_the_model_at_the_shape_it_was_trained_at(tmp_path: Path) -> None:
+    """Trained in another process: torch's optimizers load its compiler."""
+    code = (
+        "import sys; from pathlib import Path; from support.toy_training import train_toy; "
+        "train_toy(Path(sys.argv[1]))"
+    )
+    paths = [str(Path(__file__).parents[1]), str(Path(loop.__file__).parents[2])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=environment)
+    import morphbits.models.synthmorph_tf  # noqa: F401  # isort: skip, sets TensorFlow up
+    import voxelmorph as vxm
+
+    network = vxm.networks.VxmDense.load(str(tmp_path / "model.h5"))
+    images = np.random.default_rng(1).random((2, 1, *ToySource.shape, 1), np.float32)
+    moved, warp = network.predict(list(images), verbose=0)
+    assert moved.shape == (1, *ToySource.shape, 1)
+    assert np.isfinite(warp).all()
 
 
 @pytest.mark.parametrize("change", ["seed", "init_seed"])
@@ -185,6 +209,23 @@ def test_log_has_one_row_per_step(trained: Path) -> None:
     assert len((trained / "times.csv").read_text().splitlines()) == STEPS + 1
 
 
+def test_a_row_is_in_the_log_when_its_step_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update, seen = loop._Training._update, []
+
+    def looking(training: loop._Training) -> None:
+        rows = [(tmp_path / n).read_text().count("\n") for n in ("log.csv", "times.csv")]
+        seen.append((*rows, sum(p.stat().st_size for p in (tmp_path / "tensorboard").iterdir())))
+        update(training)
+
+    monkeypatch.setattr(loop._Training, "_update", looking)
+    train_toy(tmp_path, replace(TOY, epochs=1))
+    assert [row[:2] for row in seen] == [(step + 1, step + 1) for step in range(TOY.steps)]
+    events = [row[2] for row in seen]
+    assert events == sorted(set(events))
+
+
 def test_tensorboard_reads_the_events_and_tensorflow_stays_out(trained: Path) -> None:
     script = (
         "import sys, types; sys.modules['tensorboard.compat.notf'] = types.ModuleType('notf'); "
@@ -298,7 +339,8 @@ def test_a_training_that_cannot_fit_into_memory_does_not_start(tmp_path: Path) -
 
 
 def test_options_that_are_younger_than_a_recorded_recipe_had_their_defaults() -> None:
-    recorded = {k: v for k, v in config.to_mapping(TOY).items() if k != "precision"}
+    younger = ("precision", "optimizer")  # all was torch's Adam
+    recorded = {k: v for k, v in config.to_mapping(TOY).items() if k not in younger}
     assert TrainConfig.recorded(recorded) == config.to_mapping(TOY)
 
 
@@ -480,7 +522,9 @@ class Elsewhere(TorchDispatchMode):
         return results
 
 
-@pytest.mark.parametrize("changes", [{}, {"loss": "tissues", "batch": 2}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"loss": "tissues", "batch": 2}, {"optimizer": "keras-adam"}]
+)
 def test_a_step_is_computed_where_the_model_is(changes: dict[str, Any], tmp_path: Path) -> None:
     """On the device `meta`, which computes nothing, and refuses what lies elsewhere as a GPU
     does."""
@@ -527,7 +571,7 @@ def test_the_last_layer_learns_at_its_share_of_the_rate() -> None:
     size."""
     model = init_model(TOY.architecture(), 1)
     before = {name: x.clone() for name, x in model.named_parameters()}
-    adam = optimizers.build(model)
+    adam = optimizers.build(model, TOY)
     optimizers.set_rate(adam, 1e-2, 0.1)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -567,6 +611,67 @@ def test_estimates_are_of_the_right_size() -> None:
         assert least / 1.25 < found < 1.25 * most, enc
     tiny = replace(demo, enc="2 2", dec="2 2", engine="verrou")
     assert estimate.seconds_per_step(tiny, (48, 48, 48), Ranks()) == pytest.approx(15, rel=0.2)
+
+
+def test_estimates_count_the_gradients_of_all_ranks() -> None:
+    """Of one bucket at most: 25 MiB, and the kernel that fills it."""
+    config, shape = replace(TOY, threads=1), (16, 16, 16)
+    wide = replace(config, enc="256 256 256 256", dec="256 256 256 256 256 256")
+    for recipe, each in (
+        (config, 4 * config.architecture().parameters()),
+        (wide, 25 * 2**20 + 4 * 27 * 512 * 256),
+    ):
+        alone = estimate.process_bytes(recipe, shape)
+        together = estimate.process_bytes(recipe, shape, processes=100)
+        assert together - alone == pytest.approx(100 * each)
+        said = estimate.describe(recipe, Ranks(size=100, host_size=1), shape, 0)
+        assert f"about {together / 1e9:.1f} GB per process" in said
+
+
+def test_more_synthesis_processes_are_suggested_where_they_would_help(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    tiny = TrainConfig(source="synthmorph", enc="2 2", dec="2 2", threads=1)
+    ranks, shape = Ranks(host_size=4), (80, 96, 80)
+    said = estimate.describe(tiny, ranks, shape, 0)
+    found = re.search(r"SYNTH_PROCS=(\d+) \(--synth-procs\) would make it about (\S+) s", said)
+    assert found and float(found[2]) < 0.6 * estimate.seconds_per_step(tiny, shape, ranks)
+    assert "SYNTH_PROCS" not in estimate.describe(tiny, ranks, shape, 0, synth_procs=int(found[1]))
+    slow = replace(tiny, enc="64 64 64 64", dec="64 64 64 64 64 64")
+    assert "SYNTH_PROCS" not in estimate.describe(slow, Ranks(), shape, 0)
+
+
+def test_labels_train_what_synthmorph_trains_unless_a_recipe_is_named() -> None:
+    published, asked = (
+        options.recipe("paper-training"),
+        options.parse(None, ["--labels", "shapes"]),
+    )
+    assert asked.experiment == "train-synthmorph"
+    for name in ("source", "loss", "smoothness", "optimizer", "learning_rate", "schedule",
+                 "warm_up", "flow_rate", "int_steps"):  # fmt: skip
+        assert getattr(asked.config, name) == getattr(published, name), name
+        assert getattr(published, name) == getattr(TrainConfig(source="synthmorph"), name), name
+    named = options.parse(
+        None, "--experiment train-demo --labels shapes --source synthmorph".split()
+    )
+    assert (named.experiment, named.config.loss) == ("train-demo", "tissues")
+    assert options.parse(None, []).experiment == "train-demo"
+
+
+def test_the_first_lines_say_by_what_a_training_learns() -> None:
+    demo = replace(options.recipe("train-demo"), threads=1)
+    said = estimate.headline("train-demo", demo, Ranks())
+    assert said.splitlines()[1] == (
+        "loss tissues + 0.05 x roughness of the warp; torch-adam, learning rate 0.001 cosine "
+        "after 100 steps of warm-up, 0.1 of it in the last layer"
+    )
+    said = estimate.headline(
+        "paper", replace(options.recipe("paper-training"), threads=1), Ranks()
+    )
+    assert said.splitlines()[1] == (
+        "loss dice + 1 x roughness of the warp; keras-adam, learning rate 0.0001 constant"
+    )
 
 
 def test_estimates_of_synthmorphs_pairs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,10 +43,10 @@ def test_ranks_are_one_process_that_averages_their_gradients_in_order(
     size: int, engine: str, two: Path, tmp_path: Path
 ) -> None:
     """Byte for byte: what several processes train is what one does by taking turns. Perturbed,
-    each rank draws for itself, and all alike for the sum of each kernel and for Adam."""
+    each rank draws for itself, and all alike for the sum of each kernel and for Adam (Keras')."""
     config, folder = TOY, two
     if engine == "native":
-        config = replace(TOY, engine=engine, epochs=1, steps=3)
+        config = replace(TOY, engine=engine, epochs=1, steps=3, optimizer="keras-adam")
     if (size, engine) != (2, "ieee"):
         folder = tmp_path
         assert train_ranks(size, folder, config) == [""] * size
@@ -56,8 +56,10 @@ def test_ranks_are_one_process_that_averages_their_gradients_in_order(
             stack.enter_context(network.OneDnnConvolution())
         model = init_model(config.architecture(), config.seed, loop.FLOW_STD)
         model.to(memory_format=torch.channels_last_3d)
-        model.architecture = replace(model.architecture, orientation=source.orientation)
-        parameters, adam = list(model.parameters()), optimizers.build(model)
+        model.architecture = replace(
+            model.architecture, orientation=source.orientation, inshape=source.shape
+        )
+        parameters, adam = list(model.parameters()), optimizers.build(model, config)
         for step in range(config.total_steps):
             gradients = []
             for rank in range(size):
@@ -131,6 +133,12 @@ def test_resumed_ranks_equal_uninterrupted_ones(two: Path, tmp_path: Path) -> No
 def test_resume_refuses_another_number_of_processes(two: Path) -> None:
     said = train_ranks(3, two, TOY, RunConfig(resume=True))
     assert all("was started with processes 2" in message for message in said), said
+
+
+def test_machines_with_other_software_or_label_maps_are_named(tmp_path: Path) -> None:
+    said = train_ranks(2, tmp_path, other_made=(1, {"label maps": "9f"}), machines=2)
+    expected = "label maps: None on the machine of rank 0, 9f on that of rank 1; the machines"
+    assert all(message.startswith(expected) for message in said), said
 
 
 def test_replicas_that_differ_in_one_bit_end_the_training(tmp_path: Path) -> None:

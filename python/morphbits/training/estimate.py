@@ -36,6 +36,7 @@ SYNTHESIS_VOXEL_BYTES = 550  # … and per voxel, whatever the batch
 FEATURE_COPIES = 3.0  # of every feature map: before and after its activation, and its derivative
 VOXEL_BYTES = 165  # per voxel, for all else …
 CHANNEL_BYTES = 45  # … and for each channel of labels: four pairs in memory, and the loss's copies
+BUCKET_BYTES = 25 * 2**20  # of gradients that DistributedDataParallel exchanges at a time
 NATIVE_CHANNEL_BYTES = 190  # … of which the native engine makes more
 
 
@@ -92,14 +93,21 @@ def seconds_per_step(
     return seconds
 
 
-def process_bytes(config: TrainConfig, shape: tuple[int, ...], channels: int = 3) -> float:
-    """Peak memory of one process of the training, whose pairs have `channels` labels."""
+def process_bytes(
+    config: TrainConfig, shape: tuple[int, ...], channels: int = 3, processes: int = 1
+) -> float:
+    """Peak memory of one of the training's processes; its pairs have `channels` labels."""
     features = network(config.architecture(), shape).features
     each = NATIVE_CHANNEL_BYTES if config.engine == "native" else CHANNEL_BYTES
     per_voxel = VOXEL_BYTES + channels * each
     per_pair = 4 * FEATURE_COPIES * features + per_voxel * math.prod(shape)
     alone = SYNTHMORPH_PROCESS_BYTES if config.source == "synthmorph" else PROCESS_BYTES
-    return alone + config.batch * per_pair + 32 * config.architecture().parameters()
+    architecture = config.architecture()
+    weights, gathered = architecture.parameters(), 0.0
+    if processes > 1:  # a bucket of all ranks' gradients, which the last kernel in it has filled
+        largest = max(27 * c.in_channels * c.out_channels for c in architecture.convolutions())
+        gathered = processes * min(4 * weights, BUCKET_BYTES + 4 * largest)
+    return alone + config.batch * per_pair + 32 * weights + gathered
 
 
 def synthesis_bytes(config: TrainConfig, shape: tuple[int, ...]) -> float:
@@ -124,7 +132,7 @@ def describe(
     cores = machine.cores()
     per_step = seconds_per_step(config, shape, ranks, channels, synth_procs)
     left = duration(per_step * (config.total_steps - done))
-    memory = process_bytes(config, shape, channels) / 1e9
+    memory = process_bytes(config, shape, channels, ranks.size) / 1e9
     synthesis = synthesis_bytes(config, shape) / 1e9
     beside = f", {synthesis:.1f} GB for synthesis" if synthesis else ""
     lines = [
@@ -139,6 +147,18 @@ def describe(
             f"warning: {ranks.host_size} processes of {config.threads} thread(s) share {cores} "
             "cores: no step is faster for it, the global batch is larger"
         )
+    if config.source == "synthmorph":
+        seconds = {
+            procs: seconds_per_step(config, shape, ranks, channels, procs)
+            for procs in range(synth_procs, max(cores, synth_procs) + 1)
+        }
+        least = min(seconds.values())
+        best = next(procs for procs in seconds if seconds[procs] <= 1.05 * least)
+        if best > synth_procs:
+            lines.append(
+                f"synthesis cannot feed the training: SYNTH_PROCS={best} (--synth-procs) would "
+                f"make it about {seconds[best]:.2g} s a step"
+            )
     return "\n".join(lines)
 
 
@@ -152,7 +172,8 @@ def check_memory(
 ) -> None:
     """Refuse a training that cannot fit into this machine, before the system ends it; arguments
     as for `describe`."""
-    each, synthesis = process_bytes(config, shape, channels), synthesis_bytes(config, shape)
+    each = process_bytes(config, shape, channels, ranks.size)
+    synthesis = synthesis_bytes(config, shape)
     needed, free = each * ranks.host_size + synthesis * synth_procs, memory_free()
     if done < config.total_steps and needed > free:
         raise UserError(
@@ -164,12 +185,16 @@ def check_memory(
 
 
 def headline(experiment: str, config: TrainConfig, ranks: Ranks) -> str:
-    """Which training this is, in a line."""
+    """Which training this is, and by what it learns, in two lines."""
     threads = f"{config.threads} thread{'s' if config.threads != 1 else ''}"
+    rates = f"{config.learning_rate:g} {config.schedule}"
+    rates += f" after {config.warm_up} steps of warm-up" if config.warm_up else ""
+    rates += f", {config.flow_rate:g} of it in the last layer" if config.flow_rate != 1 else ""
     where = f"each of {ranks.size} processes" if ranks.size > 1 else "one process"
     return (
         f"{experiment}: {config.architecture().parameters():,} weights, {config.epochs} epochs x "
         f"{config.steps} steps, {config.batch} pair{'s' if config.batch > 1 else ''} per step in "
-        f"{where} of {threads}; pairs from {config.source}, loss {config.loss}, engine "
-        f"{config.engine}"
+        f"{where} of {threads}; pairs from {config.source}, engine {config.engine}\n"
+        f"loss {config.loss} + {config.smoothness:g} x roughness of the warp; "
+        f"{config.optimizer}, learning rate {rates}"
     )

@@ -77,6 +77,24 @@ class Group:
             raise self.error(str(box[0]))
         return box[0]  # type: ignore[no-any-return]
 
+    def of_machines(self, make: Callable[[], T]) -> dict[int, T]:
+        """What `make` returns on the first rank of each machine, by that rank, on all ranks; a
+        UserError of any ends all."""
+        mine: list[Any] = []
+        if self.ranks.host_rank == 0:
+            try:
+                mine = [make()]
+            except UserError as error:
+                mine = [error]
+        found = [mine] * self.ranks.size
+        if self.ranks.size > 1:
+            dist.all_gather_object(found, mine)
+        made = {rank: value for rank, values in enumerate(found) for value in values}
+        for value in made.values():
+            if isinstance(value, UserError):
+                raise self.error(str(value))
+        return made
+
     def error(self, message: str) -> UserError:
         """What every rank has found: the first one says it."""
         return UserError(message) if self.first else ReportedElsewhere(message)

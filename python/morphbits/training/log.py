@@ -47,7 +47,7 @@ class _Table:
                     "start in another MODEL_DIR (--model-dir)"
                 )
             write_atomically(path, kept)
-            self.file = path.open("a", newline="")
+            self.file = path.open("a", buffering=1, newline="")  # each row as it is made
         except OSError as error:
             raise UserError(f"{path}: cannot be read or written ({error.strerror})") from None
         self.writer = csv.DictWriter(self, columns, lineterminator="\n")
@@ -90,6 +90,7 @@ class _Events:
     def add(self, step: int, values: dict[str, float]) -> None:
         scalars = [self.summary.Value(tag=k, simple_value=v) for k, v in values.items()]
         self._write(step=step, summary=self.summary(value=scalars))
+        self.writer.flush()
 
 
 class Log:

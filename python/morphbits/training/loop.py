@@ -105,9 +105,11 @@ def train(
             sources.open_source(config, ranks, config.threads, run.synth_procs, say)
         )
         architecture = training.model.architecture
-        training.model.architecture = replace(architecture, orientation=source.orientation)
+        training.model.architecture = replace(
+            architecture, orientation=source.orientation, inshape=source.shape
+        )
         cost = source.shape, training.step, source.channels, run.synth_procs
-        group.from_first(lambda: estimate.check_memory(config, ranks, *cost))
+        group.of_machines(lambda: estimate.check_memory(config, ranks, *cost))
         if say:
             say(estimate.describe(config, ranks, *cost))
         # Verrou perturbs a process, all its threads: pairs are drawn between its regions
@@ -147,11 +149,11 @@ class _Training:
         self.model.to(self.device)
         self.model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.numbers = {x: n for n, x in enumerate[Tensor](self.model.parameters())}
-        self.optimizer = optimizers.build(self.model, run.zero and ranks.size > 1)
+        self.optimizer = optimizers.build(self.model, config, run.zero and ranks.size > 1)
         self.rounding = Rounding(config, config.threads)
         self.warm: set[torch.Size] = set()
         self.step = 0
-        self.made = group.from_first(lambda: checkpoint.made_with(config))
+        self.made = self._made_alike()
         logs: Mapping[str, str] = {}
         if run.resume:
             state = group.from_first(
@@ -164,6 +166,20 @@ class _Training:
         self.updated = self.step < config.total_steps
         self.log: Log | None = None
         group.from_first(lambda: self._open_log(logs))
+
+    def _made_alike(self) -> checkpoint.Made:
+        """Versions and label maps, which all machines have alike."""
+        found = self.group.of_machines(lambda: checkpoint.made_with(self.config))
+        first = found[0]
+        for rank, other in found.items():
+            for what in {**first, **other}:
+                if first.get(what) != other.get(what):
+                    raise self.group.error(
+                        f"{what}: {first.get(what)} on the machine of rank 0, {other.get(what)} "
+                        f"on that of rank {rank}; the machines of a training need the same "
+                        "software and label maps"
+                    )
+        return first
 
     def _open_log(self, digests: Mapping[str, str]) -> None:
         self.log = Log(self.folder, self.config, self.ranks.size, self.step, digests)

@@ -12,6 +12,8 @@ from morphbits.errors import UserError
 from morphbits.training.loop import RunConfig
 from morphbits.training.recipe import TrainConfig
 
+DEMO, WITH_LABELS = "train-demo", "train-synthmorph"
+
 
 @dataclass(frozen=True)
 class Options:
@@ -29,7 +31,10 @@ def parse(
     """The options in `words` (the command line's, unless given). Raises UserError for an option,
     a recipe or a combination that there is not."""
     parser = config.parser(description, program)
-    parser.add_argument("--experiment", default="train-demo", help="name of the recipe")
+    parser.add_argument(
+        "--experiment",
+        help=f"name of the recipe (default: {DEMO}, or {WITH_LABELS} where --labels are given)",
+    )
     parser.add_argument(
         "--results", type=Path, default=Path("results"), help="folder of all experiments"
     )
@@ -39,9 +44,12 @@ def parse(
     for options in (TrainConfig, RunConfig):
         add_arguments(parser, options)
     arguments = parser.parse_args(words)
-    asked = from_arguments(TrainConfig, arguments, recipe(arguments.experiment))
-    folder = arguments.model_dir or bids.experiment_folder(arguments.results, arguments.experiment)
-    return Options(arguments.experiment, folder, asked, from_arguments(RunConfig, arguments))
+    experiment = arguments.experiment or (
+        WITH_LABELS if getattr(arguments, "labels", "") else DEMO
+    )
+    asked = from_arguments(TrainConfig, arguments, recipe(experiment))
+    folder = arguments.model_dir or bids.experiment_folder(arguments.results, experiment)
+    return Options(experiment, folder, asked, from_arguments(RunConfig, arguments))
 
 
 def recipe(experiment: str) -> TrainConfig:

@@ -36,6 +36,12 @@ class TrainConfig(Perturbation, SourceConfig):
     smoothness: float = option(
         1.0, "weight of the warp's roughness in the loss", minimum=0, maximum=1e6
     )
+    optimizer: str = option(
+        "keras-adam",
+        "Adam as in Keras (1e-7 beside the root of its second moment), by which SynthMorph was "
+        "trained, or torch-adam (1e-8 beside the corrected root): larger first steps",
+        choices=("keras-adam", "torch-adam"),
+    )
     learning_rate: float = option(1e-4, "highest learning rate of Adam", minimum=1e-12, maximum=1)
     schedule: str = option(
         "constant",
@@ -80,7 +86,7 @@ class TrainConfig(Perturbation, SourceConfig):
     @staticmethod
     def recorded(mapping: Mapping[str, Any]) -> dict[str, Any]:
         """A recipe as a file has it, with the options that are younger than the file."""
-        return {**to_mapping(TrainConfig()), **mapping}
+        return {**to_mapping(TrainConfig()), "optimizer": "torch-adam", **mapping}
 
     def architecture(self) -> Architecture:
         """The network to be trained."""
