@@ -26,6 +26,7 @@ shell_files = scripts/*.sh .ci/run $(wildcard *.sh verrou/*.sh)
 api := morphbits '!morphbits.' morphbits.registration morphbits.stats.significance
 benchmark := PYTHONPATH=python $(venv) -m benchmarks
 pytest := cd python && ../$(venv) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+with_tensorflow = -c pyproject.toml $$(grep -rl --include='test_*.py' mark.tensorflow ../tests)
 
 ##@ Run
 .PHONY: inference
@@ -151,14 +152,14 @@ $(stamp): $(locks) $(kernels) scripts/setup.sh
 	@$(setup)
 
 .PHONY: test
-test: $(stamp) ## the tests: CPU only, no network, at most ten minutes
+test: $(stamp) ## the tests: CPU only, no network, seven minutes of two cores
 	$(pytest) -m 'not slow and not network and not tensorflow'
-	$(pytest) -m 'not slow and not network and tensorflow'
+	$(pytest) -m 'not slow and not network and tensorflow' $(with_tensorflow)
 
 .PHONY: test-all
 test-all: $(stamp) ## all tests, including those that take longer
 	$(pytest) -m 'not tensorflow'
-	$(pytest) -m tensorflow
+	$(pytest) -m tensorflow $(with_tensorflow)
 
 .PHONY: golden
 golden: $(stamp) ## record the hashes, names and bytes in tests/golden, which must not change, again

@@ -10,15 +10,17 @@ import pytest
 from support import apart, slurm_cluster
 
 apart.refuse()
+LONG = ("training", "samples", "cli")  # folders whose tests start many processes
 # tensorboard, which MONAI imports, would load TensorFlow; with this module there it does not
 sys.modules.setdefault("tensorboard.compat.notf", ModuleType("notf"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with a test that loads TensorFlow into this process come after all that must not see
-    it; a worker of xdist is given whole files. Make runs them by themselves (`apart`)."""
+    it; a worker of xdist is given whole files. Make runs them by themselves (`apart`). Long files
+    come first: at the end of a run a worker waits for the other one's last file."""
     last = {item.path for item in items if item.get_closest_marker("tensorflow")}
-    items.sort(key=lambda item: item.path in last)
+    items.sort(key=lambda item: (item.path in last, item.path.parent.name not in LONG))
 
 
 @pytest.fixture(scope="session")

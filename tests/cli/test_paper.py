@@ -78,6 +78,7 @@ def tiny_model(folder: Path) -> None:
 WORDS = ("--source=RawDataBIDS", "--table=table.csv", "--model=tiny.h5", "--size=4mm", "--runs=2")
 
 
+@pytest.mark.slow
 def test_one_head_from_its_source_to_the_comparison(tmp_path: Path) -> None:
     make_source(tmp_path, {"0025531": head(2, "4mm")[0]})
     tiny_model(tmp_path)

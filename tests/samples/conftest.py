@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,9 +29,7 @@ def toy_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def toy(toy_files: Path, tmp_path: Path) -> Toy:
-    """One experiment in a results folder of its own: engine ieee, 2 subjects × (2 + 4) samples."""
+def toy_in(results: Path, toy_files: Path) -> Toy:
     return Toy(
         ExperimentConfig(
             engine="ieee",
@@ -39,8 +38,30 @@ def toy(toy_files: Path, tmp_path: Path) -> Toy:
             subjects=2,
             runs=2,
         ),
-        ExecutionConfig(experiment="toy", results=tmp_path / "results", jobs=2),
+        ExecutionConfig(experiment="toy", results=results, jobs=1),
     )
+
+
+@pytest.fixture
+def toy(toy_files: Path, tmp_path: Path) -> Toy:
+    """One experiment in a results folder of its own: engine ieee, 2 subjects × (2 + 4) samples,
+    one worker, whose start takes longer than all of them."""
+    return toy_in(tmp_path / "results", toy_files)
+
+
+@pytest.fixture(scope="session")
+def toy_results(toy_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The experiment's folder after its run."""
+    once = toy_in(tmp_path_factory.mktemp("results"), toy_files)
+    assert once.run().returncode == 0
+    return once.folder
+
+
+@pytest.fixture
+def made_toy(toy: Toy, toy_results: Path) -> Toy:
+    """The experiment, already run."""
+    shutil.copytree(toy_results, toy.folder)
+    return toy
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def alive(pid: int) -> bool:
 
 
 def test_a_run_makes_every_sample_once(toy: Toy) -> None:
-    first = toy.run()
+    first = toy.but(jobs=2).run()
     assert first.returncode == 0, first.stderr
     finished = toy.finished()
     assert len(finished) == 2 * (2 + 4)
@@ -56,20 +56,19 @@ def test_a_run_makes_every_sample_once(toy: Toy) -> None:
     assert toy.finished() == finished
 
 
-def test_a_run_grows_with_more_runs_and_subjects(toy: Toy) -> None:
-    assert toy.run().returncode == 0
-    before = toy.finished()
-    larger = toy.but(runs=3, subjects=3)
+def test_a_run_grows_with_more_runs_and_subjects(made_toy: Toy) -> None:
+    before = made_toy.finished()
+    larger = made_toy.but(runs=3, subjects=3)
     assert larger.run().returncode == 0
     after = larger.finished()
     assert len(after) == 3 * (3 + 4)
     assert {name: after[name] for name in before} == before
 
 
-@pytest.mark.parametrize("engine", ["ieee", "native"])
+@pytest.mark.parametrize("engine", ["ieee", pytest.param("native", marks=pytest.mark.slow)])
 def test_killed_half_way_it_goes_on_where_it_was(toy: Toy, wait_for: Wait, engine: str) -> None:
     runs = {"ieee": 40, "native": 8}[engine]
-    long = toy.but(runs=runs, engine=engine)
+    long = toy.but(runs=runs, engine=engine, jobs=2)
     process = long.start()
     wait_for(lambda: len(long.finished()) >= 5)
     workers = children(process.pid)
@@ -100,7 +99,7 @@ def test_native_samples_are_the_same_bytes_however_they_are_made(toy: Toy) -> No
 
 
 def test_an_interrupt_ends_the_workers_too(toy: Toy, wait_for: Wait) -> None:
-    process = toy.but(runs=400).start()
+    process = toy.but(runs=400, jobs=2).start()
     wait_for(lambda: len(toy.finished()) >= 1)
     workers = children(process.pid)
     process.send_signal(signal.SIGINT)
@@ -122,7 +121,7 @@ def test_an_interrupt_between_two_samples_ends_the_workers_too(
         send_for_real(worker, unit)
 
     monkeypatch.setattr(runner.Worker, "send", send)
-    plan = experiment.make_plan(toy.settings, toy.execution, print)
+    plan = experiment.make_plan(toy.settings, toy.but(jobs=2).execution, print)
     with pytest.raises(KeyboardInterrupt):
         experiment.run(plan)
     assert len(sent) == 2
@@ -132,7 +131,7 @@ def test_an_interrupt_between_two_samples_ends_the_workers_too(
 def test_a_killed_worker_loses_only_its_sample_which_is_made_again(
     toy: Toy, wait_for: Wait
 ) -> None:
-    long = toy.but(runs=40)
+    long = toy.but(runs=40, jobs=2)
     process = long.start()
     wait_for(lambda: len(long.finished()) >= 3)
     os.kill(children(process.pid)[0], signal.SIGKILL)
@@ -146,7 +145,7 @@ def test_workers_that_always_die_end_the_run_with_the_reason(
 ) -> None:
     last_words = ["sh", "-c", "echo the last words >&2; kill -9 $$", "sh"]
     monkeypatch.setattr(engines.get("ieee"), "command", lambda *_: last_words)
-    plan = experiment.make_plan(toy.settings, toy.execution, print)
+    plan = experiment.make_plan(toy.settings, toy.but(jobs=2).execution, print)
     with pytest.raises(UserError) as caught:
         experiment.run(plan)
     for words in (
@@ -224,13 +223,12 @@ def test_a_results_folder_that_cannot_be_written_is_one_sentence(toy: Toy, tmp_p
     assert "cannot be written to" in result.stderr and "Traceback" not in result.stderr
 
 
-def test_another_configuration_in_the_same_folder_is_refused(toy: Toy) -> None:
-    assert toy.run().returncode == 0
-    before = toy.finished()
-    result = toy.but(align="centre", seed=5).run()
+def test_another_configuration_in_the_same_folder_is_refused(made_toy: Toy) -> None:
+    before = made_toy.finished()
+    result = made_toy.but(align="centre", seed=5).run()
     assert result.returncode == 2
     assert "align auto → centre" in result.stderr and "EXPERIMENT=another-name" in result.stderr
-    assert toy.finished() == before
+    assert made_toy.finished() == before
 
 
 def test_two_runs_at_once_are_refused(toy: Toy) -> None:
@@ -266,8 +264,8 @@ def test_leftovers_of_a_killed_run_are_removed(toy: Toy) -> None:
         assert not leftover.exists()
 
 
-def test_damaged_samples_are_made_again(toy: Toy) -> None:
-    assert toy.run().returncode == 0
+def test_damaged_samples_are_made_again(made_toy: Toy) -> None:
+    toy = made_toy
     before = toy.finished()
     warp = next(toy.folder.glob("sample-01/sub-001/anat/*_xfm.nii.gz"))
     whole = warp.read_bytes()

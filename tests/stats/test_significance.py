@@ -145,15 +145,15 @@ def test_the_package_alone_would_stop_at_23_or_reach_50() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_background_is_excluded_and_a_zero_reference_of_other_samples_is_lost(method: str) -> None:
-    samples_SN = np.zeros((4, 4), np.float32)
+    samples_SN = np.zeros((4, 5), np.float32)
     samples_SN[:, 1] = 1.0
     samples_SN[:, 2] = [-1, 1, -1, 1]  # mean zero, ieee not
-    samples_SN[2, 3] = 1e-38  # one sample is not zero: its mean is not, ieee is
-    ieee_N = np.float32([0, 1, 1, 0])
+    samples_SN[2, 3:] = 1e-38, -1e-38  # one sample is not zero: its mean is not, ieee is
+    ieee_N = np.float32([0, 1, 1, 0, 0])
     by_mean = significant_bits(samples_SN, ieee_N, "mean", method)  # type: ignore[arg-type]
-    np.testing.assert_array_equal(by_mean, [np.nan, FLOAT32_BITS, 0, 0])
+    np.testing.assert_array_equal(by_mean, [np.nan, FLOAT32_BITS, 0, 0, 0])
     by_ieee = significant_bits(samples_SN, ieee_N, "ieee", method)  # type: ignore[arg-type]
-    np.testing.assert_array_equal(by_ieee, [np.nan, FLOAT32_BITS, 0, 0])
+    np.testing.assert_array_equal(by_ieee, [np.nan, FLOAT32_BITS, 0, 0, 0])
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import special
 
 from morphbits.studies.agreement.comparison import compare, mean_bits
 
@@ -44,5 +45,11 @@ def test_a_voxel_that_does_not_vary_has_no_ratio() -> None:
 
 
 def test_mean_bits_is_that_of_the_spread() -> None:
-    # normal noise of 2^-10 around 1, general method at the default probability and confidence
-    assert 8 < mean_bits(samples(3, 2.0**-10)) < 11
+    """Of normal noise of 2^-10 around 1, general method: P(bits ≥ k) is that of ten errors, whose
+    spread around their own mean is √0.9 of the noise's, all within 2^-k. To five standard errors
+    of a mean over 1,728 voxels, and 0.01 for taking the ten as independent."""
+    k = np.arange(1, 25)
+    at_least = special.erf(2.0 ** (10 - k) / np.sqrt(2 * 0.9)) ** 10
+    expected = at_least.sum()
+    error = np.sqrt((((2 * k - 1) * at_least).sum() - expected**2) / 1728)
+    assert mean_bits(samples(3, 2.0**-10)) == pytest.approx(expected, abs=5 * error + 0.01)

@@ -2,7 +2,7 @@
 
 As a program it is one rank that torchrun starts:
 
-    python -m torch.distributed.run … toy_training.py FOLDER [--die RANK STEP] [OPTION]...
+    python -m torch.distributed.run … toy_training.py FOLDER [OPTION]...
 
 with the options of a training; without torchrun it is the only one.
 """
@@ -47,6 +47,13 @@ TOY = TrainConfig(
     optimizer="torch-adam",
 )
 FILES = ("model.h5", "log.csv")
+# imported in the server that ranks are forked from: each of them would take two seconds for it
+PRELOADED = (
+    "support.toy_training",
+    "morphbits.engines.native",
+    "tensorboard.summary.writer.record_writer",
+    "torch._dynamo",
+)
 
 
 class ToySource:
@@ -167,7 +174,7 @@ def train_ranks(size: int, folder: Path, *arguments: object, **options: object) 
     """Train in `size` processes without torchrun; what each says at its end, "" where all went
     well."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["support.toy_training"])
+    context.set_forkserver_preload([*PRELOADED])
     # the server looks for it before it hears of this process' path
     folders = [str(Path(path).parents[1]) for path in (__file__, morphbits.__file__)]
     os.environ["PYTHONPATH"] = os.pathsep.join(folders)
@@ -212,14 +219,12 @@ def _rank(rank, size, port, answers, folder, arguments, options) -> None:  # typ
 def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--die", type=int, nargs=2)
     for options in (TrainConfig, RunConfig):
         add_arguments(parser, options)
     arguments = parser.parse_args()
-    die = tuple(arguments.die) if arguments.die else None
     config = from_arguments(TrainConfig, arguments, TOY)
     with processes() as ranks:
-        train_toy(arguments.folder, config, from_arguments(RunConfig, arguments), ranks, die)
+        train_toy(arguments.folder, config, from_arguments(RunConfig, arguments), ranks)
 
 
 if __name__ == "__main__":

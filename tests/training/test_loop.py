@@ -387,19 +387,17 @@ from pathlib import Path
 from support.toy_training import TOY, train_toy
 from morphbits.errors import run_cli
 from morphbits.training import RunConfig
-folder, bytes, resume = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "resume"
-if bytes:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes, bytes))
-run_cli(lambda: train_toy(folder, TOY, RunConfig(keep_every=1, resume=resume)) and None)
+folder, bytes = Path(sys.argv[1]), int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_FSIZE, (bytes, bytes))
+run_cli(lambda: train_toy(folder, TOY, RunConfig(keep_every=1)) and None)
 """
 
 
-def train_on_full_disk(folder: Path, limit: int = 0, how: str = "") -> str:
-    """Train in a process whose files may have `limit` bytes (0: what the disk has); what it says
-    is one sentence."""
+def train_where_files_end(folder: Path, limit: int) -> str:
+    """Train in a process whose files may have `limit` bytes; what it says is one sentence."""
     paths = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "python")]
     done = subprocess.run(
-        [sys.executable, "-c", FILLED, str(folder), str(limit), how], text=True,
+        [sys.executable, "-c", FILLED, str(folder), str(limit)], text=True,
         capture_output=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
@@ -407,6 +405,12 @@ def train_on_full_disk(folder: Path, limit: int = 0, how: str = "") -> str:
     assert len(said) == 1 and said[0].startswith("error: ") and "make room" in said[0], said
     assert not list(folder.rglob("*part*"))
     return said[0]
+
+
+def train_on_full_disk(folder: Path, resume: bool = False) -> None:
+    with pytest.raises(UserError, match="make room"):
+        train_toy(folder, TOY, RunConfig(keep_every=1, resume=resume))
+    assert not list(folder.rglob("*part*"))
 
 
 @pytest.fixture(scope="module")
@@ -430,7 +434,7 @@ def test_a_disk_that_fills_leaves_the_last_checkpoint(trained: Path, small_disk:
         written.append((folder / "checkpoint.pt").exists())
         if written[-1]:
             state = checkpoint.load(folder, config, 1, made)
-            train_on_full_disk(folder, how="resume")
+            train_on_full_disk(folder, resume=True)
             again = checkpoint.load(folder, config, 1, made)
             assert again.step >= state.step and filler.unlink() is None
             train_toy(folder, run=RunConfig(resume=True))
@@ -442,7 +446,7 @@ def test_a_disk_that_fills_leaves_the_last_checkpoint(trained: Path, small_disk:
 
 @pytest.mark.parametrize("limit", [100, 9000])
 def test_files_that_may_not_grow_are_named(limit: int, tmp_path: Path) -> None:
-    assert "File too large" in train_on_full_disk(tmp_path, limit)
+    assert "File too large" in train_where_files_end(tmp_path, limit)
 
 
 def test_a_log_that_was_changed_is_named(tmp_path: Path) -> None:

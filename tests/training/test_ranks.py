@@ -171,16 +171,9 @@ def test_a_rank_that_does_not_answer_ends_the_training_in_a_sentence(tmp_path: P
 # ------------------------------------------------------------ as users start them
 
 
-def torchrun(folder: Path, *words: str, meeting: tuple[str, ...] = ("--standalone",), n: int = 2):  # type: ignore[no-untyped-def]
-    command = [sys.executable, "-m", "torch.distributed.run", *meeting, "--nproc-per-node", str(n)]
-    environment = {**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*command, TOY_PROGRAM, str(folder), *words], env=environment)
-
-
 def test_a_dead_rank_ends_the_job_and_resume_goes_on(two: Path, tmp_path: Path) -> None:
     step = 4 + int.from_bytes(os.urandom(4), "big") % 8
-    job = torchrun(tmp_path, "--die", "1", str(step))
-    assert job.wait(300) != 0
+    assert train_ranks(2, tmp_path, die=(1, step))[1] == f"exit status {-signal.SIGKILL}"
     assert train_ranks(2, tmp_path, TOY, RunConfig(resume=True)) == ["", ""]
     assert outputs(tmp_path) == outputs(two), step
 
@@ -194,7 +187,11 @@ def test_two_machines_give_the_bytes_of_one(two: Path, tmp_path: Path) -> None:
         "--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}",
         "--rdzv-id", "test", "--local-addr", "127.0.0.1",
     )  # fmt: skip
-    hosts = [torchrun(tmp_path, meeting=meeting, n=1) for _ in range(2)]
+    command = [sys.executable, "-m", "torch.distributed.run", *meeting, "--nproc-per-node", "1"]
+    environment = {**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"}
+    hosts = [
+        subprocess.Popen([*command, TOY_PROGRAM, str(tmp_path)], env=environment) for _ in range(2)
+    ]
     assert [host.wait(300) for host in hosts] == [0, 0]
     assert outputs(tmp_path) == outputs(two)
 
@@ -213,7 +210,7 @@ def script(folder: Path, *words: str, stderr: int | None = None) -> subprocess.P
     [
         (["--experiment=nope"], "there is no such recipe"),
         (["--source=phantom-pairs", "--labels=shapes"], "are for the source synthmorph"),
-        ([], "holds a training already; RESUME=1"),
+        pytest.param([], "holds a training already; RESUME=1", marks=pytest.mark.slow),
     ],
 )
 def test_a_mistake_is_one_sentence_and_status_2(

@@ -28,7 +28,7 @@ from morphbits.training import RunConfig, TrainConfig, loop
 from morphbits.training.rounding import Rounding
 
 ROOT = Path(__file__).resolve().parents[2]
-NATIVE = replace(TOY, engine="native", epochs=2, steps=3)
+NATIVE = replace(TOY, engine="native", epochs=2, steps=2)
 
 
 def weights(folder: Path) -> np.ndarray:
@@ -65,7 +65,8 @@ def test_another_rounding_seed_changes_the_last_bits_of_every_layer(
     first, second = (SynthMorph.load(f / "model.h5").get_weights() for f in (two, tmp_path))
     for name in first:
         assert (first[name] != second[name]).any(), name
-    assert np.abs(weights(two) - weights(tmp_path)).max() < 0.1  # six steps of 0.01, each way
+    # four steps of 0.01, each way: 0.08
+    assert np.abs(weights(two) - weights(tmp_path)).max() < 0.1
 
 
 def test_nearest_is_the_unperturbed_training_within_rounding(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from morphbits import images
 from morphbits.errors import run_cli
@@ -61,6 +62,7 @@ def train_ranks(folder: Path, labels: Path, stop: int = 0, shell: bool = False) 
     return done.stdout
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_ranks_equal_ranks_under_shells_of_their_own(tmp_path: Path) -> None:
     """Two trainings of the same bytes. In one, a shell stands between torchrun and each rank, as
     under Verrou: nothing but what torchrun tells them leads all ranks to one synthesis process."""
