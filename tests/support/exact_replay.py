@@ -49,7 +49,8 @@ def rounded(
     if r.mode == "nearness":
         if down == up:
             return Fraction(down)
-        u = Fraction(word(r.key, index, element) >> 3, 2**29)
+        start = word(r.key, index >> 5, element) | 1
+        u = Fraction((start * 0x93D765DD ** (index & 31) & MASK32) >> 3, 2**29)
         inner, outer = sorted((Fraction(down), Fraction(up)), key=abs)
         away = (exact - inner) / (outer - inner)
         return outer if away + u >= 1 else inner

@@ -5,68 +5,80 @@
  * stays in the cache; totals and open chains wait in memory meanwhile. */
 
 /* The ways to do an operation, as constants of each instance. */
-enum { S(IEEE), S(TWO_WAYS), S(TWO_WAYS_CAREFUL), S(BY_DISTANCE) };
+enum { S(IEEE), S(TWO_WAYS), S(TWO_WAYS_CAREFUL), S(BY_DISTANCE), S(BY_DISTANCE_CAREFUL) };
 
 static inline __attribute__((always_inline)) void S(contract_tile)(const rounding *r, const contraction_call *c,
                                                                    const word_block *block, const int tile, const int way,
-                                                                   const T *left, const T *right, int64_t row, int64_t column,
+                                                                   const void *left, const void *right, int64_t row, int64_t column,
                                                                    uint32_t first, int64_t from, int64_t to,
                                                                    S(open_sum) * open, int64_t segment) {
+    const int nearness = way == S(BY_DISTANCE) || way == S(BY_DISTANCE_CAREFUL);
     W lane, element[MAX_TILE], word[MAX_TILE] = {{0}};
     S(directions) directions[MAX_TILE];
     V chain[MAX_TILE];
-    const T *at[MAX_TILE];
-    for (int l = 0; l < LANES; ++l) lane[l] = first + (uint32_t)((column + l) * c->column_step);
+    S(total) wide[MAX_TILE];
+    const int64_t *at = c->row_offset + row;
+    for (int l = 0; l < LANES; ++l) lane[l] = first + (uint32_t)((column + (nearness ? S(lane_of)(l) : l)) * c->column_step);
     for (int i = 0; i < tile; ++i) {
         element[i] = lane + (uint32_t)((row + i) * c->row_step);
-        chain[i] = open[i].chain;
-        at[i] = left + c->row_offset[row + i];
+        if (nearness) wide[i] = open[i].wide;
+        else chain[i] = open[i].chain;
     }
     for (int64_t k = from; k < to;) {
         const int64_t end = c->segment_end[segment] < to ? c->segment_end[segment] : to;
         while (k < end) {
-            const int64_t block_end = way == S(IEEE) ? end : way == S(BY_DISTANCE) ? k + 1 : (k | 31) + 1;
+            const int64_t block_end = way == S(IEEE) ? end : (k | 31) + 1;
             const int64_t stop = end < block_end ? end : block_end;
             if (way != S(IEEE))
                 for (int i = 0; i < tile; ++i) {
                     word[i] = S(word_for)(r->mode, block, k, element[i]);
-                    if (way != S(BY_DISTANCE)) directions[i] = S(directions_of)(word[i]);
+                    if (!nearness) directions[i] = S(directions_of)(word[i]);
                 }
             for (; k < stop; ++k) {
-                const V w = *(const V *)(right + k * LANES);
                 const int64_t offset = c->depth_offset[k];
+                if (nearness) {
+                    const double *w = (const double *)right + k * LANES, *x = (const double *)left + offset;
+                    for (int i = 0; i < tile; ++i) {
+                        wide[i] = S(fma_stochastic)(x[at[i]], w, wide[i], word[i], way == S(BY_DISTANCE_CAREFUL));
+                        word[i] *= STEP;
+                    }
+                    continue;
+                }
+                const V w = *(const V *)((const T *)right + k * LANES);
+                const T *x = (const T *)left + offset;
                 for (int i = 0; i < tile; ++i) {
-                    const V a = S(splat)(at[i][offset]);
+                    const V a = S(splat)(x[at[i]]);
                     if (way == S(IEEE)) chain[i] = S(fma_vector)(a, w, chain[i]);
-                    else if (way == S(BY_DISTANCE)) chain[i] = S(fma_stochastic)(a, w, chain[i], word[i]);
                     else chain[i] = S(fma_random)(a, w, chain[i], S(direction_at)(directions + i, k), way == S(TWO_WAYS_CAREFUL));
                 }
             }
         }
         if (k < c->segment_end[segment]) break;
         for (int i = 0; i < tile; ++i) {
-            V sum = way == S(TWO_WAYS) ? S(positive_zero)(chain[i]) : chain[i];
+            V sum = nearness ? S(narrowed)(wide[i]) : way == S(TWO_WAYS) ? S(positive_zero)(chain[i]) : chain[i];
             if (segment > 0) {
                 const int64_t index = c->depth + segment;
                 if (way == S(IEEE)) sum = open[i].total + sum;
                 else {
                     const W bits = S(word_for)(r->mode, block, index, element[i]);
-                    sum = way == S(BY_DISTANCE) ? S(add_stochastic)(open[i].total, sum, bits)
-                                                : S(add_random)(open[i].total, sum, S(direction_of)(bits, index));
+                    sum = nearness ? S(add_stochastic)(open[i].total, sum, bits)
+                                   : S(add_random)(open[i].total, sum, S(direction_of)(bits, index));
                 }
             }
             open[i].total = sum;
-            chain[i] = (V){0};
+            chain[i] = (V){0}, wide[i] = (S(total)){0};
         }
         ++segment;
     }
-    for (int i = 0; i < tile; ++i) open[i].chain = chain[i];
+    for (int i = 0; i < tile; ++i)
+        if (nearness) open[i].wide = wide[i];
+        else open[i].chain = chain[i];
 }
 
 /* Rows `row` to `row_end` of one block of columns; `open` has a place for each of them. */
 static inline __attribute__((always_inline)) void S(contract_rows)(const rounding *r, const contraction_call *c,
-                                                                   const word_block *block, const int way, const T *left,
-                                                                   const T *right, int64_t row, int64_t row_end,
+                                                                   const word_block *block, const int way, const void *left,
+                                                                   const void *right, int64_t row, int64_t row_end,
                                                                    int64_t column, int64_t batch, S(open_sum) * open) {
     const uint32_t first = (uint32_t)(batch * c->rows * c->columns);
     const int64_t lanes = c->columns - column < LANES ? c->columns - column : LANES;
@@ -98,7 +110,7 @@ static inline __attribute__((always_inline)) void S(contract_rows)(const roundin
 
 #define ROWS(name, way)                                                                                                    \
     static __attribute__((noinline)) void S(name)(const rounding *r, const contraction_call *c, const word_block *block,  \
-                                                  const T *left, const T *right, int64_t row, int64_t row_end,             \
+                                                  const void *left, const void *right, int64_t row, int64_t row_end,       \
                                                   int64_t column, int64_t batch, S(open_sum) * open) {                     \
         S(contract_rows)(r, c, block, way, left, right, row, row_end, column, batch, open);                                \
     }
@@ -106,36 +118,49 @@ ROWS(rows_ieee, S(IEEE))
 ROWS(rows_two_ways, S(TWO_WAYS))
 ROWS(rows_careful, S(TWO_WAYS_CAREFUL))
 ROWS(rows_by_distance, S(BY_DISTANCE))
+ROWS(rows_by_distance_careful, S(BY_DISTANCE_CAREFUL))
 #undef ROWS
 
 static int S(contract)(const rounding *r, const contraction_call *c) {
     const int64_t blocks = (c->columns + LANES - 1) / LANES, panel = c->depth * LANES, group = 64;
     const int64_t groups = (c->rows + group - 1) / group;
-    const int64_t draws = r->mode == NEARNESS ? c->depth + c->segments : (c->depth + c->segments) / 32 + 1;
+    const int64_t draws = (c->depth + c->segments) / 32 + 1, size = r->mode == NEARNESS ? (int64_t)sizeof(double) : (int64_t)sizeof(T);
+    const int widens = size > (int64_t)sizeof(T);
     word_block *block = malloc(sizeof(word_block) * (size_t)draws);
-    T *right = malloc(sizeof(T) * (size_t)(c->batch * blocks * panel));
-    if (!block || !right) {
-        free(block), free(right);
+    char *right = malloc((size_t)(size * c->batch * blocks * panel));
+    double *wide_left = widens ? malloc(sizeof(double) * (size_t)c->left_size) : NULL;
+    if (!block || !right || (widens && !wide_left)) {
+        free(block), free(right), free(wide_left);
         return OUT_OF_MEMORY;
     }
     for (int64_t b = 0; b < draws; ++b) block[b] = block_constants(r->key, (uint64_t)b);
-    S(bits) least_left = S(least)(c->left_size, c->left), least_right = ~(S(bits))0;
+    const S(bits) least_left = S(least)(c->left_size, c->left, ~(S(bits))0);
+    const S(bits) largest_left = r->mode == NEARNESS ? S(largest)(c->left_size, c->left, 0) : 0;
+    S(bits) least_right = ~(S(bits))0, largest_right = 0;
+    const char *left_side = widens ? (const char *)wide_left : c->left;
+    if (widens) S(lay_wide)(c->left_size, c->left, wide_left, 1, r->flush);
 #pragma omp parallel num_threads(r->threads) if (c->batch * c->rows * c->columns * c->depth >= 32768)
     {
-#pragma omp for schedule(static) reduction(min : least_right)
+#pragma omp for schedule(static) reduction(min : least_right) reduction(max : largest_right)
         for (int64_t item = 0; item < c->batch * blocks; ++item) {
             const T *from = (const T *)c->right + item / blocks * c->right_batch_step;
-            T *to = right + item * panel;
+            char *to = right + item * panel * size;
             const int64_t column = item % blocks * LANES;
-            for (int64_t k = 0; k < c->depth; ++k)
-                for (int64_t l = 0; l < LANES; ++l)
-                    to[k * LANES + l] = column + l < c->columns
-                                            ? from[k * c->right_depth_step + (column + l) * c->right_column_step]
-                                            : 0;
-            const S(bits) here = S(least)(panel, to);
-            if (here < least_right) least_right = here;
+            for (int64_t k = 0; k < c->depth; ++k) {
+                T line[LANES] = {0};
+                for (int64_t l = 0; l < LANES && column + l < c->columns; ++l)
+                    line[l] = from[k * c->right_depth_step + (column + l) * c->right_column_step];
+                least_right = S(least)(LANES, line, least_right);
+                if (r->mode == NEARNESS) {
+                    largest_right = S(largest)(LANES, line, largest_right);
+                    S(lay_wide)(LANES, line, (double *)to + k * LANES, 1, r->flush);
+                } else {
+                    memcpy((T *)to + k * LANES, line, sizeof(line));
+                }
+            }
         }
-        const int safe = S(exponent)(least_left) + S(exponent)(least_right) >= SAFE_EXPONENT;
+        const int safe = S(exponent)(least_left) + S(exponent)(least_right) >= SAFE_EXPONENT &&
+                         (r->mode != NEARNESS || S(bounded)(largest_left, largest_right, c->depth));
         const control saved = control_get();
         control_set(control_with(saved, r->mode == DOWNWARD ? UPWARD : r->mode, r->flush));
         S(open_sum) open[64];
@@ -143,12 +168,14 @@ static int S(contract)(const rounding *r, const contraction_call *c) {
         for (int64_t item = 0; item < c->batch * blocks * groups; ++item) {
             const int64_t batch = item / (blocks * groups), at = item / groups % blocks, row = item % groups * group;
             const int64_t row_end = c->rows - row < group ? c->rows : row + group;
-            const T *left = (const T *)c->left + batch * c->left_batch_step;
-            const T *panel_at = right + (batch * blocks + at) * panel;
+            const char *left = left_side + batch * c->left_batch_step * size;
+            const char *panel_at = right + (batch * blocks + at) * panel * size;
             if (r->mode == NEAREST || r->mode == TOWARD_ZERO)
                 S(rows_ieee)(r, c, block, left, panel_at, row, row_end, at * LANES, batch, open);
-            else if (r->mode == NEARNESS)
+            else if (r->mode == NEARNESS && safe)
                 S(rows_by_distance)(r, c, block, left, panel_at, row, row_end, at * LANES, batch, open);
+            else if (r->mode == NEARNESS)
+                S(rows_by_distance_careful)(r, c, block, left, panel_at, row, row_end, at * LANES, batch, open);
             else if (safe)
                 S(rows_two_ways)(r, c, block, left, panel_at, row, row_end, at * LANES, batch, open);
             else
@@ -156,6 +183,6 @@ static int S(contract)(const rounding *r, const contraction_call *c) {
         }
         control_set(saved);
     }
-    free(block), free(right);
+    free(block), free(right), free(wide_left);
     return OK;
 }

@@ -12,29 +12,30 @@ typedef struct {
     const convolution_call *c;
     const word_block *block;
     const int64_t *offset; /* of each term, into the padded input, from a voxel's first tap */
-    const T *weight;       /* (channel blocks, terms, LANES); narrow: (terms, channels) */
+    const void *weight;    /* (channel blocks, terms, LANES); narrow: (terms, channels) */
     const T *bias;         /* (channel blocks * LANES) or NULL */
     int64_t voxel_step;    /* between neighbouring output voxels of a row, in the padded input */
     int64_t voxels;        /* output voxels of a channel */
+    int64_t size;          /* of a number of image and weight in bytes: T, in mode NEARNESS a float64 */
     int narrow;
 } S(plan);
 
-/* The three ways to do an operation; constants at every call, so each instance keeps one. */
+/* The three ways to do an operation; constants at every call, so each instance keeps one. `careful`: where a product may be
+ * subnormal, or, by NEARNESSES, a sum overflow. */
 enum { S(PLAIN), S(DIRECTIONS), S(NEARNESSES) };
 
+/* The elements in their own order; in mode NEARNESS an open chain is `wide`. */
 typedef struct {
-    V total, chain;
+    V total;
+    union {
+        V chain;
+        S(total) wide;
+    };
 } S(open_sum);
-
-static inline W S(draw)(const S(plan) * p, int64_t index, W element) {
-    if (p->r->mode == UPWARD) return (W){0} - 1u;
-    if (p->r->mode == DOWNWARD) return (W){0};
-    return S(word_vector)(p->block[p->r->mode == RANDOM ? index >> 5 : index], element);
-}
 
 static inline V S(add)(const S(plan) * p, int way, V a, V b, int64_t index, W element) {
     if (way == S(PLAIN)) return a + b;
-    W word = S(draw)(p, index, element);
+    const W word = S(word_for)(p->r->mode, p->block, index, element);
     if (way == S(DIRECTIONS)) return S(add_random)(a, b, S(direction_of)(word, index));
     return S(add_stochastic)(a, b, word);
 }
@@ -43,63 +44,79 @@ static inline V S(add)(const S(plan) * p, int way, V a, V b, int64_t index, W el
  * neighbouring voxels, `tile` output channels. `first` is the output element of the first voxel in the first of these channels,
  * `input` its first tap, `segment` the chain of term `from`. */
 static inline __attribute__((always_inline)) void S(run_tile)(const S(plan) * p, const int tile, const int narrow,
-                                                              const int way, const int careful, const T *input,
+                                                              const int way, const int careful, const void *input,
                                                               int64_t channel, uint32_t first, int64_t from, int64_t to,
                                                               int64_t segment, S(open_sum) * open) {
     const convolution_call *c = p->c;
-    const T *vectors = narrow ? input : p->weight + channel * c->terms, *numbers = narrow ? p->weight : input;
+    const void *panel = (const char *)p->weight + channel * c->terms * p->size;
+    const void *vectors = narrow ? input : panel, *numbers = narrow ? p->weight : input;
     const int64_t step = narrow ? 1 : p->voxel_step;
-#define BIAS(i) (narrow ? S(splat)(p->bias[i]) : *(const V *)(p->bias + channel))
+#define CHANNEL_BIAS(i) (narrow ? S(splat)(p->bias[i]) : *(const V *)(p->bias + channel))
     W lane = {0}, element[MAX_TILE], word[MAX_TILE] = {{0}};
     S(directions) directions[MAX_TILE];
     V chain[MAX_TILE];
-    for (int l = 0; l < LANES; ++l) lane[l] = first + (uint32_t)(narrow ? l : l * p->voxels);
+    S(total) wide[MAX_TILE];
+    for (int l = 0; l < LANES; ++l) {
+        const int64_t at = way == S(NEARNESSES) ? S(lane_of)(l) : l;
+        lane[l] = first + (uint32_t)(narrow ? at : at * p->voxels);
+    }
     for (int i = 0; i < tile; ++i) {
         element[i] = lane + (uint32_t)(narrow ? i * p->voxels : i);
-        chain[i] = from ? open[i].chain : (V){0};
+        if (way == S(NEARNESSES)) wide[i] = from ? open[i].wide : (S(total)){0};
+        else chain[i] = from ? open[i].chain : (V){0};
     }
     for (int64_t t = from; t < to;) {
         const int64_t end = c->segment_end[segment] < to ? c->segment_end[segment] : to;
         while (t < end) {
-            const int64_t block_end = way == S(PLAIN) ? end : way == S(NEARNESSES) ? t + 1 : (t | 31) + 1;
+            const int64_t block_end = way == S(PLAIN) ? end : (t | 31) + 1;
             const int64_t stop = end < block_end ? end : block_end;
             if (way != S(PLAIN))
                 for (int i = 0; i < tile; ++i) {
-                    word[i] = S(draw)(p, t, element[i]);
+                    word[i] = S(word_for)(p->r->mode, p->block, t, element[i]);
                     if (way == S(DIRECTIONS)) directions[i] = S(directions_of)(word[i]);
                 }
             for (; t < stop; ++t) {
-                const V w = *(const V *)(vectors + (narrow ? p->offset[t] : t * LANES));
-                const T *x = numbers + (narrow ? t * tile : p->offset[t]);
+                const int64_t to_vector = narrow ? p->offset[t] : t * LANES, to_number = narrow ? t * tile : p->offset[t];
+                if (way == S(NEARNESSES)) {
+                    const double *w = (const double *)vectors + to_vector, *x = (const double *)numbers + to_number;
+                    for (int i = 0; i < tile; ++i) {
+                        wide[i] = S(fma_stochastic)(x[i * step], w, wide[i], word[i], careful);
+                        word[i] *= STEP;
+                    }
+                    continue;
+                }
+                const V w = *(const V *)((const T *)vectors + to_vector);
+                const T *x = (const T *)numbers + to_number;
                 for (int i = 0; i < tile; ++i) {
                     const V a = S(splat)(x[i * step]);
                     if (way == S(PLAIN)) chain[i] = S(fma_vector)(a, w, chain[i]);
-                    else if (way == S(DIRECTIONS))
-                        chain[i] = S(fma_random)(a, w, chain[i], S(direction_at)(directions + i, t), careful);
-                    else chain[i] = S(fma_stochastic)(a, w, chain[i], word[i]);
+                    else chain[i] = S(fma_random)(a, w, chain[i], S(direction_at)(directions + i, t), careful);
                 }
             }
         }
         if (t < c->segment_end[segment]) break;
         for (int i = 0; i < tile; ++i) {
-            V sum = way == S(DIRECTIONS) && !careful ? S(positive_zero)(chain[i]) : chain[i];
+            V sum = way == S(NEARNESSES) ? S(narrowed)(wide[i]) : chain[i];
+            if (way == S(DIRECTIONS) && !careful) sum = S(positive_zero)(sum);
             if (segment > 0) sum = S(add)(p, way, open[i].total, sum, c->terms + segment, element[i]);
-            else if (c->bias_first) sum = S(add)(p, way, BIAS(i), sum, c->terms, element[i]);
+            else if (c->bias_first) sum = S(add)(p, way, CHANNEL_BIAS(i), sum, c->terms, element[i]);
             open[i].total = sum;
-            chain[i] = (V){0};
+            chain[i] = (V){0}, wide[i] = (S(total)){0};
         }
         ++segment;
     }
     if (to < c->terms) {
-        for (int i = 0; i < tile; ++i) open[i].chain = chain[i];
+        for (int i = 0; i < tile; ++i)
+            if (way == S(NEARNESSES)) open[i].wide = wide[i];
+            else open[i].chain = chain[i];
         return;
     }
     for (int i = 0; i < tile; ++i) {
         V total = open[i].total;
-        if (p->bias && !c->bias_first) total = S(add)(p, way, total, BIAS(i), c->terms + c->segments, element[i]);
+        if (p->bias && !c->bias_first) total = S(add)(p, way, total, CHANNEL_BIAS(i), c->terms + c->segments, element[i]);
         open[i].total = S(one_nan)(total);
     }
-#undef BIAS
+#undef CHANNEL_BIAS
 }
 
 #if MAX_TILE > 4
@@ -110,7 +127,7 @@ static inline __attribute__((always_inline)) void S(run_tile)(const S(plan) * p,
 
 /* One row of output voxels, all channels; `open` has a place for each vector. */
 static inline __attribute__((always_inline)) void S(run_row)(const S(plan) * p, const int way, const int careful,
-                                                             const T *input, uint32_t first, T *output,
+                                                             const char *input, uint32_t first, T *output,
                                                              S(open_sum) * open) {
     const convolution_call *c = p->c;
     const int64_t width = c->size_out[2];
@@ -122,7 +139,7 @@ static inline __attribute__((always_inline)) void S(run_row)(const S(plan) * p, 
             const int64_t to = c->terms - from < SLICE ? c->terms : from + SLICE;
             while (c->segment_end[segment] <= from) ++segment;
             for (int64_t x = 0; x < width;) {
-                const T *at = input + x * p->voxel_step;
+                const char *at = input + x * p->voxel_step * p->size;
                 const uint32_t element = first + (uint32_t)(channel * p->voxels + x);
                 const int64_t left = width - x, tiles = (left + MAX_TILE - 1) / MAX_TILE;
                 const int64_t tile = (left + tiles - 1) / tiles; /* of like sizes */
@@ -141,7 +158,7 @@ static inline __attribute__((always_inline)) void S(run_row)(const S(plan) * p, 
 }
 
 static inline __attribute__((always_inline)) void S(run_narrow_row)(const S(plan) * p, const int way, const int careful,
-                                                                    const T *input, uint32_t first, T *output,
+                                                                    const char *input, uint32_t first, T *output,
                                                                     S(open_sum) * open) {
     const convolution_call *c = p->c;
     const int64_t width = c->size_out[2], tile = c->channels_out;
@@ -153,7 +170,7 @@ static inline __attribute__((always_inline)) void S(run_narrow_row)(const S(plan
             S(open_sum) *here = open + x / LANES * tile;
             switch (tile) {
 #define TILE(n) \
-    case n: S(run_tile)(p, n, 1, way, careful, input + x, 0, first + (uint32_t)x, from, to, segment, here); break;
+    case n: S(run_tile)(p, n, 1, way, careful, input + x * p->size, 0, first + (uint32_t)x, from, to, segment, here); break;
                 TILES
 #undef TILE
             }
@@ -165,32 +182,34 @@ static inline __attribute__((always_inline)) void S(run_narrow_row)(const S(plan
 #undef TILES
 
 #define ROW(name, way, careful)                                                                                         \
-    static __attribute__((noinline)) void S(name)(const S(plan) * p, const T *input, uint32_t first, T *output,        \
+    static __attribute__((noinline)) void S(name)(const S(plan) * p, const char *input, uint32_t first, T *output,        \
                                                   S(open_sum) * open) {                                                 \
-        if (way != S(NEARNESSES) && p->narrow) S(run_narrow_row)(p, way, careful, input, first, output, open);          \
+        if (p->narrow) S(run_narrow_row)(p, way, careful, input, first, output, open);          \
         else S(run_row)(p, way, careful, input, first, output, open);                                                   \
     }
 ROW(row_plain, S(PLAIN), 0)
 ROW(row_directed, S(DIRECTIONS), 0)
 ROW(row_careful, S(DIRECTIONS), 1)
 ROW(row_nearness, S(NEARNESSES), 0)
+ROW(row_nearness_careful, S(NEARNESSES), 1)
 #undef ROW
 
 static int S(convolve)(const rounding *r, const convolution_call *c) {
     const int64_t taps = c->kernel[0] * c->kernel[1] * c->kernel[2], in = c->channels_in, terms = c->terms;
     const int64_t out = c->channels_out, width = c->size_out[2], blocks = (out + LANES - 1) / LANES;
     const int64_t narrow_vectors = (width + LANES - 1) / LANES * out; /* of a row; else blocks * width */
-    const int narrow = out <= MAX_TILE && c->stride[2] == 1 && narrow_vectors < blocks * width && r->mode != NEARNESS;
-    const int64_t places = narrow ? narrow_vectors : width, panels = narrow ? 1 : blocks;
+    const int narrow = out <= MAX_TILE && c->stride[2] == 1 && narrow_vectors < blocks * width;
+    const int64_t places = narrow ? narrow_vectors : width;
     int64_t padded[3];
     for (int d = 0; d < 3; ++d) padded[d] = c->size_in[d] + 2 * c->padding[d];
     const int64_t voxel = narrow ? 1 : in, channel = narrow ? padded[2] : 1; /* steps in memory */
     const int64_t row = padded[2] * in, plane = padded[1] * row, volume = padded[0] * plane;
     const int64_t volume_in = c->size_in[0] * c->size_in[1] * c->size_in[2];
     const int64_t voxels = c->size_out[0] * c->size_out[1] * c->size_out[2];
-    const int64_t draws = terms + c->segments + 1;
-    T *image = malloc(sizeof(T) * (size_t)(c->batch * volume + LANES)); /* the last vector of a row may reach beyond it */
-    T *bias = calloc((size_t)(blocks * LANES), sizeof(T)), *weight = malloc(sizeof(T) * (size_t)(blocks * LANES * terms));
+    const int64_t draws = (terms + c->segments) / 32 + 1, size = r->mode == NEARNESS ? (int64_t)sizeof(double) : (int64_t)sizeof(T);
+    char *image = malloc((size_t)(size * (c->batch * volume + LANES))); /* the last vector of a row may reach beyond it */
+    char *weight = malloc((size_t)(size * blocks * LANES * terms));
+    T *bias = calloc((size_t)(blocks * LANES), sizeof(T));
     int64_t *offset = malloc(sizeof(int64_t) * (size_t)terms);
     word_block *block = malloc(sizeof(word_block) * (size_t)draws);
     S(open_sum) *open = malloc(sizeof(S(open_sum)) * (size_t)(r->threads * places));
@@ -203,40 +222,47 @@ static int S(convolve)(const rounding *r, const convolution_call *c) {
             offset[t] = z * c->dilation[0] * plane + y * c->dilation[1] * row + x * c->dilation[2] * voxel +
                         c->channel[t] * channel;
         }
-        memset(image + c->batch * volume, 0, sizeof(T) * LANES);
+        memset(image + c->batch * volume * size, 0, (size_t)(size * LANES));
         if (c->bias) memcpy(bias, c->bias, sizeof(T) * (size_t)out);
-        const S(plan) p = {r, c, block, offset, weight, c->bias ? bias : NULL, c->stride[2] * voxel, voxels, narrow};
-        S(bits) least = ~(S(bits))0, least_weight = ~(S(bits))0;
+        const S(plan) p = {r, c, block, offset, weight, c->bias ? bias : NULL, c->stride[2] * voxel, voxels, size, narrow};
+        S(bits) least = ~(S(bits))0, least_weight = ~(S(bits))0, largest = 0, largest_weight = 0;
 #pragma omp parallel num_threads(r->threads)
         {
-#pragma omp for schedule(static) reduction(min : least_weight) nowait
-            for (int64_t panel = 0; panel < panels; ++panel) {
-                T *to = weight + panel * terms * LANES;
-                const T *from = (const T *)c->weight + panel * LANES * in * taps;
-                const int64_t lanes = narrow ? out : LANES, used = out - panel * LANES;
-                for (int64_t l = 0; l < lanes; ++l)
-                    for (int64_t t = 0; t < terms; ++t)
-                        to[t * lanes + l] = l < used ? from[(l * in + c->channel[t]) * taps + c->tap[t]] : 0;
-                const S(bits) here = S(least)(terms * lanes, to);
-                if (here < least_weight) least_weight = here;
+#pragma omp for schedule(static) reduction(min : least_weight) reduction(max : largest_weight) nowait
+            for (int64_t o = 0; o < (narrow ? out : blocks * LANES); ++o) {
+                const T *from = (const T *)c->weight + o * in * taps;
+                const int64_t step = narrow ? out : LANES, start = narrow ? o : o / LANES * terms * LANES + o % LANES;
+                if (o < out) {
+                    least_weight = S(least)(in * taps, from, least_weight);
+                    largest_weight = S(largest)(in * taps, from, largest_weight);
+                }
+                for (int64_t t = 0; t < terms; ++t) {
+                    const T x = o < out ? from[c->channel[t] * taps + c->tap[t]] : 0;
+                    if (r->mode == NEARNESS) S(lay_wide)(1, &x, (double *)weight + start + t * step, 1, r->flush);
+                    else ((T *)weight)[start + t * step] = x;
+                }
             }
-#pragma omp for schedule(static) reduction(min : least)
+#pragma omp for schedule(static) reduction(min : least) reduction(max : largest)
             for (int64_t z = 0; z < c->batch * padded[0]; ++z) {
-                T *to = image + z * plane;
                 const int64_t from_z = z % padded[0] - c->padding[0];
-                memset(to, 0, sizeof(T) * (size_t)plane);
+                memset(image + z * plane * size, 0, (size_t)(size * plane));
                 if (from_z < 0 || from_z >= c->size_in[0]) continue;
                 for (int64_t y = 0; y < c->size_in[1]; ++y)
                     for (int64_t k = 0; k < in; ++k) {
                         const T *from = (const T *)c->input + (z / padded[0] * in + k) * volume_in +
                                         (from_z * c->size_in[1] + y) * c->size_in[2];
-                        T *line = to + (y + c->padding[1]) * row + c->padding[2] * voxel + k * channel;
-                        const S(bits) here = S(least)(c->size_in[2], from);
-                        if (here < least) least = here;
-                        for (int64_t x = 0; x < c->size_in[2]; ++x) line[x * voxel] = from[x];
+                        const int64_t line = z * plane + (y + c->padding[1]) * row + c->padding[2] * voxel + k * channel;
+                        least = S(least)(c->size_in[2], from, least);
+                        if (r->mode == NEARNESS) {
+                            largest = S(largest)(c->size_in[2], from, largest);
+                            S(lay_wide)(c->size_in[2], from, (double *)image + line, voxel, r->flush);
+                        } else {
+                            for (int64_t x = 0; x < c->size_in[2]; ++x) ((T *)image)[line + x * voxel] = from[x];
+                        }
                     }
             }
-            const int safe = S(exponent)(least) + S(exponent)(least_weight) >= SAFE_EXPONENT;
+            const int safe = S(exponent)(least) + S(exponent)(least_weight) >= SAFE_EXPONENT &&
+                             (r->mode != NEARNESS || S(bounded)(largest, largest_weight, terms));
             const control saved = control_get();
             control_set(control_with(saved, r->mode == DOWNWARD ? UPWARD : r->mode, r->flush));
             S(open_sum) *here = open + omp_get_thread_num() * places;
@@ -244,11 +270,12 @@ static int S(convolve)(const rounding *r, const convolution_call *c) {
             for (int64_t item = 0; item < c->batch * c->size_out[0] * c->size_out[1]; ++item) {
                 const int64_t y = item % c->size_out[1], z = item / c->size_out[1] % c->size_out[0];
                 const int64_t b = item / (c->size_out[1] * c->size_out[0]);
-                const T *input = image + b * volume + z * c->stride[0] * plane + y * c->stride[1] * row;
+                const char *input = image + (b * volume + z * c->stride[0] * plane + y * c->stride[1] * row) * size;
                 const int64_t first = b * out * voxels + (z * c->size_out[1] + y) * width;
                 T *output = (T *)c->output + first;
                 if (r->mode == NEAREST || r->mode == TOWARD_ZERO) S(row_plain)(&p, input, (uint32_t)first, output, here);
-                else if (r->mode == NEARNESS) S(row_nearness)(&p, input, (uint32_t)first, output, here);
+                else if (r->mode == NEARNESS && safe) S(row_nearness)(&p, input, (uint32_t)first, output, here);
+                else if (r->mode == NEARNESS) S(row_nearness_careful)(&p, input, (uint32_t)first, output, here);
                 else if (safe) S(row_directed)(&p, input, (uint32_t)first, output, here);
                 else S(row_careful)(&p, input, (uint32_t)first, output, here);
             }

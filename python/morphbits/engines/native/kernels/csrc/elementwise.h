@@ -62,19 +62,35 @@ static __attribute__((noinline)) void element_words(int64_t n, word_block c, uin
 PICK(pick_f32, float, uint32_t)
 PICK(pick_f64, double, uint64_t)
 
-static __attribute__((noinline)) void nearness_f32(int operation, int64_t n, const void *a, const void *b,
-                                                   const uint32_t *restrict word, float *restrict out) {
-    const float *x = a, *y = b;
-    switch (operation) {
-    case ADD: for (int64_t i = 0; i < n; ++i) out[i] = stochastic_f32((double)x[i] + (double)y[i], word[i]); break;
-    case SUB: for (int64_t i = 0; i < n; ++i) out[i] = stochastic_f32((double)x[i] - (double)y[i], word[i]); break;
-    case MUL: case LEAKY_RELU:
-        for (int64_t i = 0; i < n; ++i) out[i] = stochastic_f32((double)x[i] * (double)y[i], word[i]);
-        break;
-    case DIV: for (int64_t i = 0; i < n; ++i) out[i] = stochastic_f32((double)x[i] / (double)y[i], word[i]); break;
-    case SQRT: for (int64_t i = 0; i < n; ++i) out[i] = stochastic_f32(__builtin_sqrt((double)x[i]), word[i]); break;
-    case NARROW: for (int64_t i = 0; i < n; ++i) out[i] = stochastic_f32(((const double *)a)[i], word[i]); break;
+/* The exact results, or those rounded to float64. */
+#define WIDE_LOOP(name, expression)                                                                                       \
+    static __attribute__((noinline)) void name(int64_t n, const float *restrict a, const float *restrict b, double *restrict out) { \
+        (void)b;                                                                                                          \
+        for (int64_t i = 0; i < n; ++i) out[i] = expression;                                                              \
     }
+WIDE_LOOP(wide_add, (double)a[i] + (double)b[i])
+WIDE_LOOP(wide_sub, (double)a[i] - (double)b[i])
+WIDE_LOOP(wide_mul, (double)a[i] * (double)b[i])
+WIDE_LOOP(wide_div, (double)a[i] / (double)b[i])
+WIDE_LOOP(wide_sqrt, __builtin_sqrt((double)a[i]))
+WIDE_LOOP(wide_same, (double)a[i])
+#undef WIDE_LOOP
+static void wide_result(int operation, int64_t n, const void *a, const void *b, double *out) {
+    switch (operation) {
+    case ADD: wide_add(n, a, b, out); break;
+    case SUB: wide_sub(n, a, b, out); break;
+    case MUL: case LEAKY_RELU: wide_mul(n, a, b, out); break;
+    case DIV: wide_div(n, a, b, out); break;
+    case SQRT: wide_sqrt(n, a, b, out); break;
+    case ROUND: wide_same(n, a, b, out); break;
+    case NARROW: memcpy(out, a, sizeof(double) * (size_t)n); break;
+    }
+    for (int64_t i = n; i % WIDE_LANES; ++i) out[i] = 1; /* up to a whole vector */
+}
+
+static __attribute__((noinline)) void nearness_f32(int64_t n, const double *restrict exact, const uint32_t *restrict word,
+                                                   float *restrict out) {
+    for (int64_t i = 0; i < n; ++i) out[i] = stochastic_f32(exact[i], word[i]);
 }
 
 static __attribute__((noinline)) void nearness_f64(int operation, int64_t n, const double *a, const double *b,
@@ -103,29 +119,12 @@ FINISH(finish_f64, double, uint64_t, UINT64_C(0x7ff8000000000000))
 
 typedef union {
     float f32[CHUNK];
-    double f64[CHUNK];
+    double f64[CHUNK] __attribute__((aligned(VECTOR_BYTES)));
 } chunk_buffer;
 
 static void plain(const elementwise_call *c, int64_t n, const void *a, const void *b, chunk_buffer *out) {
     if (c->type == FLOAT32) plain_f32(c->operation, n, a, b, out->f32);
     else plain_f64(c->operation, n, a, b, out->f64);
-}
-
-/* Mode NEARNESS into a format of fewer bits: the exact result, or its float64, and then its neighbours in the format. */
-static __attribute__((noinline)) void nearness_reduced(const rounding *r, int operation, int64_t n, const void *a,
-                                                       const void *b, const uint32_t *word, float *out) {
-    const float *x = a, *y = b;
-    for (int64_t i = 0; i < n; ++i) {
-        double exact = operation == NARROW ? ((const double *)a)[i] : (double)x[i];
-        switch (operation) {
-        case ADD: exact += (double)y[i]; break;
-        case SUB: exact -= (double)y[i]; break;
-        case MUL: case LEAKY_RELU: exact *= (double)y[i]; break;
-        case DIV: exact /= (double)y[i]; break;
-        case SQRT: exact = __builtin_sqrt(exact); break;
-        }
-        out[i] = fit_stochastic(r, exact, word[i]);
-    }
 }
 
 /* One contiguous chunk; `base` is the thread's own control register, `element` the chunk's first output element. */
@@ -144,10 +143,13 @@ static void chunk(const rounding *r, control base, const elementwise_call *c, wo
         plain(c, n, a, b, &result);
         if (fewer) fit_to_zero_f32(r, n, result.f32);
     } else if (r->mode == NEARNESS) {
-        element_words(n, block, element, word);
-        if (fewer) nearness_reduced(r, c->operation, n, a, b, word, result.f32);
-        else if (single) nearness_f32(c->operation, n, a, b, word, result.f32);
-        else nearness_f64(c->operation, n, a, b, word, result.f64);
+        if (single) wide_result(c->operation, n, a, b, down.f64);
+        if (!single || fewer || !narrow_normal(r, block, element, n, down.f64, result.f32)) {
+            element_words(n, block, element, word);
+            if (!single) nearness_f64(c->operation, n, a, b, word, result.f64);
+            else if (fewer) for (int64_t i = 0; i < n; ++i) result.f32[i] = fit_stochastic(r, down.f64[i], word[i]);
+            else nearness_f32(n, down.f64, word, result.f32);
+        }
     } else {
         if (r->mode == RANDOM) element_words(n, block, element, word);
         else memset(word, r->mode == UPWARD ? 0xff : 0, sizeof(word));

@@ -11,11 +11,6 @@
  * Lanes outside of a core's range, such as a sine of more than 2^19 or the logarithm of zero, and the functions that have no
  * core, are computed by the C library (wide_value in scalar.c). */
 
-typedef double dvec __attribute__((vector_size(VECTOR_BYTES), may_alias));
-typedef int64_t lvec __attribute__((vector_size(VECTOR_BYTES), may_alias));
-typedef uint64_t uvec __attribute__((vector_size(VECTOR_BYTES), may_alias));
-typedef float narrow_vec __attribute__((vector_size(VECTOR_BYTES / 2), aligned(4), may_alias));
-#define WIDE_LANES (VECTOR_BYTES / 8)
 #define CORE static inline __attribute__((always_inline)) dvec
 #define INF __builtin_inf()
 #define TO_INTEGER 0x1.8p52 /* added: the low bits hold the nearest whole number */
@@ -73,7 +68,6 @@ static const double ERFCX_TERMS[] = {
 #define TWO_OVER_ROOT_PI 0x1.20dd750429b6dp+0
 
 CORE choose(lvec where, dvec a, dvec b) { return (dvec)(((lvec)a & where) | ((lvec)b & ~where)); }
-CORE magnitude(dvec x) { return (dvec)((lvec)x & INT64_MAX); }
 CORE with_sign_of(dvec x, dvec sign) { return (dvec)((lvec)x | ((lvec)sign & INT64_MIN)); } /* of x >= 0 */
 CORE constant(double x) { return (dvec){0} + x; }
 
@@ -278,38 +272,6 @@ static void wide_chunk(int function, int64_t n, const float *a, const float *b, 
     default:
         for (int64_t i = 0; i < n; ++i) wide[i] = wide_value(function, a[i], b ? b[i] : 0);
     }
-}
-
-/* Rounds n float64 to float32 by the mode, on their integer bits: 29 bits fall off, and what is added to them before decides
- * whether they carry. Returns 0, with nothing rounded, where a value is no normal float32 and no zero. */
-static __attribute__((noinline)) int narrow_normal(const rounding *r, word_block block, uint32_t element, int64_t n,
-                                                   const double *wide, float *out) {
-    typedef uint32_t word_vec __attribute__((vector_size(VECTOR_BYTES / 2)));
-    const uvec falls = (uvec){0} + ((UINT64_C(1) << 29) - 1);
-    const int64_t least = INT64_C(0x3810000000000000), beyond = INT64_C(0x47f0000000000000); /* 2^-126, 2^128 */
-    lvec odd = {0};
-    word_vec number;
-    for (int l = 0; l < WIDE_LANES; ++l) number[l] = element + (uint32_t)l;
-    for (int64_t i = 0; i < n; i += WIDE_LANES, number += WIDE_LANES) {
-        const dvec x = *(const dvec *)(wide + i);
-        const lvec size = (lvec)magnitude(x), negative = (lvec)x < 0;
-        odd |= ((size < least) & (size != 0)) | (size >= beyond);
-        word_vec word = number * block.multiplier + block.increment; /* random_word */
-        word = (word ^ (word >> 16)) * 0x7feb352du;
-        word ^= block.inner;
-        word = (word ^ (word >> 15)) * 0x846ca68bu;
-        word ^= word >> 16;
-        uvec add = {0};
-        if (r->mode == NEARNESS) add = __builtin_convertvector(word >> 3, uvec);
-        else if (r->mode == UPWARD) add = (uvec)~negative & falls;
-        else if (r->mode == DOWNWARD) add = (uvec)negative & falls;
-        else if (r->mode == RANDOM) add = ((uvec){0} - __builtin_convertvector(word >> 31, uvec)) ^ (uvec)negative, add &= falls;
-        const dvec rounded = r->mode == NEAREST ? x : (dvec)(((uvec)x + add) & ~falls);
-        *(narrow_vec *)(out + i) = __builtin_convertvector(rounded, narrow_vec);
-    }
-    int64_t any = 0;
-    for (int l = 0; l < WIDE_LANES; ++l) any |= odd[l];
-    return !any;
 }
 
 /* n arguments and the float64 values of the function. */

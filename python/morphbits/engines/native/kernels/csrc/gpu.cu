@@ -9,8 +9,10 @@
 #define SIDE 16  /* a block is SIDE x SIDE threads */
 #define CHUNK 32 /* terms in shared memory at a time; a random word serves as many operations */
 
-INLINE word_block draw(const rounding &r, int64_t index) {
-    return block_constants(r.key, (uint64_t)(r.mode == NEARNESS ? index : index >> 5));
+INLINE word_block block_of(const rounding &r, int64_t index) { return block_constants(r.key, (uint64_t)(index >> 5)); }
+/* The bits of operation `index`: mode NEARNESS its draw, else the word of its block. */
+INLINE uint32_t word_of(const rounding &r, uint32_t element, int64_t index) {
+    return r.mode == NEARNESS ? draw(block_of(r, index), element, index) : random_word(block_of(r, index), element);
 }
 INLINE int64_t thread_number() { return (int64_t)blockIdx.x * THREADS + threadIdx.x; }
 
@@ -28,7 +30,7 @@ template <typename T> __global__ void __launch_bounds__(THREADS) elementwise(rou
         at_b += index * c.stride_b[d];
         rest /= size;
     }
-    const uint32_t word = random_word(draw(r, 0), (uint32_t)e);
+    const uint32_t word = word_of(r, (uint32_t)e, 0);
     T *out = (T *)c.out + e;
     if (c.operation == NARROW) {
         *out = (T)narrow(r, ((const double *)c.a)[at_a], word);
@@ -54,7 +56,8 @@ template <typename T> __global__ void __launch_bounds__(THREADS) reduction(round
         if (t == 0) {
             total = one_nan(input[at]);
         } else {
-            if (r.mode == NEARNESS || (r.mode == RANDOM && (t - 1) % 32 == 0)) word = random_word(draw(r, t - 1), (uint32_t)e);
+            if ((t - 1) % 32 == 0) word = word_of(r, (uint32_t)e, t - 1);
+            else if (r.mode == NEARNESS) word *= STEP;
             total = operate(r, c.operation, total, input[at], (T)0, word, t - 1);
         }
         if (c.scan) output[at] = total;
@@ -150,7 +153,7 @@ template <typename T, int WAY, bool MANY, typename SUM> DEVICE void sum_products
     constexpr int R = 32 / sizeof(T), C = 4, ROWS = SIDE * R, COLUMNS = SIDE * C;
     __shared__ T left[CHUNK][ROWS];
     __shared__ T right[CHUNK][COLUMNS];
-    __shared__ word_block constants[CHUNK];
+    __shared__ word_block constants;
     const int thread = threadIdx.x, x = thread % SIDE, y = thread / SIDE;
     const int64_t first_row = (int64_t)blockIdx.x * ROWS, first_column = (int64_t)blockIdx.y * COLUMNS;
     const typename SUM::place mine = sum.at(first_row + thread % ROWS);
@@ -161,7 +164,7 @@ template <typename T, int WAY, bool MANY, typename SUM> DEVICE void sum_products
     T chain[R][C], total[R][C];
     uint32_t word[R][C];
     const bool idle = ROW(0) >= sum.rows || COLUMN(0) >= sum.columns; /* all of the thread's outputs lie outside */
-#define ADD_UP(i, j, a, b, index) operate(r, ADD, a, b, (T)0, random_word(draw(r, index), ELEMENT(i, j)), index)
+#define ADD_UP(i, j, a, b, index) operate(r, ADD, a, b, (T)0, word_of(r, ELEMENT(i, j), index), index)
     for (int i = 0; i < R; ++i)
         for (int j = 0; j < C; ++j) {
             chain[i][j] = MANY && sum.bias_at() == START && COLUMN(j) < sum.columns ? sum.bias(COLUMN(j)) : 0;
@@ -170,7 +173,7 @@ template <typename T, int WAY, bool MANY, typename SUM> DEVICE void sum_products
     int64_t segment = 0;
     for (int64_t from = 0; from < sum.terms; from += CHUNK) {
         __syncthreads();
-        if (thread < CHUNK && (thread == 0 || r.mode == NEARNESS)) constants[thread] = draw(r, from + thread);
+        if (thread == 0) constants = block_of(r, from);
         for (int k = thread / ROWS; k < CHUNK; k += THREADS / ROWS)
             left[k][thread % ROWS] = from + k < sum.terms ? sum.left(mine, from + k) : -(T)0; /* -0·0 changes no sum */
         const int64_t column = first_column + thread % COLUMNS;
@@ -178,12 +181,13 @@ template <typename T, int WAY, bool MANY, typename SUM> DEVICE void sum_products
             right[k][thread % COLUMNS] = from + k < sum.terms && column < sum.columns ? sum.right(from + k, column) : 0;
         __syncthreads();
         if (idle) continue;
-        if (WAY != PLAIN && r.mode != NEARNESS)
+        if (WAY != PLAIN)
 #pragma unroll
             for (int i = 0; i < R; ++i)
 #pragma unroll
                 for (int j = 0; j < C; ++j)
-                    word[i][j] = r.mode == UPWARD ? ~0u : r.mode == DOWNWARD ? 0 : random_word(constants[0], ELEMENT(i, j));
+                    word[i][j] = r.mode == UPWARD ? ~0u : r.mode == DOWNWARD ? 0 : random_word(constants, ELEMENT(i, j)) |
+                                                                                       (r.mode == NEARNESS);
 #pragma unroll 1
         for (int group = 0; group < CHUNK; group += 8) {
 #pragma unroll(WAY == ANY || MANY ? 1 : 8)
@@ -201,8 +205,8 @@ template <typename T, int WAY, bool MANY, typename SUM> DEVICE void sum_products
                             const T down = directed(DOWNWARD, FMA, a, b, chain[i][j]);
                             chain[i][j] = word[i][j] & (0x80000000u >> k8) ? up : down;
                         } else {
-                            if (r.mode == NEARNESS) word[i][j] = random_word(constants[k], ELEMENT(i, j));
                             chain[i][j] = operate(r, FMA, a, b, chain[i][j], word[i][j], k);
+                            if (r.mode == NEARNESS) word[i][j] *= STEP;
                         }
                     }
                 if (MANY && segment < segments && from + k + 1 == segment_end[segment]) {

@@ -17,10 +17,6 @@ typedef uint64_t bits_f64;
 
 #include "precision.h"
 
-#include "directed.h"
-
-#include "elementwise.h"
-
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64
 #define MAX_TILE 8
@@ -31,6 +27,12 @@ typedef uint64_t bits_f64;
 #define VECTOR_BYTES 16
 #define MAX_TILE 4
 #endif
+
+#include "narrow.h"
+
+#include "directed.h"
+
+#include "elementwise.h"
 
 #include "functions.h"
 

@@ -108,7 +108,7 @@ static number perturbed(const rounding *r, control base, int operation, int type
                         number b, number c) {
     number out;
     if (r->mode == NEARNESS) {
-        const uint32_t word = random_word(block_constants(r->key, (uint64_t)index), element);
+        const uint32_t word = draw(block_constants(r->key, (uint64_t)(index >> 5)), element, index);
         control_set(control_with(base, NEAREST, r->flush));
         if (type == FLOAT32 && reduced(r))
             out.f32 = fit_stochastic(r, operate_f64(operation, operation == NARROW ? a.f64 : a.f32, b.f32, c.f32), word);

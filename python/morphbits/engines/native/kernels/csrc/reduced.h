@@ -56,7 +56,7 @@ static inline __attribute__((always_inline)) RV reduced_fma(const reduced_plan *
 
 static inline RW reduced_draw(const reduced_plan *p, const int mode, int64_t index, RW element) {
     if (mode != RANDOM && mode != NEARNESS) return (RW){0};
-    return word_vector_f32(p->block[mode == RANDOM ? index >> 5 : index], element);
+    return word_for_f32(mode, p->block, index, element);
 }
 
 static inline __attribute__((always_inline)) void reduced_tile(const reduced_plan *p, const int mode, const int tile,
@@ -76,10 +76,12 @@ static inline __attribute__((always_inline)) void reduced_tile(const reduced_pla
         for (const int64_t start = t, end = c->segment_end[s]; t < end; ++t) {
             const RV w = *(const RV *)(weight + t * REDUCED_LANES);
             const float *x = input + p->offset[t];
-            if (mode == NEARNESS || t == start || t % 32 == 0)
+            if (t == start || t % 32 == 0)
                 for (int i = 0; i < tile; ++i) word[i] = reduced_draw(p, mode, t, element[i]);
-            for (int i = 0; i < tile; ++i)
+            for (int i = 0; i < tile; ++i) {
                 chain[i] = reduced_fma(p, mode, splat_f32(x[i * p->voxel_step]), w, chain[i], word[i], t);
+                if (mode == NEARNESS) word[i] *= STEP;
+            }
         }
         for (int i = 0; i < tile; ++i)
             if (s > 0) total[i] = REDUCED_ADD(total[i], chain[i], c->terms + s);
@@ -128,7 +130,7 @@ static int convolve_reduced(const rounding *r, const convolution_call *c) {
     int64_t padded[3];
     for (int d = 0; d < 3; ++d) padded[d] = c->size_in[d] + 2 * c->padding[d];
     const int64_t row = padded[2], plane = padded[1] * row, volume = padded[0] * plane;
-    const int64_t voxels = c->size_out[0] * c->size_out[1] * c->size_out[2], draws = terms + c->segments + 1;
+    const int64_t voxels = c->size_out[0] * c->size_out[1] * c->size_out[2], draws = (terms + c->segments) / 32 + 1;
     float *image = calloc((size_t)(c->batch * in * volume), sizeof(float));
     float *weight = calloc((size_t)(lanes * terms), sizeof(float)), *bias = calloc((size_t)lanes, sizeof(float));
     int64_t *offset = malloc(sizeof(int64_t) * (size_t)terms);

@@ -36,9 +36,10 @@ static inline double add_directed_f64(double a, double b, int up) {
         const T *source = (const T *)c->source + o * c->count;                                                             \
         T *out = (T *)c->output + o * c->size;                                                                             \
         word_block block = {0, 0, 0};                                                                                      \
+        uint32_t power = 1;                                                                                                \
         for (int64_t j = 0; j < c->count; ++j) {                                                                           \
-            if (r->mode == NEARNESS || (j & 31) == 0)                                                                      \
-                block = block_constants(r->key, (uint64_t)(r->mode == NEARNESS ? j : j >> 5));                             \
+            if ((j & 31) == 0) block = block_constants(r->key, (uint64_t)(j >> 5));                                        \
+            power = (j & 31) == 0 ? 1 : power * STEP;                                                                      \
             const int64_t at = index[j];                                                                                   \
             if (at < begin || at >= end) continue;                                                                         \
             const T a = out[at], b = source[j];                                                                            \
@@ -48,7 +49,8 @@ static inline double add_directed_f64(double a, double b, int up) {
             } else if (r->mode == UPWARD || r->mode == DOWNWARD) {                                                         \
                 sum = add_directed_##suffix(a, b, r->mode == UPWARD);                                                      \
             } else {                                                                                                       \
-                const uint32_t word = random_word(block, (uint32_t)(o * c->size + at));                                    \
+                uint32_t word = random_word(block, (uint32_t)(o * c->size + at));                                          \
+                if (r->mode == NEARNESS) word = (word | 1) * power;                                                        \
                 sum = r->mode == RANDOM ? add_directed_##suffix(a, b, rounds_up(word, j)) : wide_add;                      \
             }                                                                                                              \
             out[at] = sum == sum ? sum : (T)NAN;                                                                           \

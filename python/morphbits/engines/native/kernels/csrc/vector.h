@@ -104,48 +104,140 @@ static inline V S(add_random)(V a, V b, S(direction) d) {
 }
 #endif
 
+/* ---- mode NEARNESS: sums in float64 -------------------------------------------------------------------------------
+ * A `total` is a vector of values of type T, held in float64. Its elements lie in the lanes in the order of `lane_of`, in
+ * which the caller draws their random words, too: float32 fills two vectors of float64, the first half of the elements and
+ * the second, and their draws are the even and the odd lanes of one vector of words, so that one shift lays open each. */
+
 #if defined(SINGLE)
-/* stochastic_f32 for a vector; the lanes that are subnormal or not finite take the scalar way. */
-typedef double S(wide) __attribute__((vector_size(8 * LANES), may_alias));
-typedef uint64_t S(wide_bits) __attribute__((vector_size(8 * LANES), may_alias));
-static inline V S(stochastic_vector)(S(wide) exact, W word) {
-    const S(wide_bits) u = (S(wide_bits))exact, magnitude = u & ~(UINT64_C(1) << 63);
-    const uint64_t least = UINT64_C(0x3810000000000000); /* 2^-126 */
-    const S(wide_bits) odd = (S(wide_bits))(magnitude - least >= UINT64_C(0x7ff0000000000000) - least) & magnitude;
-    uint64_t any = 0;
-    for (int l = 0; l < LANES; ++l) any |= odd[l];
-    V out;
-    if (any)
-        for (int l = 0; l < LANES; ++l) out[l] = stochastic_f32(exact[l], word[l]);
-    else
-        out = __builtin_convertvector(
-            (S(wide))((u + __builtin_convertvector(word >> 3, S(wide_bits))) & ~((UINT64_C(1) << 29) - 1)), V);
-    return out;
+#define HALF (LANES / 2)
+typedef double S(wide) __attribute__((vector_size(8 * HALF), aligned(8), may_alias));
+typedef uint64_t S(wide_bits) __attribute__((vector_size(8 * HALF), may_alias));
+typedef float S(half) __attribute__((vector_size(4 * HALF), aligned(4), may_alias));
+typedef struct {
+    S(wide) low, high;
+} S(total);
+static inline int S(lane_of)(int lane) { return lane / 2 + lane % 2 * HALF; }
+
+static inline S(total) S(widened)(V x) {
+    const union { V whole; S(half) part[2]; } u = {x};
+    return (S(total)){__builtin_convertvector(u.part[0], S(wide)), __builtin_convertvector(u.part[1], S(wide))};
 }
-#define WIDE(x) __builtin_convertvector(x, S(wide))
-static inline V S(add_stochastic)(V a, V b, W word) { return S(stochastic_vector)(WIDE(a) + WIDE(b), word); }
-static inline V S(fma_stochastic)(V a, V b, V c, W word) { return S(stochastic_vector)(WIDE(a) * WIDE(b) + WIDE(c), word); }
-#undef WIDE
+static inline V S(narrowed)(S(total) x) { /* of values of float32 */
+    union { V whole; S(half) part[2]; } u;
+    u.part[0] = __builtin_convertvector(x.low, S(half)), u.part[1] = __builtin_convertvector(x.high, S(half));
+    return u.whole;
+}
+
+static inline int S(any)(S(wide_bits) x) {
+#if defined(__AVX512F__)
+    return _mm512_test_epi64_mask((__m512i)x, (__m512i)x) != 0;
+#elif defined(__AVX2__)
+    return !_mm256_testz_si256((__m256i)x, (__m256i)x);
 #else
-static inline V S(add_stochastic)(V a, V b, W word) {
-    V out;
-    for (int l = 0; l < LANES; ++l) out[l] = stochastic_add_f64(a[l], b[l], word[l]);
-    return out;
+    uint64_t any = 0;
+    for (int l = 0; l < HALF; ++l) any |= x[l];
+    return any != 0;
+#endif
 }
-static inline V S(fma_stochastic)(V a, V b, V c, W word) {
-    V out;
-    for (int l = 0; l < LANES; ++l) out[l] = stochastic_fma_f64(a[l], b[l], c[l], word[l]);
-    return out;
+
+/* stochastic_f32 of each lane, by adding the draw to the 29 bits that then fall off. `careful`: lanes that may be subnormal
+ * or overflow, or are not finite, take the scalar way. */
+static inline __attribute__((always_inline)) S(wide) S(drop_bits)(S(wide) exact, S(wide_bits) draw, const int careful) {
+    if (careful) {
+        const uint64_t least = UINT64_C(0x3810000000000000), largest = UINT64_C(0x47efffffe0000000); /* 2^-126, 2^128 - 2^104 */
+        const S(wide_bits) magnitude = (S(wide_bits))exact & INT64_MAX;
+        if (S(any)((S(wide_bits))(magnitude - least > largest - least) & magnitude)) {
+            for (int l = 0; l < HALF; ++l) exact[l] = stochastic_f32(exact[l], (uint32_t)draw[l] << 3);
+            return exact;
+        }
+    }
+    return (S(wide))(((S(wide_bits))exact + draw) & ~((UINT64_C(1) << 29) - 1));
+}
+static inline __attribute__((always_inline)) S(total) S(drop)(S(total) exact, W word, const int careful) {
+#if defined(__AVX512F__)
+    const S(wide_bits) even = (S(wide_bits))_mm512_maskz_srli_epi32(0x5555, (__m512i)word, 3);
+#else
+    const S(wide_bits) even = ((S(wide_bits))word & 0xffffffffu) >> 3;
+#endif
+    const S(wide_bits) odd = (S(wide_bits))word >> 35;
+    return (S(total)){S(drop_bits)(exact.low, even, careful), S(drop_bits)(exact.high, odd, careful)};
+}
+
+static inline S(wide) S(wide_splat)(double x) {
+#if defined(__AVX512F__)
+    return (S(wide))_mm512_set1_pd(x);
+#elif defined(__AVX2__)
+    return (S(wide))_mm256_set1_pd(x);
+#else
+    return (S(wide)){x, x};
+#endif
+}
+/* A product of two float32 is exact in float64, so that with or without a fused instruction the sum is rounded once. */
+static inline S(wide) S(wide_fma)(S(wide) a, S(wide) b, S(wide) c) {
+#if defined(__AVX512F__)
+    return (S(wide))_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__AVX2__)
+    return (S(wide))_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#else
+    return a * b + c;
+#endif
+}
+/* total + a·b[0], b[1], …, the elements in their own order */
+static inline __attribute__((always_inline)) S(total) S(fma_stochastic)(double a, const double *b, S(total) c, W word,
+                                                                        const int careful) {
+    const S(wide) number = S(wide_splat)(a);
+    const S(total) exact = {S(wide_fma)(number, *(const S(wide) *)b, c.low), S(wide_fma)(number, *(const S(wide) *)(b + HALF), c.high)};
+    return S(drop)(exact, word, careful);
+}
+static inline __attribute__((always_inline)) S(total) S(add_totals)(S(total) a, S(total) b, W word, const int careful) {
+    return S(drop)((S(total)){a.low + b.low, a.high + b.high}, word, careful);
+}
+static inline __attribute__((always_inline)) S(total) S(mul_totals)(S(total) a, S(total) b, W word, const int careful) {
+    return S(drop)((S(total)){a.low * b.low, a.high * b.high}, word, careful);
+}
+static inline V S(add_stochastic)(V a, V b, W word) {
+    return S(narrowed)(S(add_totals)(S(widened)(a), S(widened)(b), word, 1));
+}
+static inline V S(mul_stochastic)(V a, V b, W word) {
+    return S(narrowed)(S(mul_totals)(S(widened)(a), S(widened)(b), word, 1));
+}
+#undef HALF
+#else
+typedef V S(total);
+static inline int S(lane_of)(int lane) { return lane; }
+static inline V S(narrowed)(V x) { return x; }
+
+/* step_f64 of each lane */
+static inline V S(step_across)(V nearest, V remainder, W word) {
+    const I zero = (I)(nearest == 0), above = (I)(remainder > 0), positive = (I)(nearest > 0) | (zero & above);
+    const I least = (I)S(splat)(0x1p-1074) | ((I)remainder & MINUS_ZERO), next = (I)nearest + ((~(above ^ positive) & 2) - 1);
+    const V other = (V)((least & zero) | (next & ~zero)), ratio = remainder / (other - nearest);
+    const I steps = (I)(__builtin_convertvector(word, V) * 0x1p-32 < ratio) & (I)(remainder != 0) & (I)(nearest - nearest == 0);
+    return (V)(((I)other & steps) | ((I)nearest & ~steps));
+}
+static inline V S(add_stochastic)(V a, V b, W word) {
+    const V s = a + b, t = s - a;
+    return S(step_across)(s, (a - (s - t)) + (b - t), word);
+}
+static inline V S(mul_stochastic)(V a, V b, W word) {
+    const V p = a * b;
+    return S(step_across)(p, S(fma_vector)(a, b, (V)((I)p ^ MINUS_ZERO)), word);
+}
+static inline V S(fma_stochastic)(double number, const double *b, V c, W word, const int careful) {
+    (void)careful;
+    const V a = S(splat)(number), w = *(const V *)b, s = S(fma_vector)(a, w, c), p = a * w;
+    const V low = S(fma_vector)(a, w, (V)((I)p ^ MINUS_ZERO)), q = p + c, t = q - p, rest = (p - (q - t)) + (c - t);
+    return S(step_across)(s, (q - s) + (rest + low), word);
 }
 #endif
 
 static inline V S(positive_zero)(V x) { return (V)((I)x & ~(I)((I)x == (I){0} + MINUS_ZERO)); }
 
-/* The least exponent among the values that are not zero: with both of a convolution's, no product or sum of its chains
- * can underflow when `S(safe)` says so (every partial sum is a multiple of the least product of last places), and then
- * a chain's -0 is an exact cancellation. */
-static inline S(bits) S(least)(int64_t n, const T *x) {
-    S(bits) least = ~(S(bits))0;
+/* The least of the values that are not zero and of `least`, as bits: with both of a convolution's, no product or sum of its
+ * chains can underflow when their exponents add up to SAFE_EXPONENT (every partial sum is a multiple of the least product of
+ * last places), and then a chain's -0 is an exact cancellation. */
+static inline S(bits) S(least)(int64_t n, const T *x, S(bits) least) {
     for (int64_t i = 0; i < n; ++i) {
         const S(bits) magnitude = (((const S(bits) *)x)[i] & ~MINUS_ZERO) - 1; /* zero wraps to the greatest */
         least = magnitude < least ? magnitude : least;
@@ -153,6 +245,28 @@ static inline S(bits) S(least)(int64_t n, const T *x) {
     return least;
 }
 static inline int64_t S(exponent)(S(bits) least) { return (int64_t)(least >> MANTISSA) - BIAS; }
+static inline S(bits) S(largest)(int64_t n, const T *x, S(bits) largest) {
+    for (int64_t i = 0; i < n; ++i) {
+        const S(bits) magnitude = ((const S(bits) *)x)[i] & ~MINUS_ZERO;
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    return largest;
+}
+/* Whether no chain of `terms` products of numbers up to these can overflow: a product is below 2^(exponents + 2), and n
+ * roundings enlarge a sum by less than 2 while n < 2^22. */
+static inline int S(bounded)(S(bits) largest, S(bits) other, int64_t terms) {
+    const int64_t doublings = 64 - __builtin_clzll((unsigned long long)terms | 1);
+    return terms < 1 << 22 && S(exponent)(largest) + S(exponent)(other) + 2 + doublings + 1 <= BIAS;
+}
+
+/* Numbers as a kernel of sums of products reads them in mode NEARNESS: as float64, subnormal ones of float32 flushed where
+ * asked (those of float64 are flushed by the processor). */
+static inline void S(lay_wide)(int64_t n, const T *from, double *to, int64_t step, int flush) {
+    for (int64_t i = 0; i < n; ++i) {
+        const double x = (double)from[i];
+        to[i * step] = sizeof(T) == 4 && flush && __builtin_fabs(x) < 0x1p-126 ? __builtin_copysign(0, x) : x;
+    }
+}
 
 /* ---- multiplication, and an operation of any mode, for the kernels other than convolution ---- */
 #if !defined(DIRECTED)
@@ -166,23 +280,14 @@ static inline V S(mul_random)(V a, V b, S(direction) d) {
     return S(pick_directed)(up, down, d, 1);
 }
 #endif
-#if defined(SINGLE)
-static inline V S(mul_stochastic)(V a, V b, W word) {
-    return S(stochastic_vector)(__builtin_convertvector(a, S(wide)) * __builtin_convertvector(b, S(wide)), word);
-}
-#else
-static inline V S(mul_stochastic)(V a, V b, W word) {
-    V out;
-    for (int l = 0; l < LANES; ++l) out[l] = stochastic_mul_f64(a[l], b[l], word[l]);
-    return out;
-}
-#endif
-
-/* The random word of operation `index` of each element; upward and downward are random with all bits alike. */
+/* The random word of operation `index` of each element, in mode NEARNESS its draw; upward and downward are random with all
+ * bits alike. */
 static inline W S(word_for)(int mode, const word_block *block, int64_t index, W element) {
     if (mode == UPWARD) return (W){0} - 1u;
     if (mode == DOWNWARD) return (W){0};
-    return S(word_vector)(block[mode == RANDOM ? index >> 5 : index], element);
+    const W word = S(word_vector)(block[index >> 5], element);
+    if (mode == NEARNESS) return (word | 1) * step_power(index);
+    return word;
 }
 
 static inline V S(one_nan)(V x) {
