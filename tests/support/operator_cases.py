@@ -733,6 +733,52 @@ def _more_functions() -> list[Case]:
     ]
 
 
+def _solvers() -> list[Case]:
+    """Matrices far from singular, stored by rows and by columns, alone and in batches."""
+
+    def far(x: Tensor) -> Tensor:
+        return x + 3 * torch.eye(x.shape[-1], dtype=x.dtype)
+
+    def definite(x: Tensor) -> Tensor:
+        return x @ x.mT + torch.eye(x.shape[-1], dtype=x.dtype)
+
+    lower = torch.linalg.solve_triangular
+    one: dict[str, Callable[..., Tensor]] = {
+        "inverse": lambda x: torch.linalg.inv(far(x)),
+        "inverse by columns": lambda x: torch.linalg.inv(far(x).mT),
+        "determinant": lambda x: torch.linalg.det(far(x)),
+        "determinant with exchanges": lambda x: torch.linalg.det(far(x).flip(-1)),
+        "cholesky": lambda x: torch.linalg.cholesky(definite(x)),
+        "cholesky, upper": lambda x: torch.linalg.cholesky(definite(x), upper=True),
+    }
+    two: dict[str, Callable[..., Tensor]] = {
+        "solve": lambda x, y: torch.linalg.solve(far(x).flip(-1), y),
+        "solve by columns": lambda x, y: torch.linalg.solve(far(x).mT, y),
+        "solve from the right": lambda x, y: torch.linalg.solve(far(x), y.mT, left=False),
+        "solve lower": lambda x, y: lower(far(x).tril(), y, upper=False),
+        "solve upper from the right": lambda x, y: lower(
+            far(x).triu(), y.mT, upper=True, left=False
+        ),
+        "solve with ones on the diagonal": lambda x, y: lower(
+            x.tril(), y, upper=False, unitriangular=True
+        ),
+    }
+    return [
+        *(
+            Case(f"{n} {s}", f, (s,), positive=True)
+            for n, f in one.items()
+            for s in ((4, 4), (2, 3, 3))
+        ),
+        *(Case(n, f, ((3, 4, 4), (3, 4, 2)), positive=True) for n, f in two.items()),
+        Case(
+            "solve for a vector",
+            lambda x, y: torch.linalg.solve(far(x), y),
+            ((4, 4), (4,)),
+            positive=True,
+        ),
+    ]
+
+
 def _second(x: Tensor, y: Tensor) -> Tensor:
     """Of zeros that torch does not store, and of sums of a single number."""
     out = F.softsign(x) * F.huber_loss(x, y) + x.sgn() * x.exp()
@@ -754,4 +800,5 @@ CASES += [
     *_more_losses(),
     *_more_scattering(),
     *_more_functions(),
+    *_solvers(),
 ]

@@ -10,11 +10,10 @@ from __future__ import annotations
 REFUSED: dict[str, str] = {
     "discrete Fourier transforms": "_fft_c2c _fft_c2r _fft_r2c",
     "solvers and decompositions of linear algebra": """
-        _linalg_det _linalg_eigh _linalg_slogdet _linalg_solve_ex _linalg_svd cholesky
-        cholesky_inverse cholesky_solve geqrf linalg_cholesky_ex linalg_eig
-        linalg_householder_product linalg_inv_ex linalg_ldl_factor_ex linalg_ldl_solve
-        linalg_lstsq linalg_lu linalg_lu_factor_ex linalg_lu_solve linalg_matrix_exp linalg_pinv
-        linalg_qr linalg_solve_triangular ormqr triangular_solve
+        _linalg_eigh _linalg_slogdet _linalg_svd cholesky cholesky_inverse cholesky_solve geqrf
+        linalg_eig linalg_householder_product linalg_ldl_factor_ex linalg_ldl_solve linalg_lstsq
+        linalg_lu linalg_lu_factor_ex linalg_matrix_exp linalg_pinv linalg_qr ormqr
+        triangular_solve
     """,
     "functions of which no kernel of the C library is the same": """
         i0 i0_ igamma igamma_ igammac igammac_ polygamma special_airy_ai special_bessel_j0

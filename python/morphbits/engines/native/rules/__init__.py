@@ -18,6 +18,7 @@ from morphbits.engines.native.rules import (
     reductions,
     resampling,
     scattering,
+    solvers,
     values,
 )
 
@@ -39,5 +40,6 @@ __all__ = [
     "reductions",
     "resampling",
     "scattering",
+    "solvers",
     "values",
 ]

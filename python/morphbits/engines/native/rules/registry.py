@@ -55,7 +55,7 @@ PASS = frozenset(
     _aminmax _assert_async _chunk_cat _conj _conj_copy _conj_physical _cummax_helper
     _cummin_helper _foreach_clone _foreach_frac _foreach_frac_ _foreach_max _foreach_zero
     _functional_assert_async _fw_primal_copy _has_same_storage_numel _is_all_true _is_any_true
-    _lazy_clone _local_scalar_dense _make_dual_copy _neg_view _neg_view_copy
+    _lazy_clone _linalg_check_errors _local_scalar_dense _make_dual_copy _neg_view _neg_view_copy
     _new_zeros_with_same_feature_meta _pack_padded_sequence _pin_memory _record_function_enter_new
     _record_function_exit _reshape_alias _reshape_alias_copy _reshape_copy _resize_output_ _stack
     _unique _unique2 _unsafe_index _unsafe_masked_index _unsafe_view _upsample_nearest_exact1d

@@ -50,6 +50,7 @@ _KERNELS = {
     "reductions": "chains, elementwise",
     "resampling": "elementwise, chains; scattered additions",
     "scattering": "scattered additions",
+    "solvers": "elementwise, chains",
     "values": "elementwise",
 }
 
