@@ -32,7 +32,8 @@ with_tensorflow = -c pyproject.toml $$(grep -rl --include='test_*.py' mark.tenso
 .PHONY: inference
 inference: $(stamp) ## register SUBJECTS x RUNS samples, then significance and the report
 	$(morphbits) inference $(call options,SUBJECTS RUNS ENGINE MODE DATASET FIXED BIDS_FILTER SIZE MODEL EXPERIMENT SEED \
-		JOBS THREADS ACCUMULATION PRECISION PERTURB SUBNORMALS REGION LIBM ONEDNN ALIGN MODEL_ORIENTATION ORIENTATION NAN \
+		JOBS THREADS ACCUMULATION PRECISION PERTURB SUBNORMALS REGION LIBM ONEDNN ALIGN MODEL_ORIENTATION EXTENT \
+		REGULARIZATION ORIENTATION NAN \
 		FRAMEWORK DATA RESULTS EXECUTOR SLURM_OPTIONS SLURM_CONTAINER TASK_SAMPLES) $(call off,WAIT) $(call flag,CROP) $(call flag,DRY_RUN) $(call flag,YES)
 
 .PHONY: paper
@@ -66,7 +67,8 @@ orders: $(stamp) ## how much the order of additions in convolutions changes, com
 
 layers = $(morphbits) layers
 layer_options = $(call options,SUBJECT RUNS MODE ACCUMULATION SUBNORMALS DATASET FIXED BIDS_FILTER SIZE MODEL ALIGN \
-	MODEL_ORIENTATION ORIENTATION NAN EXPERIMENT SEED THREADS DATA RESULTS) $(call flag,CROP) $(call flag,NOTES)
+	MODEL_ORIENTATION EXTENT REGULARIZATION ORIENTATION NAN EXPERIMENT SEED THREADS DATA RESULTS) $(call flag,CROP) \
+	$(call flag,NOTES)
 
 .PHONY: verrou-sanity
 verrou-sanity: $(stamp) ## check in seconds that Verrou perturbs what it should and nothing else (VERROU_PREFIX)
@@ -136,7 +138,7 @@ preprocess: $(stamp) ## turn CoRR's raw heads into brains on the template's grid
 	$(morphbits) preprocess $(call options,SUBJECTS TABLE ROUTE SIZE ORIENTATION NAN JOBS DATA)
 
 .PHONY: models
-models: $(stamp) ## download the two published SynthMorph models and the study's fixed image
+models: $(stamp) ## download the published SynthMorph models (2022, and FreeSurfer 8's: 3.6 GB)
 	$(morphbits) models $(call options,DATA)
 
 ##@ Develop
@@ -264,7 +266,7 @@ DATASET ?=       ## auto, phantom, corr or the folder of a BIDS dataset
 FIXED ?=         ## fixed image for a BIDS dataset (default: the one in its derivatives/*/tpl-*/)
 BIDS_FILTER ?=   ## which images of a BIDS dataset: 'ses-1 acq-mprage'; 'no-run run-1': no run, or run 1
 SIZE ?=          ## voxel size of phantoms (also in trainings) and of preprocess: 4mm, 2mm or 1mm
-MODEL ?=         ## an .h5 file in voxelmorph's format (default: the demo model)
+MODEL ?=         ## an .h5 file; joint, affine, rigid, deform; package.module:function (default: demo model)
 EXPERIMENT ?=    ## name of the folder in results/, and of its options in python/experiments/, if any
 SEED ?=          ## the number from which all random seeds are derived
 JOBS ?=          ## how many samples, images or trainings at a time
@@ -277,6 +279,8 @@ REGION ?=        ## what Verrou perturbs: registration, or process
 LIBM ?=          ## Verrou: functions of the C library are perturbed, or excluded
 ONEDNN ?=        ## kernels of TensorFlow: on (oneDNN's) or off (its own)
 ALIGN ?=         ## how moving and fixed image are aligned first: header, centre or auto
+EXTENT ?=        ## joint, affine, rigid, deform: edge of the cube that the network sees, 256 or 192 mm
+REGULARIZATION ?= ## joint, deform: how smooth the warp is, 0 to 1 (default: 0.5)
 MODEL_ORIENTATION ?= ## axes the model was trained in, e.g. RAS or LIA; fixed: those of the fixed file
 ORIENTATION ?=   ## axes of images whose files do not give them, e.g. LAS (left, anterior, superior)
 NAN ?=           ## number that replaces voxels that are NaN or infinite

@@ -22,6 +22,7 @@ _SPECIAL = {
     "accumulation": st.sampled_from(["sequential", "direct", "blocked:1", "blocked:192", "probe"]),
     "precision": st.sampled_from(["2", "9", "10", "24", "float16", "bfloat16", "tf32"]),
     "perturb": st.sampled_from(["all", "only:flow", "except:encoder-1,flow"]),
+    "extent": st.sampled_from([64, 192, 256]),
     "model_orientation": st.sampled_from(["auto", "fixed", "RAS", "PIL"]),
     "orientation": st.sampled_from(["", "LAS", "RAS", "PIR"]),
     "experiment": st.from_regex(r"([A-Za-z0-9][A-Za-z0-9._-]*)?", fullmatch=True),
@@ -52,6 +53,7 @@ def values_of(cls: type, spec: dataclasses.Field[Any]) -> st.SearchStrategy[Any]
 def another_value(spec: dataclasses.Field[Any]) -> Any:
     """A valid value of an option that is not its default."""
     examples = {"accumulation": "blocked:192", "precision": "bfloat16", "perturb": "only:flow"}
+    examples |= {"extent": 192, "regularization": 0.25}
     if spec.name in examples:
         return examples[spec.name]
     if spec.metadata["choices"]:

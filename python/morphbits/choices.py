@@ -68,6 +68,13 @@ def model_orientation(value: str) -> str:
     return value
 
 
+def extent(value: int) -> int:
+    """Voxels along an edge of a cube that a network of five halvings takes."""
+    if not 64 <= value <= 512 or value % 32:
+        raise ValueError(f"must be a multiple of 32 from 64 to 512, not {value}")
+    return value
+
+
 def stages(value: str) -> tuple[str, frozenset[str]]:
     """A selection of stages as (all, only or except; names)."""
     name = r"[A-Za-z0-9][A-Za-z0-9._-]*"

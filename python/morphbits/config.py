@@ -31,6 +31,7 @@ PERTURBING = ("native", "verrou")
 REGIONS = ("registration", "process")
 LIBM = ("perturbed", "excluded")
 ALIGNMENTS = ("auto", "header", "centre")
+FREESURFER_MODELS = ("joint", "affine", "rigid", "deform")  # of mri_synthmorph
 DEMO_MODEL = Path(__file__).parent / "models" / "demo.h5"
 # in a clone a link to python/experiments
 EXPERIMENTS = (Path(__file__).parent / "experiments").resolve()
@@ -44,12 +45,13 @@ def option(
     help: str,
     *,
     choices: tuple[str, ...] = (),
-    parse: Callable[[str], object] | None = None,
+    parse: Callable[[Any], object] | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
     engines: tuple[str, ...] = (),
     frameworks: tuple[str, ...] = (),
     modes: tuple[str, ...] = (),
+    models: tuple[str, ...] = (),
     harmless: Callable[[Any], bool] = lambda value: False,
     hashed: Hashed = "always",
     named: str | Callable[[Any], str] = "",
@@ -60,9 +62,9 @@ def option(
     Values: one of `choices`; what `parse` takes (it raises ValueError with what is allowed in
     words); numbers from `minimum` to `maximum`.
 
-    Where it has an effect: under these `engines`, in these `frameworks`, in these `modes`
-    (empty: in all). Elsewhere it is neither in hash nor name, and another value than the default
-    is refused, unless it is `harmless`.
+    Where it has an effect: under these `engines`, in these `frameworks`, in these `modes`, with
+    these `models` (empty: in all). Elsewhere it is neither in hash nor name, and another value
+    than the default is refused, unless it is `harmless`.
 
     What is made of it where it has an effect: a key of the configuration's hash (`hashed`: always,
     never, or only where it is changed from its default, which keeps the hashes there are when an
@@ -237,6 +239,26 @@ class Arithmetic(Perturbation, Reading):
         named="axes-{}",
         label="the model's axes",
     )
+    extent: int = option(
+        256,
+        "joint, affine, rigid, deform: edge of the cube of 1 mm voxels that the network sees; "
+        "mri_synthmorph has 256 or 192, multiples of 32 are possible",
+        parse=choices.extent,
+        models=FREESURFER_MODELS,
+        hashed="never",  # it is, with the model, as `Model.identity` says it
+        named="extent-{}",
+        label="edge of the network's cube, mm",
+    )
+    regularization: float = option(
+        0.5,
+        "joint, deform: how smooth the warp is, 0 to 1, for which the hypernetwork is evaluated",
+        minimum=0,
+        maximum=1,
+        models=("joint", "deform"),
+        hashed="never",  # as extent
+        named="regularization-{:g}",
+        label="regularization",
+    )
     crop: bool = option(
         False,
         "leave out the borders of the fixed grid where both images are at their minimum; with a "
@@ -303,7 +325,11 @@ class ExperimentConfig(Arithmetic):
         named="{}",
     )
     size: str = option("2mm", "voxel size of the phantom dataset", choices=("4mm", "2mm", "1mm"))
-    model: Path = option(DEMO_MODEL, "voxelmorph .h5 weights; the default is the demo model")
+    model: Path = option(
+        DEMO_MODEL,
+        "voxelmorph .h5 weights; joint, affine, rigid or deform (FreeSurfer 8's mri_synthmorph); "
+        "or package.module:function for another network; the default is the demo model",
+    )
     subjects: int = option(
         3, "number of subjects, from the first of the dataset", minimum=1, maximum=100_000
     )
@@ -385,10 +411,12 @@ def _experiment_name(value: str) -> None:
 def has_effect(config: Any, spec: dataclasses.Field[Any]) -> bool:
     """Whether the option does anything in this configuration: see `option`."""
     belongs = {"engine": "engines", "framework": "frameworks", "mode": "modes"}
+    models = spec.metadata["models"]
+    told = hasattr(config, "model")  # a registration's is told elsewhere; None: the demo model
     return all(
         not spec.metadata[names] or getattr(config, key) in spec.metadata[names]
         for key, names in belongs.items()
-    )
+    ) and (not models or not told or Path(config.model or DEMO_MODEL).name in models)
 
 
 def effective(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -230,7 +230,7 @@ def prepare(
     crop: leave out the part of the fixed grid where both images are at their minimum.
     orientation: axes that the model was trained in (see `axes`), empty for the fixed file's.
     """
-    steps = [*_described("moving", moving), *_described("fixed", fixed)]
+    steps = [*described("moving", moving), *described("fixed", fixed)]
     turn, fixed_affine = Turn(), fixed.affine.copy()
     if orientation:
         turn = turn_to(fixed.affine, orientation)
@@ -324,7 +324,7 @@ def _box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
     return ndimage.find_objects(mask.astype(np.int8))[0]
 
 
-def _described(role: str, image: Image) -> list[str]:
+def described(role: str, image: Image) -> list[str]:
     """What an image is, what was decided in reading it, and what looks wrong with it."""
     shape, sizes = image.data.shape, image.voxel_sizes
     if min(shape) < FEWEST:

@@ -185,4 +185,5 @@ def seconds_estimate(model: Path, voxels: int, config: RegisterConfig) -> float 
     if kind not in SPEEDS or (config.precision, config.perturb) != ("24", "all"):
         return None
     threads = 1 if config.engine == "verrou" else config.threads
-    return open_model(model, config).multiplications(voxels) / SPEEDS[kind] / threads
+    products = open_model(model, config).multiplications(voxels)
+    return None if products is None else products / SPEEDS[kind] / threads

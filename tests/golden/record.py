@@ -32,7 +32,7 @@ from morphbits import bids, engines, provenance, registration
 from morphbits.bids import Dataset, Subject
 from morphbits.config import MODES, ExperimentConfig, RegisterConfig, to_mapping
 from morphbits.images import Image
-from morphbits.models import vxm_dense
+from morphbits.models import keras_files, vxm_dense
 from morphbits.models.weights import Architecture, init_weights, read_weights, save_h5
 from morphbits.report import page
 from morphbits.report.experiment import Experiment, Record
@@ -70,6 +70,8 @@ EXPERIMENTS: list[dict[str, Any]] = [
     NATIVE | {"model_orientation": "LIA"},
     NATIVE | {"model": Path("other.h5")},
     NATIVE | {"model": Path("a folder/it's.h5")},
+    NATIVE | {"model": Path("joint"), "extent": 192, "regularization": 0.25},
+    NATIVE | {"model": Path("mine/rigid")},
     NATIVE | {"subjects": 2, "runs": 10},
     NATIVE | {"size": "4mm"},
     NATIVE | {"size": "1mm", "seed": 3, "mode": "nearness", "accumulation": "direct"},
@@ -124,6 +126,9 @@ def fixed_versions() -> Iterator[None]:
             (provenance, "cpu", lambda: {"name": "PROCESSOR"}),
             (provenance, "file_sha256", lambda path: f"sha256 of {path.name}"),
             (vxm_dense, "model_orientation", lambda path, asked: asked),
+            (keras_files, "affine_layers", lambda path: path.name),
+            (keras_files, "specialized", lambda path, at: f"{path.name} at {at}"),
+            (keras_files, "digest", lambda layers: f"sha256 of {layers}"),
             *((engines.get(name), "version", lambda: "KERNEL") for name in ("native", "verrou")),
         ):
             stack.enter_context(mock.patch.object(module, name, fixed))

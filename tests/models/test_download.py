@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from morphbits.errors import UserError
-from morphbits.models import download
+from morphbits.models import download, mri_synthmorph
 from morphbits.models.download import SUMS, Published, main, obtain, read_sums
 
 WEIGHTS = download.MAGIC[".h5"] + bytes(range(256)) * 9000  # 2.3 MB, more than one block
@@ -95,6 +96,17 @@ def test_another_file_than_recorded_is_refused(server: Server, tmp_path: Path) -
     assert not (tmp_path / "model.h5").exists()
 
 
+def test_another_file_than_published_is_refused_and_not_recorded(
+    server: Server, tmp_path: Path
+) -> None:
+    known = dataclasses.replace(server.published(), sha256="0" * 64)
+    with pytest.raises(UserError, match=rf"the published file {known.sha256}"):
+        obtain(known, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    right = dataclasses.replace(known, sha256=hashlib.sha256(WEIGHTS).hexdigest())
+    assert "recorded in" in obtain(right, tmp_path)
+
+
 def test_a_damaged_file_on_disk_is_refused_and_left_alone(server: Server, tmp_path: Path) -> None:
     obtain(server.published(), tmp_path)
     damaged = WEIGHTS[:-1] + b"!"
@@ -137,6 +149,12 @@ def test_every_file_gets_a_line_when_there_is_no_network(
 
 
 def test_what_is_published_has_an_address_on_the_authors_site() -> None:
-    assert [file.name.split("-")[0] for file in download.PUBLISHED] == ["shapes", "brains", "norm"]
+    assert [file.name for file in download.PUBLISHED if not file.sha256] == [
+        "shapes-dice-vel-3-res-8-16-32-256f.h5",
+        "brains-dice-vel-0.5-res-16-256f.h5",
+        "norm-average_mni305.mgz",
+    ]
+    known = {file.name for file in download.PUBLISHED if len(file.sha256) == 64}
+    assert known == {file for files in mri_synthmorph.FILES.values() for file in files}
     for file in download.PUBLISHED[:2]:
         assert file.url is not None and file.url.endswith("/synthmorph/" + file.name)

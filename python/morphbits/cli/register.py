@@ -24,7 +24,11 @@ def main() -> None:
     parser.add_argument("--moving", type=Path, required=True, help="image to be moved")
     parser.add_argument("--fixed", type=Path, required=True, help="image it is moved to")
     parser.add_argument(
-        "--model", type=Path, default=DEMO_MODEL, help="voxelmorph .h5 weights (default: demo)"
+        "--model",
+        type=Path,
+        default=DEMO_MODEL,
+        help="voxelmorph .h5 weights; joint, affine, rigid or deform (FreeSurfer 8's "
+        "mri_synthmorph); or package.module:function (default: demo)",
     )
     parser.add_argument(
         "--moved",

@@ -2,9 +2,10 @@
 
     morphbits models
 
-The models are those of Hoffmann et al. 2022 (doi:10.1109/TMI.2021.3116879); the image is the one
-that the study (arXiv:2308.01939) registered to. No checksum of them is published: the sha256 of
-the first file seen is recorded in SHA256SUMS beside it, and every later one must match.
+The models are those of Hoffmann et al. 2022 (doi:10.1109/TMI.2021.3116879), and those of
+FreeSurfer 8's mri_synthmorph (doi:10.1162/imag_a_00197; 3.6 GB); the image is the one that the
+study (arXiv:2308.01939) registered to. Where no checksum is known, the sha256 of the first file
+seen is recorded in SHA256SUMS next to it, and every later one must match.
 """
 
 from __future__ import annotations
@@ -34,14 +35,34 @@ class Published:
     name: str
     url: str | None
     what: str
+    sha256: str = ""  # where it is known
 
 
 _SITE = "https://surfer.nmr.mgh.harvard.edu/ftp/data/voxelmorph/synthmorph/"
+_FREESURFER = "https://surfer.nmr.mgh.harvard.edu/docs/synthmorph/"
 _SHAPES = "shapes-dice-vel-3-res-8-16-32-256f.h5"
 _BRAINS = "brains-dice-vel-0.5-res-16-256f.h5"
 PUBLISHED = (
     Published(_SHAPES, _SITE + _SHAPES, "SynthMorph trained on random shapes"),
     Published(_BRAINS, _SITE + _BRAINS, "SynthMorph trained on brain labels, the study's model"),
+    Published(
+        "synthmorph.affine.2.h5",
+        _FREESURFER + "synthmorph.affine.2.h5",
+        "FreeSurfer 8's affine network",
+        "1ac5304b683036e5177f5b4ad38fa09fcbbe7883e742d6fa5bdaedd0e619ced6",
+    ),
+    Published(
+        "synthmorph.rigid.1.h5",
+        _FREESURFER + "synthmorph.rigid.1.h5",
+        "FreeSurfer 8's rigid network",
+        "284c145fce47e98ecf3fdeda2163f646ac3ebb0240e87dd50d71d879f4d5b3af",
+    ),
+    Published(
+        "synthmorph.deform.3.h5",
+        _FREESURFER + "synthmorph.deform.3.h5",
+        "FreeSurfer 8's deformable network, 3.5 GB",
+        "95b367cd30788cc647e4704b650642fc1d70d7e419c20c04f1ba1b2902bc6536",
+    ),
     Published("norm-average_mni305.mgz", None, "the study's fixed image, from its authors"),
 )
 
@@ -53,13 +74,19 @@ def read_sums(folder: Path) -> dict[str, str]:
     return {name: digest for digest, name in (line.split(maxsplit=1) for line in lines)}
 
 
-def check(path: Path, name: str, folder: Path) -> str:
-    """Compare a file with the record under `name`, or make that record; say which."""
+def check(path: Path, published: Published, folder: Path) -> str:
+    """Compare a file with the checksum that is known or recorded, or record it; say which."""
+    name = published.name
     with path.open("rb") as file:
         start = file.read(8)
         if not start.startswith(MAGIC[Path(name).suffix]):
             raise UserError(f"{name} is not a {Path(name).suffix} file (a login page, perhaps?)")
     digest = sha256(path)
+    if published.sha256 not in ("", digest):
+        raise UserError(
+            f"{name} has sha256 {digest}, the published file {published.sha256}: delete it and "
+            "fetch it again"
+        )
     recorded = read_sums(folder).get(name)
     if recorded is None:
         with (folder / SUMS).open("a") as sums:
@@ -90,7 +117,7 @@ def fetch(published: Published, folder: Path) -> str:
                 received = file.tell()
         if expected not in (-1, received):
             raise UserError(f"the connection ended after {received} of {expected} bytes")
-        verdict = check(partial, published.name, folder)
+        verdict = check(partial, published, folder)
         partial.rename(folder / published.name)
         return verdict
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
@@ -103,7 +130,7 @@ def obtain(published: Published, folder: Path) -> str:
     """Have one file in `folder`, checked; UserError says why not and where to put it."""
     path = folder / published.name
     if path.exists():
-        return check(path, published.name, folder)
+        return check(path, published, folder)
     if published.url is None:
         return f"not here, and its address is not known: put it at {path} ({published.what})"
     try:

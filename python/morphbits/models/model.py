@@ -7,11 +7,17 @@ asks for, and its line in `open_model`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from morphbits import choices
 from morphbits.config import Arithmetic
+from morphbits.errors import UserError
 from morphbits.images import Image, Prepared
+from morphbits.models import mri_synthmorph
+from morphbits.models.mri_synthmorph import MriSynthMorph
+from morphbits.models.plugin import Plugin
 from morphbits.models.vxm_dense import VxmDense
 
 
@@ -47,8 +53,8 @@ class Model(Protocol):
         """The torch module: (moving, fixed) → (moved (B, 1, X, Y, Z), warp (B, V, X, Y, Z) in
         voxels of its grid), which announces its parts by `morphbits.stages`."""
 
-    def multiplications(self, voxels: int) -> int:
-        """Of one registration on a grid of so many voxels."""
+    def multiplications(self, voxels: int) -> int | None:
+        """Of one registration on a grid of so many voxels, where that is known."""
 
     def memory(self, voxels: int, engine: str) -> int:
         """Bytes that one registration needs on such a grid, with those of the process."""
@@ -56,4 +62,35 @@ class Model(Protocol):
 
 def open_model(where: Path, config: Arithmetic) -> Model:
     """The model of that name with the options of the configuration."""
-    return VxmDense(where, config)
+    where = located(where)
+    if ":" in where.name:
+        model: Model = Plugin(where, config)
+    elif where.name in mri_synthmorph.FILES:
+        model = MriSynthMorph(where, config)
+    else:
+        model = VxmDense(where, config)
+    if config.framework not in model.frameworks:
+        raise UserError(
+            f"model {where.name} is computed by {' or '.join(model.frameworks)}, not by "
+            f"{config.framework}: leave --framework out"
+        )
+    for spec in fields(Arithmetic):
+        models = spec.metadata["models"]
+        if models and where.name not in models and getattr(config, spec.name) != spec.default:
+            raise UserError(
+                f"--{spec.name} does nothing with model {where.name}; it is for "
+                f"{choices.in_words(models)}: leave it out"
+            )
+    return model
+
+
+def word(where: Path) -> str:
+    """The model in names of experiments."""
+    return where.name.removesuffix(".h5")
+
+
+def located(where: Path) -> Path:
+    """A path that names the model wherever it is read: the folder of `joint` and its like, looked
+    for; others as they are."""
+    alone = where.name in mri_synthmorph.FILES and where.parent == Path()
+    return mri_synthmorph.located(where.name) if alone else where

@@ -8,7 +8,7 @@ notes/decisions/0002-port-order.md.
 
 Methods: `neurite.tf.utils.interpn` and `resize`, `voxelmorph.tf.utils.transform`, `integrate_vec`
 (scaling and squaring, Arsigny et al., MICCAI 2006) and `rescale_dense_transform`, all of version
-0.2.
+0.2; `affine_to_dense_shift`, `compose` and `fill_value` of voxelmorph's branch dev of 2024.
 
 Arrays: B batch, C channels, V warp component (axes X, Y, Z in this order), X Y Z space; float32.
 Warps are displacements in voxels of their own grid: output voxel p takes the value at p + warp(p).
@@ -16,6 +16,7 @@ Warps are displacements in voxels of their own grid: output voxel p takes the va
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -34,19 +35,38 @@ def integrate(svf_BVXYZ: Tensor, steps: int) -> Tensor:
 
 
 def _square(warp_BVXYZ: Tensor) -> Tensor:
-    return warp_BVXYZ + transform(warp_BVXYZ, warp_BVXYZ)
+    return compose(warp_BVXYZ, warp_BVXYZ)
 
 
-def transform(image_BCXYZ: Tensor, warp_BVXYZ: Tensor) -> Tensor:
-    """`image` sampled at p + warp(p), linearly; outside the image its border goes on."""
-    mesh = _mesh([_range(0, n, warp_BVXYZ) for n in warp_BVXYZ.shape[2:]])
-    moved = [
-        _interpolate(
-            image_CXYZ, [p + shift_XYZ for p, shift_XYZ in zip(mesh, warp_VXYZ, strict=True)]
-        )
-        for image_CXYZ, warp_VXYZ in zip(image_BCXYZ, warp_BVXYZ, strict=True)
-    ]
+def transform(image_BCXYZ: Tensor, warp_BVXYZ: Tensor, fill: float | None = None) -> Tensor:
+    """`image` sampled at p + warp(p), linearly, on the grid of the warp; outside the image it is
+    `fill`, or its border goes on."""
+    mesh = _grid(warp_BVXYZ.shape[2:], warp_BVXYZ)
+    moved = []
+    for image_CXYZ, warp_VXYZ in zip(image_BCXYZ, warp_BVXYZ, strict=True):
+        location = [p + shift_XYZ for p, shift_XYZ in zip(mesh, warp_VXYZ, strict=True)]
+        moved_CXYZ = _interpolate(image_CXYZ, location)
+        if fill is not None:
+            ends = zip(location, image_CXYZ.shape[1:], strict=True)
+            outside = [(x < 0) | (x > n - 1) for x, n in ends]
+            moved_CXYZ.masked_fill_(outside[0] | outside[1] | outside[2], fill)
+        moved.append(moved_CXYZ)
     return torch.stack(moved)
+
+
+def dense(matrix_B44: Tensor, shape: Sequence[int], after: Tensor | None = None) -> Tensor:
+    """The warp (B, V, X, Y, Z) of an affine matrix on a grid of `shape`, in its voxels: from p to
+    matrix·p, or to matrix·(p + after(p)) for another warp on that grid."""
+    mesh_V = _grid(shape, matrix_B44)
+    mesh_VN = torch.stack([p.expand(*shape).reshape(-1) for p in mesh_V])
+    points = mesh_VN if after is None else mesh_VN + after.flatten(2)
+    moved_BVN = matrix_B44[:, :3, :3] @ points + matrix_B44[:, :3, 3:]
+    return (moved_BVN - mesh_VN).unflatten(2, tuple(shape))
+
+
+def compose(first_BVXYZ: Tensor, then_BVXYZ: Tensor) -> Tensor:
+    """The warp that leads by `first` and on by `then`, which is sampled where `first` arrives."""
+    return first_BVXYZ + transform(then_BVXYZ, first_BVXYZ)
 
 
 def rescale(warp_BVXYZ: Tensor, factor: int) -> Tensor:
@@ -65,6 +85,11 @@ def _linspace(size: int, points: int, like: Tensor) -> Tensor:
     last = _range(size - 1, size, like)
     delta = last / float(points - 1)
     return torch.cat([torch.zeros_like(last), delta * _range(1, points - 1, like), last])
+
+
+def _grid(shape: Sequence[int], like: Tensor) -> list[Tensor]:
+    """The voxels of a grid along X, Y and Z: they broadcast."""
+    return _mesh([_range(0, n, like) for n in shape])
 
 
 def _mesh(positions: list[Tensor]) -> list[Tensor]:

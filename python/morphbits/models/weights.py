@@ -135,7 +135,7 @@ class Architecture:
 def read_architecture(path: Path | str) -> Architecture:
     """The architecture of the SynthMorph network in `path`; no weight is read."""
     path = Path(path)
-    with _open(path) as file:
+    with open_h5(path) as file:
         return _architecture(path, _model_config(file, path), *_convolutions(file, path))
 
 
@@ -145,7 +145,7 @@ def read_weights(path: Path | str) -> dict[str, np.ndarray]:
     Layers have the names of `Architecture.convolutions`, whatever the file calls them.
     """
     path = Path(path)
-    with _open(path) as file:
+    with open_h5(path) as file:
         config, stored = _model_config(file, path), _convolutions(file, path)
         layers = _architecture(path, config, *stored).convolutions()
         kernels, biases = ([np.asarray(a, dtype=np.float32) for a in arrays] for arrays in stored)
@@ -213,7 +213,7 @@ def _architecture(
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[h5py.File]:
+def open_h5(path: Path) -> Iterator[h5py.File]:
     """`path` opened to read; whatever HDF5 finds wrong with it becomes one sentence."""
     if not path.is_file():
         raise UserError(f"{path}: there is no such model file")
@@ -256,15 +256,7 @@ def _model_config(file: h5py.File, path: Path) -> dict[str, Any]:
 
 def _convolutions(file: h5py.File, path: Path) -> tuple[list[h5py.Dataset], list[h5py.Dataset]]:
     """Kernels and biases in the order Keras saved them, which is the order of execution."""
-    root = file.get("model_weights", file)
-    arrays: list[h5py.Dataset] = []
-    for layer in _names(root, "layer_names"):
-        if layer not in root:
-            raise UserError(f"{path}: layer {layer} is missing; fetch the file again")
-        for name in _names(root[layer], "weight_names"):
-            if name not in root[layer]:
-                raise UserError(f"{path}: weight {name} is missing; fetch the file again")
-            arrays.append(root[layer][name])
+    arrays = [data for _, data in stored(file, path)]
     kernels, biases = arrays[0::2], arrays[1::2]
     ranks = [kernel.ndim for kernel in kernels], [bias.ndim for bias in biases]
     if not kernels or ranks != ([5] * len(kernels), [1] * len(kernels)):
@@ -289,6 +281,18 @@ def _widths(
             "are no SynthMorph network"
         )
     return tuple(given[:levels]), tuple(given[levels:-1])
+
+
+def stored(file: h5py.File, path: Path) -> Iterator[tuple[str, h5py.Dataset]]:
+    """Names and arrays of all weights in a file of Keras, in the order they were saved in."""
+    root = file.get("model_weights", file)
+    for layer in _names(root, "layer_names"):
+        if layer not in root:
+            raise UserError(f"{path}: layer {layer} is missing; fetch the file again")
+        for name in _names(root[layer], "weight_names"):
+            if name not in root[layer]:
+                raise UserError(f"{path}: weight {name} is missing; fetch the file again")
+            yield name, root[layer][name]
 
 
 def _names(group: h5py.Group, attribute: str) -> list[str]:

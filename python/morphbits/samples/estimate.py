@@ -15,7 +15,8 @@ import numpy as np
 from morphbits import bids
 from morphbits.errors import UserError
 from morphbits.machine import cores, memory_free
-from morphbits.models.model import Model
+from morphbits.models.model import Model, open_model
+from morphbits.registration import SPEEDS, seconds_estimate
 from morphbits.samples.matrix import Unit
 from morphbits.samples.runner import Worker, alone, key_of
 from morphbits.stats.significance import METHODS, significant_bits
@@ -112,12 +113,17 @@ def _probed(unit: Unit, voxels: int) -> Cost:
     """Of such a unit on a grid of ``voxels``: a line through two measured units. The first units
     of a process also pay for its start, for loading and tracing; where a process makes one unit,
     every unit does."""
+    model = open_model(unit.model, unit.config)
+    least, most = (size**3 for size in TRIALS)
+    if model.voxels(TRIALS[:1] * 3) == model.voxels(TRIALS[1:] * 3):  # however small the images
+        seconds = seconds_estimate(unit.model, voxels, unit.config)
+        slowest = (model.multiplications(voxels) or 0) / min(SPEEDS.values())
+        return Cost(STARTS[unit.config.framework], slowest if seconds is None else seconds)
     if alone(unit):
         first = small = next(_trials(unit, TRIALS[:1]))
         large = next(_trials(unit, TRIALS[1:]))
     else:
         first, _, small, large = _trials(unit, [*TRIALS, *TRIALS])
-    least, most = (size**3 for size in TRIALS)
     each = large + max(large - small, 0.0) / (most - least) * max(voxels - most, 0)
     return Cost(max(first - small, 0.0), each)
 

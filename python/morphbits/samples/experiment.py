@@ -29,7 +29,7 @@ from morphbits.config import (
 from morphbits.datasets import derivative, selection
 from morphbits.engines import verrou
 from morphbits.errors import UserError
-from morphbits.models.model import Model, open_model
+from morphbits.models.model import Model, open_model, word
 from morphbits.samples import estimate, matrix, runner, slurm
 from morphbits.samples.matrix import Unit
 
@@ -85,7 +85,7 @@ def default_name(settings: ExperimentConfig, dataset: Dataset) -> str:
         settings.engine,
         *([] if settings.engine == "ieee" else [settings.mode]),
         dataset.name,
-        settings.model.stem,
+        word(settings.model),
         *name_words(settings),
     ]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(words))

@@ -23,6 +23,7 @@ from morphbits import bids, provenance
 from morphbits.bids import Dataset, Subject
 from morphbits.config import ExperimentConfig, RegisterConfig
 from morphbits.errors import UserError
+from morphbits.models.model import located
 
 REFERENCES = ("ieee", "plain", "again", "threads")
 # What the framework itself computes can depend on its number of threads, so that number is fixed
@@ -93,7 +94,7 @@ def expand(
             config=_arithmetic(experiment, sample, subject, runs.get(sample), threads),
             moving=dataset.moving(subject),
             fixed=dataset.fixed(),
-            model=experiment.model,
+            model=located(experiment.model),
             space=dataset.space,
             folder=bids.sample_folder(results, name, sample, subject),
         )

@@ -101,6 +101,8 @@ def _preparing(config: RegisterConfig) -> RegisterConfig:
     return RegisterConfig(
         align=config.align,
         crop=config.crop,
+        extent=config.extent,
+        regularization=config.regularization,
         model_orientation=config.model_orientation,
         orientation=config.orientation,
         nan=config.nan,

@@ -19,6 +19,7 @@ from morphbits import bids
 from morphbits.config import ExecutionConfig
 from morphbits.files import write_atomically
 from morphbits.machine import cpu
+from morphbits.models.model import word
 from morphbits.report import html
 from morphbits.report.figures import COLOURS, GREY, STYLE, Figure, svg
 from morphbits.report.tables import Table, number, small
@@ -35,7 +36,7 @@ MM_LOST = 0.05
 
 def folder(execution: ExecutionConfig, case: Case) -> Path:
     """Where the tables and the page go: ``layers/`` in the experiment's folder."""
-    name = execution.experiment or f"layers-{case.dataset.name}-{case.settings.model.stem}"
+    name = execution.experiment or f"layers-{case.dataset.name}-{word(case.settings.model)}"
     path = bids.experiment_folder(execution.results, name) / "layers"
     path.mkdir(parents=True, exist_ok=True)
     return path

@@ -1,0 +1,132 @@
+"""A network from elsewhere as a model of the suite (`models.model`): ``package.module:function``.
+
+The function takes nothing and returns a torch module from (moving, fixed), (1, 1, X, Y, Z) each,
+to (moved, warp), (1, 1, X, Y, Z) and (1, 3, X, Y, Z): the warp leads from a voxel of the fixed
+image to the place in the moving image that it shows, in voxels. Images are prepared as for
+SynthMorph of 2022 (`images.prepare`), in sizes that are multiples of 16. The module's parts are
+stages where it announces them itself (`morphbits.stages`).
+
+The package is looked for where Python looks, and in the folder that the model's path names.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from math import prod
+from pathlib import Path
+from typing import Any, ClassVar
+
+from morphbits import images
+from morphbits.config import Arithmetic
+from morphbits.errors import UserError
+from morphbits.images import Image, NetworkGrid, Prepared
+
+FEATURES = 256  # float32 values per voxel that a registration may need: an unknown network's guess
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """The network that the function `path.name` returns."""
+
+    path: Path
+    config: Arithmetic
+    frameworks: ClassVar[tuple[str, ...]] = ("torch",)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (_source(self.path),)
+
+    @property
+    def _orientation(self) -> str:
+        asked = self.config.model_orientation
+        return "" if asked in ("auto", "fixed") else asked
+
+    def identity(self, checksum: Callable[[Path], str]) -> dict[str, Any]:
+        """Checksums of the module's file and of the network's numbers, and the version of the
+        package where it is an installed one."""
+        package = self.path.name.partition(".")[0].partition(":")[0]
+        installed = metadata.packages_distributions().get(package, [])
+        return {
+            "model": self.path.name,
+            "model_code": checksum(_source(self.path)),
+            "model_weights": _weights(self.path),
+            "model_packages": {name: metadata.version(name) for name in sorted(set(installed))},
+            "model_orientation": self._orientation or "fixed",
+        }
+
+    def in_words(self) -> str:
+        count = sum(parameter.numel() for parameter in self.network().parameters())
+        return f"{self.path.name} from {_source(self.path)}, {count:,} parameters"
+
+    def doubt(self, image: Image) -> str:
+        return ""
+
+    def prepare(self, moving: Image, fixed: Image) -> Prepared:
+        """See `images.prepare`."""
+        return images.prepare(
+            moving, fixed, self.config.align, self.config.crop, self._orientation
+        )
+
+    def voxels(self, fixed_shape: tuple[int, ...]) -> int:
+        return prod(NetworkGrid.around(fixed_shape).size)
+
+    def network(self) -> Any:
+        return _network(self.path)
+
+    def multiplications(self, voxels: int) -> int | None:
+        return None
+
+    def memory(self, voxels: int, engine: str) -> int:
+        return 400_000_000 + 4 * voxels * FEATURES
+
+
+@functools.cache
+def _function(path: Path) -> Callable[[], Any]:
+    name, _, function = path.name.partition(":")
+    if (folder := str(path.parent.absolute())) not in sys.path:
+        sys.path.append(folder)
+    try:
+        found = getattr(importlib.import_module(name), function)
+    except ImportError as error:
+        raise UserError(
+            f"model {path.name}: module {name} cannot be imported ({error}); install it, or give "
+            f"the folder that holds it: MODEL=folder/{path.name}"
+        ) from error
+    except AttributeError:
+        raise UserError(f"model {path.name}: module {name} has no function {function}") from None
+    return found  # type: ignore[no-any-return]
+
+
+def _source(path: Path) -> Path:
+    file = inspect.getsourcefile(inspect.unwrap(_function(path)))
+    if file is None:
+        raise UserError(f"model {path.name}: has no source file, so samples could not name it")
+    return Path(file)
+
+
+@functools.lru_cache(maxsize=1)
+def _network(path: Path) -> Any:
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # a network without trained weights is the same in every process
+        network = _function(path)()
+    if not isinstance(network, torch.nn.Module):
+        raise UserError(f"model {path.name}: returned a {type(network).__name__}, no torch module")
+    return network.eval()
+
+
+@functools.cache
+def _weights(path: Path) -> str:
+    found = hashlib.sha256()
+    for name, tensor in sorted(_network(path).state_dict().items()):
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        found.update(tensor.detach().cpu().contiguous().numpy())
+    return f"sha256:{found.hexdigest()}"

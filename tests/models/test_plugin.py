@@ -1,0 +1,93 @@
+"""A user's own torch network as a model: a module of three lines in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from morphbits import registration
+from morphbits.config import Arithmetic, RegisterConfig
+from morphbits.errors import UserError
+from morphbits.images import Image
+from morphbits.models.model import open_model, word
+
+MODULE = '''
+import torch
+from torch import nn
+
+
+class Shift(nn.Module):
+    """Moves by what a convolution of both images gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv3d(2, 3, 3, padding=1)
+
+    def forward(self, moving, fixed):
+        warp = self.convolution(torch.cat([moving, fixed], 1))
+        return moving * 0.9 + fixed * 0.1, warp
+
+
+def network():
+    return Shift()
+
+
+def number():
+    return 3
+'''
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("plugin")
+    (path / "plugin_of_a_test.py").write_text(MODULE, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def pair() -> tuple[Image, Image]:
+    random = np.random.default_rng(1)
+    moving, fixed = (random.random((20, 24, 17), dtype=np.float32) for _ in range(2))
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    return Image(moving, affine, True), Image(fixed, affine, True)
+
+
+def test_it_is_registered_and_perturbed_as_every_model(
+    folder: Path, pair: tuple[Image, Image]
+) -> None:
+    where = folder / "plugin_of_a_test:network"
+    prepared = registration.prepare(*pair, where, RegisterConfig())
+    plain = registration.register(prepared, where, RegisterConfig())
+    assert plain.moved_XYZ.shape == (20, 24, 17) and plain.warp_XYZV.shape == (20, 24, 17, 3)
+    one, again, other = (
+        registration.register(prepared, where, RegisterConfig(engine="native", seed=seed))
+        for seed in (1, 1, 2)
+    )
+    assert np.array_equal(one.warp_XYZV, again.warp_XYZV)
+    assert 0 < np.abs(one.warp_XYZV - other.warp_XYZV).max() < 1e-5
+    assert set(one.record["operators"]) == {"convolution", "mul", "add"}
+
+
+def test_its_identity_is_its_code_and_its_numbers(folder: Path) -> None:
+    model = open_model(folder / "plugin_of_a_test:network", Arithmetic())
+    found = model.identity(lambda path: f"checksum of {path.name}")
+    assert found["model"] == "plugin_of_a_test:network"
+    assert found["model_code"] == "checksum of plugin_of_a_test.py"
+    assert found["model_weights"].startswith("sha256:") and found["model_packages"] == {}
+    assert model.files == (folder / "plugin_of_a_test.py",)
+    assert word(Path("package.module:function")) == "package.module:function"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("plugin_nowhere:network", "module plugin_nowhere cannot be imported"),
+        ("plugin_of_a_test:absent", "has no function absent"),
+        ("plugin_of_a_test:number", "returned a int, no torch module"),
+    ],
+)
+def test_what_is_no_network_is_one_sentence(folder: Path, name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        open_model(folder / name, Arithmetic()).network()
