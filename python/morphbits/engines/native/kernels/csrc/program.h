@@ -147,7 +147,7 @@ static void add_rows(program_state *s, int64_t number, int64_t first, int64_t ro
     const uint64_t keys[] = {(uint64_t)v->key, (uint64_t)v->extra};
     const int64_t terms[] = {(n + chains - 1) / chains, chains};
     for (int level = 0; level < 2; ++level)
-        for (int64_t b = 0; b < (s->r.mode == NEARNESS ? terms[level] : terms[level] / 32 + 1); ++b)
+        for (int64_t b = 0; b < terms[level] / 32 + 1; ++b)
             s->block[256 * level + b] = block_constants(keys[level], (uint64_t)b);
     const int up = s->r.mode == DOWNWARD || s->r.mode == RANDOM;
     control_set(control_with(s->base, up ? UPWARD : s->r.mode, s->r.flush));

@@ -5,8 +5,10 @@
 /* The next term of a chain in each lane: `index` is its operation's number, `word` serves 32 of them. */
 static inline __attribute__((always_inline)) V S(next_term)(const rounding *r, const word_block *block, V total, V x,
                                                             int64_t index, W *word, W element) {
-    if ((index & 31) == 0 && r->mode != NEARNESS) *word = S(word_for)(r->mode, block, index, element);
-    return S(reduce_operation)(r, block, 0, total, x, index, *word, element);
+    if ((index & 31) == 0) *word = S(word_for)(r->mode, block, index, element);
+    const V sum = S(reduce_operation)(r, 0, total, x, index, *word);
+    if (r->mode == NEARNESS) *word *= STEP;
+    return sum;
 }
 
 /* One chain of `terms` vectors, which lie `step` apart. */
@@ -24,7 +26,7 @@ static void S(sum_rows)(const rounding *r, const word_block *block, int64_t rows
                         const T *x, T *out, V *columns) {
     const int64_t chains = (n + 255) / 256;
     W row;
-    for (int l = 0; l < LANES; ++l) row[l] = (uint32_t)(first + l);
+    for (int l = 0; l < LANES; ++l) row[l] = (uint32_t)(first + (r->mode == NEARNESS ? S(lane_of)(l) : l));
     for (int64_t i = 0; i < n; ++i) {
         V column = {0};
         if (rows == LANES)
@@ -45,7 +47,8 @@ static void S(sum_row)(const rounding *r, const word_block *block, int64_t n, in
     for (int64_t c = 0; c < chains; c += LANES) {
         const int64_t lanes = chains - c < LANES ? chains - c : LANES;
         W element, word = {0};
-        for (int l = 0; l < LANES; ++l) element[l] = (uint32_t)((c + l) * all + row);
+        for (int l = 0; l < LANES; ++l)
+            element[l] = (uint32_t)((c + (r->mode == NEARNESS ? S(lane_of)(l) : l)) * all + row);
         V total = S(load_lanes)(x + c, lanes);
         for (int64_t t = 1, at = c + chains; at < n; ++t, at += chains) {
             const int64_t here = n - at < lanes ? n - at : lanes;
