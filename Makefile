@@ -222,6 +222,10 @@ bench-synthesis: $(stamp) ## time and memory of SynthMorph's image synthesis, in
 bench-train: $(stamp) ## time training steps in torch and in TensorFlow, into notes/benchmarks/
 	$(benchmark).training
 
+.PHONY: bench-learning
+bench-learning: $(stamp) ## compare 500 steps of training with voxelmorph's own, into notes/benchmarks/
+	$(benchmark).learning
+
 .PHONY: tf-parallelism
 tf-parallelism: $(stamp) ## time TensorFlow's parallel strategies on CPUs, into notes/findings/
 	$(benchmark).tf_parallelism

@@ -20,6 +20,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks.harness import Report, measured, note, processor
 from morphbits import config, machine
@@ -64,20 +65,20 @@ def torch_steps(network: str, steps: int) -> dict | None:
     return {"seconds": seconds, "waited": share, "memory": float(memory) * 1e9}
 
 
-def tensorflow_steps(network: str, batch: int, steps: int) -> dict:
-    """voxelmorph's model and losses on `batch` pairs and threads: seconds of each step, memory."""
-    import morphbits.models.synthmorph_tf as reference  # isort: skip, sets TensorFlow up
-    import numpy as np
+def reference(network: tuple, batch: int, rate: float = 1e-4) -> Any:
+    """voxelmorph's model of these widths, ready to train on `batch` pairs and threads: what its
+    SynthMorph script compiles."""
+    import morphbits.models.synthmorph_tf as framework  # isort: skip, sets TensorFlow up
     import tensorflow as tf
     import voxelmorph as vxm
 
-    reference.set_threads(batch)
+    framework.set_threads(batch)
     keras = tf.keras
     image_1, image_2 = (keras.Input((*SHAPE, 1)) for _ in range(2))
     map_1, map_2 = (keras.Input((*SHAPE, LABELS)) for _ in range(2))
     model = vxm.networks.VxmDense(
         inshape=SHAPE,
-        nb_unet_features=NETWORKS[network],
+        nb_unet_features=network,
         int_steps=5,
         int_resolution=2,
         svf_resolution=2,
@@ -87,11 +88,18 @@ def tensorflow_steps(network: str, batch: int, steps: int) -> dict:
     pred = vxm.layers.SpatialTransformer(interp_method="linear", name="pred")([map_1, flow])
     model.add_loss(vxm.losses.Dice().loss(map_2, pred) + tf.ones(batch))
     model.add_loss(vxm.losses.Grad("l2", loss_mult=1.0).loss(None, flow))
-    model.compile(optimizer=keras.optimizers.Adam(learning_rate=1e-4))
+    model.compile(optimizer=keras.optimizers.Adam(learning_rate=rate))
+    return model
+
+
+def tensorflow_steps(network: str, batch: int, steps: int) -> dict:
+    """voxelmorph's training on `batch` pairs and threads: seconds of each step, memory."""
+    import numpy as np
+
+    model = reference(NETWORKS[network], batch)
     random = np.random.default_rng(1)
     inputs = [
-        tf.constant(random.random((batch, *SHAPE, channels)), tf.float32)
-        for channels in (1, 1, LABELS, LABELS)
+        random.random((batch, *SHAPE, channels), np.float32) for channels in (1, 1, LABELS, LABELS)
     ]
     seconds = []
     for _ in range(steps + WARM_UP):
