@@ -264,7 +264,7 @@ def test_an_unfinished_experiment_says_so(tmp_path: Path) -> None:
     assert "sub-002 has 2 of 3 samples." in text
     assert "sub-003 has fewer than two samples and is left out." in text
     assert "2 of 4 subjects have samples." in text
-    assert "Two samples are the fewest" in text
+    assert "Two samples are the minimum" in text
 
 
 def test_identical_samples_have_a_page_too(tmp_path: Path) -> None:

@@ -294,7 +294,7 @@ def test_a_sample_that_is_not_where_it_belongs_is_a_failure(
     plan = experiment.make_plan(toy.settings, toy.execution, print)
     said = experiment.run(plan)
     assert "10 of 12 samples are finished and kept; these failed" in said
-    assert "its worker says that it is finished, but in" in said and "it is missing" in said
+    assert "its worker reports that it is finished, but in" in said and "it is missing" in said
     assert len(list((tmp_path / "other").rglob("sample.json"))) == 2
 
 

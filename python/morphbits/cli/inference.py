@@ -36,7 +36,7 @@ def main() -> None:
         )
     failures = experiment.run(plan)
     if plan.todo and not execution.wait:
-        print("the same command again says how far it is, and makes the report at the end")
+        print("the same command shows the progress, and makes the report at the end")
         return
     for note in experiment.notes(plan):
         print(note)

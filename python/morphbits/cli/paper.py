@@ -66,6 +66,6 @@ def main() -> None:
             "the samples are not complete (the error is printed above); the same command continues"
         )
     if "--no-wait" in further:
-        print("the same command again says how far it is, and compares at the end")
+        print("the same command shows the progress, and compares at the end")
         return
     print(comparison.in_words(comparison.compare(plan.results, plan.name)))

@@ -430,7 +430,7 @@ def model_card(card: dict[str, Any]) -> Table:
                 rows.append([prefix + key.replace("_", " "), words])
 
     add(card, "")
-    return Table(caption="From the file beside its weights", header=["", ""], rows=rows)
+    return Table(caption="From the file next to its weights", header=["", ""], rows=rows)
 
 
 def summary(experiment: Experiment) -> Table:

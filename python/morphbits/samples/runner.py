@@ -295,7 +295,7 @@ def run(units: Sequence[Unit], jobs: int, total: int) -> Outcome:
                         continue
                     elif state:
                         outcome.failed[unit] = (
-                            f"its worker says that it is finished, but in {unit.folder} it is "
+                            f"its worker reports that it is finished, but in {unit.folder} it is "
                             f"{state.kind} {state.reason}".rstrip()
                         )
                     elif reply["failed"] == "disk":

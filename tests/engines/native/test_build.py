@@ -129,7 +129,7 @@ def test_where_the_package_cannot_be_written_it_goes_to_the_cache(
     [
         ("echo 'x.c:1: fatal error: omp.h: No such file' >&2; exit 1", "fatal error: omp.h"),
         ("echo 'out of ideas' >&2; exit 3", "failed: out of ideas"),
-        ("exit 1", "failed: it said nothing"),
+        ("exit 1", "failed: it printed nothing"),
         ("kill -9 $$", "ended by SIGKILL"),
     ],
 )

@@ -237,9 +237,9 @@ def activations_words(rows: dict[str, list[Row]]) -> str:
     worst = min(found, key=lambda row: row["mean"])
     return (
         f"From {number(found[0]['mean'])} bits after {found[0]['stage']}, the fewest are "
-        f"{number(worst['mean'])} after {worst['stage']}; {found[-1]['stage']} hands on "
-        f"{number(found[-1]['mean'])}. A number near zero beside large ones has few significant "
-        "bits and matters little: sampling weighs it by what it is worth."
+        f"{number(worst['mean'])} after {worst['stage']}; {found[-1]['stage']} has "
+        f"{number(found[-1]['mean'])}. A number near zero among large ones has few significant "
+        "bits, but little weight in the sampling that follows."
     )
 
 

@@ -162,7 +162,7 @@ def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if not done.returncode:
         return
-    lines = done.stderr.strip().splitlines() or ["it said nothing"]
+    lines = done.stderr.strip().splitlines() or ["it printed nothing"]
     reason = next((line for line in lines if "error" in line), lines[-1])
     if done.returncode < 0:
         reason = f"it was ended by {signal.Signals(-done.returncode).name}"
