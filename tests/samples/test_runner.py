@@ -371,7 +371,7 @@ def test_the_estimate_comes_from_finished_samples_where_there_are_some(
     toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert toy.but(subjects=1).run().returncode == 0
-    plan = experiment.make_plan(toy.settings, toy.execution, print)
+    plan = experiment.make_plan(toy.settings, toy.but(jobs=2).execution, print)
     done = [unit for unit in plan.units if read_state(unit).kind == "done"]
     each = estimate._recorded(done)
     assert each is not None

@@ -64,6 +64,8 @@ def test_warp_error_is_in_millimetres_inside_the_mask() -> None:
     mask = np.ones((4, 4, 4), bool)
     affine = np.diag([1.0, 2.0, 5.0, 1])
     assert accuracy.warp_error(warp, true, affine, mask) == accuracy.WarpError(5.0, 5.0)
+    back = np.array([3.0, 4, 0])  # a shift that makes up for it
+    assert accuracy.warp_error(warp, true, affine, mask, back) == accuracy.WarpError(0, 0)
     turned = affine[[1, 0, 2, 3]]  # the same voxels in a turned world: distances stay
     assert accuracy.warp_error(warp, true, turned, mask) == accuracy.WarpError(5.0, 5.0)
     true[0] = 100

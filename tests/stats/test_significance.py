@@ -203,6 +203,11 @@ def test_probability_that_n_samples_support() -> None:
     assert significantdigits.minimum_number_of_trials(0.95, 0.95) == 59
 
 
+def test_quantiles_are_those_that_their_names_say() -> None:
+    found = quantiles(np.arange(101, dtype=np.float32) ** 2)
+    assert found == {"mean": 3350, "q05": 25, "q25": 625, "median": 2500, "q75": 5625, "q95": 9025}
+
+
 def test_quantiles_ignore_what_is_excluded() -> None:
     found = quantiles(np.float32([np.nan, 1, 2, 3, np.nan]))
     assert found["mean"] == found["median"] == 2

@@ -40,6 +40,7 @@ def test_distance_counts_bytes_and_steps() -> None:
     found = distance(one, other)
     assert (found.elements, found.differing, found.identical) == (4, 3, False)
     assert found.max_absolute == 0.5
+    assert found.median_ulps == 0.5  # of 0, 0, 1 and 2^20
     assert found.max_ulps == 2**20  # half a unit of 2^-21 in [4, 8)
     assert distance(one, one).identical
     with pytest.raises(ValueError, match="one shape"):
