@@ -183,14 +183,19 @@ def test_slabs_equal_the_whole(method: str, monkeypatch: pytest.MonkeyPatch) -> 
     np.testing.assert_array_equal(whole, slabs)
 
 
+def test_float64_has_53_bits() -> None:
+    samples = np.array([[1, 1 + 2**-52, 1 + 2**-40, 0], [1, 1 - 2**-53, 1 - 2**-40, 0]])
+    np.testing.assert_array_equal(significant_bits(samples, None), [53, 52, 40, np.nan])
+
+
 def test_wrong_inputs_are_refused() -> None:
     one = np.ones((1, 3), np.float32)
     two = np.ones((2, 3), np.float32)
     with pytest.raises(ValueError, match="2 or more"):
         significant_bits(one, one[0])
-    with pytest.raises(ValueError, match="float32 samples"):
-        significant_bits(two.astype(np.float64), one[0])
-    with pytest.raises(ValueError, match="float32 array"):
+    with pytest.raises(ValueError, match="of float32 or float64"):
+        significant_bits(two.astype(np.float16), one[0])
+    with pytest.raises(ValueError, match="another type"):
         significant_bits(two, one[0].astype(np.float64), "ieee")
     with pytest.raises(ValueError, match="differ"):
         significant_bits(two, one[0][:2], "ieee")

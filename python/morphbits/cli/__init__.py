@@ -42,6 +42,9 @@ GROUPS: dict[str, dict[str, Verb]] = {
         "paper": Verb("the published study, from CoRR's images to its table", "cli.paper"),
         "verrou-sanity": Verb("check that Verrou perturbs what it should", "cli.verrou_sanity"),
     },
+    "Other programs": {
+        "run": Verb("repeat any PyTorch program under perturbation and compare", "cli.run"),
+    },
     "Training": {
         "train": Verb("train a model in one process", "cli.train"),
         "train-ddp": Verb("one of several training processes, under torchrun", "cli.train_ddp"),

@@ -37,6 +37,7 @@ REFERENCES: tuple[Reference, ...] = get_args(Reference)
 METHODS: tuple[Method, ...] = get_args(Method)
 
 FLOAT32_BITS = 24
+TYPE_BITS = {np.dtype(np.float32): FLOAT32_BITS, np.dtype(np.float64): 53}
 CONFIDENCE = 0.95
 CNH_PROBABILITY = 0.95
 MINIMUM_SAMPLES = 2  # a spread needs two
@@ -59,11 +60,13 @@ def general_probability(n: int, confidence: float = CONFIDENCE) -> float:
 
 
 def mean_reference(samples_SXYZ: np.ndarray) -> np.ndarray:
-    """The mean of the samples, summed in float64, rounded once to float32; shape without S."""
-    total_XYZ = np.zeros(samples_SXYZ.shape[1:], np.float64)
+    """The mean of the samples, summed in the next wider type (float64, or the processor's
+    extended one), rounded once to their type; shape without S."""
+    wide = np.float64 if samples_SXYZ.dtype == np.float32 else np.longdouble
+    total_XYZ = np.zeros(samples_SXYZ.shape[1:], wide)
     for sample_XYZ in samples_SXYZ:
         total_XYZ += sample_XYZ
-    return (total_XYZ / len(samples_SXYZ)).astype(np.float32)
+    return (total_XYZ / len(samples_SXYZ)).astype(samples_SXYZ.dtype)
 
 
 def significant_bits(
@@ -71,7 +74,7 @@ def significant_bits(
     ieee_XYZ: np.ndarray | None,
     reference: Reference = "mean",
     method: Method = "general",
-    most: int = FLOAT32_BITS,
+    most: int | None = None,
 ) -> np.ndarray:
     """Significant bits of every voxel, float32 (X, Y, Z) in [0, most]; NaN for background, where
     reference and samples are all 0. An array of samples may have any number of axes.
@@ -80,22 +83,24 @@ def significant_bits(
         >>> significant_bits(samples, None).round(1)
         array([11., 24., nan], dtype=float32)
 
-    - `samples_SXYZ`: float32, n ≥ 2 perturbed results of the same computation, any unit.
-    - `ieee_XYZ`: float32, the unperturbed result; needed for `reference="ieee"` only.
+    - `samples_SXYZ`: float32 or float64, n ≥ 2 perturbed results of one computation, any unit.
+    - `ieee_XYZ`: of the same type, the unperturbed result; needed for `reference="ieee"` only.
     - `method`: `general` makes no assumption on the distribution, `cnh` assumes a normal one.
-    - `most`: the bits of identical samples; fewer than 24 where results hold fewer (`bits_held`).
+    - `most`: the bits of identical samples: 24 or 53 by their type, fewer where results hold fewer
+      (`bits_held`).
 
     A voxel has 0 bits where a sample or the reference is not finite, and where the reference is 0
     and a sample is not.
     """
-    if samples_SXYZ.dtype != np.float32 or len(samples_SXYZ) < MINIMUM_SAMPLES:
+    if samples_SXYZ.dtype not in TYPE_BITS or len(samples_SXYZ) < MINIMUM_SAMPLES:
         raise ValueError(
-            f"need {MINIMUM_SAMPLES} or more float32 samples, got {len(samples_SXYZ)} of"
-            f" {samples_SXYZ.dtype}"
+            f"need {MINIMUM_SAMPLES} or more samples of float32 or float64, got"
+            f" {len(samples_SXYZ)} of {samples_SXYZ.dtype}"
         )
+    most = TYPE_BITS[samples_SXYZ.dtype] if most is None else most
     reference_XYZ = mean_reference(samples_SXYZ) if reference == "mean" else ieee_XYZ
-    if reference_XYZ is None or reference_XYZ.dtype != np.float32:
-        raise ValueError("the reference must be a float32 array: a wider one inflates the bits")
+    if reference_XYZ is None or reference_XYZ.dtype != samples_SXYZ.dtype:
+        raise ValueError("a reference of another type than the samples changes the bits")
     if reference_XYZ.shape != samples_SXYZ.shape[1:]:
         raise ValueError(
             f"samples {samples_SXYZ.shape[1:]} and reference {reference_XYZ.shape} differ"
@@ -151,6 +156,7 @@ def _slab_bits(
                 confidence=CONFIDENCE,
                 dtype=np.float64,  # lifts the package's stop at 23, Z itself stays float32
             )
+        found_N[(samples_SN == reference_N).all(axis=0)] = most  # the package stops at 52
         bits_N[finite_N] = np.clip(np.nan_to_num(found_N, nan=0.0), 0, most)
     return bits_N
 
