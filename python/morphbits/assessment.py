@@ -38,7 +38,7 @@ TISSUES = {1: "csf", 2: "gm", 3: "wm"}
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Accuracy:
     """One phantom, before and after registration: Dice of each tissue, mean distance to the true
     warp in the fixed brain (mm); and the number of voxels in the brain where the warp folds."""
 
@@ -47,21 +47,21 @@ class Outcome:
     folds: int
 
 
-def assess_phantom(model: Path, seed: int, index: int, size: str) -> Outcome:
+def assess_phantom(model: Path, seed: int, index: int, size: str) -> Accuracy:
     """Register phantom `index` of the dataset with `seed` to the template."""
     return register_phantom(model, seed, index, size)[0]
 
 
-def register_phantom(model: Path, seed: int, index: int, size: str) -> tuple[Outcome, np.ndarray]:
+def register_phantom(model: Path, seed: int, index: int, size: str) -> tuple[Accuracy, np.ndarray]:
     """The same, and the warp (X, Y, Z, V)."""
     base, subject = phantom.template(size), phantom.make_phantom(seed, index, size)
     fixed, moving = Image(base.image, base.affine), Image(subject.image, subject.affine)
     plain = RegisterConfig(threads=torch.get_num_threads())
     warp = register(prepare(moving, fixed, model, plain), model, plain).warp_XYZV
-    return outcome_of(subject, warp, size), warp
+    return accuracy_of(subject, warp, size), warp
 
 
-def outcome_of(subject: phantom.Phantom, warp: np.ndarray, size: str) -> Outcome:
+def accuracy_of(subject: phantom.Phantom, warp: np.ndarray, size: str) -> Accuracy:
     """How well `warp` (X, Y, Z, V) registers a phantom to the template."""
     base = phantom.template(size)
     moved = accuracy.moved_labels(Image(subject.labels, subject.affine), Image(warp, base.affine))
@@ -73,7 +73,7 @@ def outcome_of(subject: phantom.Phantom, warp: np.ndarray, size: str) -> Outcome
         accuracy.warp_error(guess, subject.warp, base.affine, brain).mean
         for guess in (np.zeros_like(warp), warp)
     ]
-    return Outcome(
+    return Accuracy(
         {name: (before[label], after[label]) for label, name in TISSUES.items()},
         (errors[0], errors[1]),
         accuracy.folding(warp, brain).voxels,

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from morphbits import axes
 from morphbits.errors import UserError
+from morphbits.wording import alternatives
 
 Value = TypeVar("Value")
 MODES = ("nearest", "random", "nearness", "upward", "downward", "toward_zero")
@@ -55,7 +56,7 @@ def precision(value: str) -> int | str:
         return value
     if re.fullmatch(r"[1-9]\d?", value) and 2 <= int(value) <= 24:
         return int(value)
-    raise ValueError(f"must be 2 to 24 bits, or {in_words(FORMATS)}, not {value!r}")
+    raise ValueError(f"must be 2 to 24 bits, or {alternatives(FORMATS)}, not {value!r}")
 
 
 def model_orientation(value: str) -> str:
@@ -105,7 +106,7 @@ def numbers(
     """A parser of numbers separated by blanks, each from `minimum` to `maximum`, or of a name."""
     what = "whole numbers" if kind is int else "numbers"
     words = f"{what} from {minimum} to {maximum}, separated by blanks"
-    allowed = in_words([*names, words])
+    allowed = alternatives([*names, words])
 
     def parse(value: str) -> object:
         if value in names:
@@ -127,9 +128,3 @@ def parsed(name: str, parser: Callable[[str], Value], value: str) -> Value:
         return parser(value)
     except ValueError as error:
         raise UserError(f"{name} {error}") from None
-
-
-def in_words(names: Sequence[str]) -> str:
-    """``a, b or c``."""
-    *first, last = names
-    return f"{', '.join(first)} or {last}" if first else last

@@ -24,6 +24,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 from morphbits import choices
 from morphbits.choices import MODES, STOCHASTIC_MODES, SUBNORMALS
 from morphbits.errors import UserError
+from morphbits.wording import alternatives
 
 FRAMEWORKS = ("torch", "tensorflow")
 ENGINES = ("ieee", "native", "verrou")
@@ -514,7 +515,7 @@ def check_combination(config: Perturbation) -> None:
             if known and chosen not in (*known, "auto"):
                 raise UserError(
                     f"{_said(spec, value)} does nothing with {kind} {chosen}; it is for "
-                    f"{choices.in_words(known)}: give --{kind} {known[0]}, or leave it out"
+                    f"{alternatives(known)}: give --{kind} {known[0]}, or leave it out"
                 )
     if config.engine == "auto" and not engines_for(config):
         asked = [

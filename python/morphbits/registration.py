@@ -36,6 +36,7 @@ from morphbits.errors import UserError
 from morphbits.images import Image, Prepared
 from morphbits.machine import memory_free
 from morphbits.models.model import Model, open_model
+from morphbits.wording import gigabytes
 
 # Multiplications and additions a second of one thread (notes/benchmarks/native_amd-epyc_*.md;
 # under Verrou 25 ns each): processors differ by a factor of two.
@@ -173,7 +174,7 @@ def check_memory(model: Path, needed: int, prepared: Prepared) -> None:
     if needed > (free := memory_free()):
         raise UserError(
             f"{model}: a grid of {prepared.fixed.size:,} voxels needs about "
-            f"{needed / 2**30:.1f} GB of memory and {free / 2**30:.1f} GB are free; give a "
+            f"{gigabytes(needed)} of memory and {gigabytes(free)} are free; give a "
             "smaller fixed image or a smaller model"
         )
 

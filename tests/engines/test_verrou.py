@@ -16,7 +16,7 @@ from morphbits.bids import Subject
 from morphbits.config import Arithmetic, RegisterConfig
 from morphbits.engines import verrou
 from morphbits.engines.verrou import markers
-from morphbits.engines.verrou.counters import Table
+from morphbits.engines.verrou.counters import OperationTable
 from morphbits.errors import UserError
 from morphbits.provenance import configuration
 from morphbits.samples.matrix import Unit
@@ -38,7 +38,7 @@ def no_verrou(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_markers_do_nothing_outside(no_verrou: None) -> None:
     with markers.perturbed(seed=1) as count:
         pass
-    assert (count.table, markers.count()) == (Table(), Table())
+    assert (count.table, markers.count()) == (OperationTable(), OperationTable())
     assert markers.settings() is None
     assert markers.exclusions() == []
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from morphbits.engines.verrou.counters import Table, last_table
+from morphbits.engines.verrou.counters import OperationTable, last_table
 
 LOG = (Path(__file__).parent / "verrou-2.7.log").read_text(encoding="utf-8")
 
@@ -33,12 +33,12 @@ def test_difference_is_what_a_region_added() -> None:
     assert region.perturbed["add dbl"] == 1000
     assert region.executed["add dbl"] == 1000
     assert "conv dbl=>int" not in region.perturbed
-    assert (first - first) == Table()
+    assert (first - first) == OperationTable()
 
 
 def test_a_table_without_rows_is_empty() -> None:
     head = "".join(line for line in LOG.splitlines(True) if "Operation" in line)
-    assert last_table(head) == Table()
+    assert last_table(head) == OperationTable()
 
 
 def test_a_log_without_a_table_is_refused() -> None:

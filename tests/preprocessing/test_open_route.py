@@ -53,7 +53,7 @@ def test_a_head_becomes_a_brain_on_the_template() -> None:
     assert dice(brain.labels > 0, truth.data > 0.5) > 0.93
     assert (brain.image.min(), brain.image.max()) == (0, 1)
     assert (brain.image[brain.labels == 0] == 0).all()
-    assert preprocessing.judge(brain.quality) == ""
+    assert preprocessing.failure(brain.quality) == ""
     for label, tissue in enumerate(("CSF", "grey", "white"), start=1):
         assert brain.image[brain.labels == label].mean() > 0, tissue
     means = [brain.image[brain.labels == label].mean() for label in (1, 2, 3)]
@@ -138,21 +138,21 @@ def test_a_mask_that_lacks_cortex_is_seen() -> None:
             for m in (mask.data, height <= 4, depth > 2 * 4, depth > 3 * 4)
         ]
         assert min(measured[:2]) > limit + 0.1 and max(measured[2:]) < limit - 0.1
-        low = preprocessing.judge({"correlation": 1, "dice": 1, "border": measured[2]})
+        low = preprocessing.failure({"correlation": 1, "dice": 1, "border": measured[2]})
         assert "may lack cortex" in low
 
 
 def test_a_head_that_is_not_where_it_should_be_is_left_out() -> None:
     goal = open_route.target("4mm")
-    good = preprocessing.judge(open_route.measure(goal.image, goal.brain, goal))
+    good = preprocessing.failure(open_route.measure(goal.image, goal.brain, goal))
     assert good == ""
     turned = open_route.measure(goal.image[:, :, ::-1], goal.brain[:, :, ::-1], goal)
-    assert "correlation with the template" in preprocessing.judge(turned)
+    assert "correlation with the template" in preprocessing.failure(turned)
     moved = open_route.measure(
         np.roll(goal.image, 5, axis=1), np.roll(goal.brain, 5, axis=1), goal
     )  # 20 mm
-    assert "dice with the template" in preprocessing.judge(moved)
-    assert preprocessing.judge({"correlation": float("nan"), "dice": 1.0})
+    assert "dice with the template" in preprocessing.failure(moved)
+    assert preprocessing.failure({"correlation": float("nan"), "dice": 1.0})
 
 
 @pytest.fixture

@@ -236,7 +236,7 @@ def test_damage_is_seen_and_mended(unit: Unit) -> None:
 
 def test_a_unit_of_another_configuration_is_refused_with_what_differs(unit: Unit) -> None:
     other = dataclasses.replace(unit, config=RegisterConfig(align="centre", threads=2))
-    assert read_state(other) == matrix.State("foreign", "align, threads")
+    assert read_state(other) == matrix.UnitState("foreign", "align, threads")
     with pytest.raises(UserError, match=r"differs: align, threads\..*EXPERIMENT=another"):
         matrix.todo([other])
 

@@ -405,11 +405,3 @@ def test_an_estimate_counts_starts_by_kind_and_divides_by_cores_not_by_jobs(
     assert estimate.analysing(8, 10, 10**6, 99) == pytest.approx(
         2 * (2.5 + 0.8 + 2 * (7.1 + 10 * 0.2))
     )  # 8 subjects by 4 cores, on a machine half as fast
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0.2, "1 s"), (59, "59 s"), (600, "10 min"), (9000, "2.5 h"), (864000, "10 days")],
-)
-def test_durations_in_words(seconds: float, words: str) -> None:
-    assert estimate.in_words(seconds) == words

@@ -137,7 +137,7 @@ def test_the_study_as_shipped_says_that_it_ends_within_half_an_hour(tmp_path: Pa
     planned = trainings.plan(tmp_path, "training-stability", recipe("training-stability"), 5)
     said = trainings.describe("training-stability", planned, 2)
     found = re.match(
-        r"training-stability: 21 trainings of 480 steps, 2 at a time; about (\d+) minutes", said
+        r"training-stability: 21 trainings of 480 steps, 2 at a time; about (\d+) min", said
     )
     assert found and int(found[1]) < 30, said
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import sys
 
-from morphbits import config
+from morphbits import config, wording
 from morphbits.config import ExecutionConfig, ExperimentConfig, add_arguments
 from morphbits.errors import UserError
 from morphbits.samples import estimate, experiment
@@ -31,7 +31,7 @@ def main() -> None:
     if seconds > (estimate.UNASKED if unasked else estimate.LONG) and not execution.yes:
         faster = ", ENGINE=native is hundreds of times faster" if unasked else ""
         raise UserError(
-            f"this would take about {estimate.in_words(seconds)}; YES=1 starts it, "
+            f"this would take about {wording.duration(seconds)}; YES=1 starts it, "
             f"DRY_RUN=1 lists it{faster}"
         )
     failures = experiment.run(plan)

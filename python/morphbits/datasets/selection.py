@@ -85,7 +85,7 @@ def _choose(root: Path, text: str) -> tuple[dict[Subject, Path], dict[str, str]]
     for folder, label in _subject_folders(root, left_out):
         found = []
         for path, session in _anatomical_files(root, folder, left_out):
-            reason, entities = _judge(path, label, session)
+            reason, entities = _reason_against(path, label, session)
             if not reason and any(
                 _label(key, entities[key]) not in values if key in entities else None not in values
                 for key, values in allowed.items()
@@ -153,7 +153,7 @@ def _anatomical_files(
                 yield path, session
 
 
-def _judge(path: Path, label: str, session: str | None) -> tuple[str, dict[str, str]]:
+def _reason_against(path: Path, label: str, session: str | None) -> tuple[str, dict[str, str]]:
     """Why a file is no T1w image of this subject and session (empty: it is one); its entities."""
     stem = re.sub(r"\.nii(\.gz)?$", "", path.name)
     if stem == path.name:

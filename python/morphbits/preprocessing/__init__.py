@@ -46,7 +46,7 @@ _MEASURED = {
 
 
 @dataclass(frozen=True)
-class Outcome:
+class QualityCheck:
     """What became of a subject: its line in the table of quality, and why it is left out (empty
     where it is not)."""
 
@@ -63,7 +63,7 @@ def preprocess(
     jobs: int = 1,
     say: Callable[[str], None] = print,
     reading: Reading = READ_PLAINLY,
-) -> list[Outcome]:
+) -> list[QualityCheck]:
     """Preprocess these images of `data/corr`, where not done yet; says each exclusion.
 
     reading: of the open route's raw images.
@@ -104,7 +104,7 @@ def preprocess(
     return outcomes
 
 
-def judge(quality: dict[str, float]) -> str:
+def failure(quality: dict[str, float]) -> str:
     """Why a registration counts as failed, empty where it does not."""
     low = [
         f"{_MEASURED[name]} {quality[name]:.2f}, below {limit}"
@@ -121,7 +121,7 @@ def _one(
     tool: freesurfer.FreeSurfer | None,
     reading: Reading,
     scan: Scan,
-) -> Outcome:
+) -> QualityCheck:
     """One subject, unless it has been done from the same raw file."""
     raw = bids.corr_raw(data) / scan.path
     assert dataset.truth is not None
@@ -132,7 +132,7 @@ def _one(
     if record.get("raw") == digest and (record["excluded"] or image_path.is_file()):
         if tool is not None:
             _keep_segmentation(dataset, data, scan)
-        return Outcome(scan, record["quality"], record["excluded"])
+        return QualityCheck(scan, record["quality"], record["excluded"])
     if image_path.exists() and not record_path.exists():
         raise UserError(
             f"{image_path}: was not made by 'make preprocess' ({record_path} is not there); move "
@@ -142,7 +142,7 @@ def _one(
     brain: Preprocessed | None = None
     try:  # what is wrong with an image leaves it out; what is wrong with the disk ends the run
         brain = _brain(raw, data, size, tool, reading, scan)
-        excluded = judge(brain.quality)
+        excluded = failure(brain.quality)
     except (freesurfer.Unready, Busy):
         raise
     except UserError as error:
@@ -157,7 +157,7 @@ def _one(
         if tool is not None:
             _keep_segmentation(dataset, data, scan)
         images.save(image_path, brain.image, brain.affine)
-    return Outcome(scan, quality, excluded)
+    return QualityCheck(scan, quality, excluded)
 
 
 @dataclass(frozen=True)

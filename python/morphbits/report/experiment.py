@@ -15,6 +15,7 @@ from morphbits.bids import Subject
 from morphbits.errors import UserError
 from morphbits.stats.analysis import Row, read_table
 from morphbits.stats.significance import CONFIDENCE, bits_held, general_probability
+from morphbits.wording import numbers
 
 STUDY_SAMPLES = 10  # of each subject, in the study
 
@@ -224,18 +225,12 @@ def _read_json(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def in_words(counts: Iterable[int]) -> str:
-    """`10`, `2 or 3`, `2 to 10`."""
-    found = sorted(set(counts))
-    return " or ".join(map(str, found)) if len(found) < 3 else f"{found[0]} to {found[-1]}"
-
-
 def support(counts: Iterable[int]) -> str:
     """`n = 10, probability 0.74 at 95 % confidence`: what numbers of samples support."""
     found = sorted(set(counts))
     ends = dict.fromkeys(f"{general_probability(n):.2f}" for n in (found[0], found[-1]))
     sure = f"probability {' to '.join(ends)} at {100 * CONFIDENCE:.0f} % confidence"
-    return f"n = {in_words(found)}, {sure}"
+    return f"n = {numbers(found)}, {sure}"
 
 
 def select(rows: Iterable[Row], **where: Any) -> list[Row]:

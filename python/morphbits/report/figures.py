@@ -22,8 +22,9 @@ import numpy as np
 from matplotlib.figure import Figure as Canvas
 from PIL import Image as Picture
 
-from morphbits.report.experiment import STUDY_SAMPLES, Experiment, in_words, select, study, support
+from morphbits.report.experiment import STUDY_SAMPLES, Experiment, select, study, support
 from morphbits.stats.significance import FLOAT32_BITS
+from morphbits.wording import numbers
 
 COLOURS = {"image": "#0072B2", "warp": "#D55E00"}
 GREY = "#6b7280"
@@ -117,7 +118,7 @@ def box_plots(experiment: Experiment) -> Figure:
             average = np.mean([row["mean"] for row in rows])
             ax.axhline(float(average), color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
             ax.set_ylabel("significant bits")
-            title = f"{quantity}: mean {average:.2f} bits, n = {in_words(experiment.counts)}"
+            title = f"{quantity}: mean {average:.2f} bits, n = {numbers(experiment.counts)}"
             ax.set_title(title, loc="left", fontsize=11)
             ax.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
         many = len(subjects) > 12
@@ -170,7 +171,7 @@ def by_tissue(experiment: Experiment) -> Figure:
             ax.set_xticks(range(len(tissues)), tissues)
             ax.set_xlim(-0.6, len(tissues) - 0.4)
             ax.margins(y=0.2)
-            ax.set_title(f"{quantity}, n = {in_words(experiment.counts)}", loc="left", fontsize=11)
+            ax.set_title(f"{quantity}, n = {numbers(experiment.counts)}", loc="left", fontsize=11)
         axes[0].set_ylabel("mean significant bits")
         return svg(canvas, "Mean significant bits by tissue: " + ", ".join(words))
 

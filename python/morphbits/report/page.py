@@ -27,6 +27,7 @@ from morphbits.stats.significance import (
     FLOAT32_BITS,
     general_probability,
 )
+from morphbits.wording import measured_duration
 
 MAPS_SHOWN = 6  # subjects whose maps are open when the page is; the others unfold
 TABLES = (
@@ -188,7 +189,7 @@ def facts(experiment: Experiment) -> dict[str, Any]:
         seconds = tables.median_of(records, "seconds")
         threads = sorted({record.provenance["threads"] for record in records})
         words = " or ".join(map(str, threads)) + (" thread" if threads == [1] else " threads")
-        return "" if seconds is None else f"{tables.duration(seconds)} ({words})"
+        return "" if seconds is None else f"{measured_duration(seconds)} ({words})"
 
     return {
         "warp_std_mm": mean(row["mean"] for row in spread_mm),

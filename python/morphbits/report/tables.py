@@ -19,6 +19,7 @@ from morphbits.report.experiment import (
     support,
 )
 from morphbits.stats.significance import FLOAT32_BITS, general_probability
+from morphbits.wording import gigabytes, measured_duration
 
 MISSING = "–"
 
@@ -53,17 +54,6 @@ def small(value: float | None) -> str:
     mantissa, exponent = f"{value:.1e}".split("e")
     raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return f"{mantissa} × 10{raised}"
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as a person says them."""
-    if seconds is None:
-        return MISSING
-    if seconds < 10:
-        return f"{seconds:.2f} s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
@@ -332,9 +322,9 @@ def cost(experiment: Experiment) -> Table:
                 name,
                 str(len(records)),
                 ", ".join(map(str, threads)) or MISSING,
-                duration(seconds),
+                MISSING if seconds is None else measured_duration(seconds),
                 f"{number(slowdown, 1)}×" if records and name != numbered else MISSING,
-                f"{memory / 2**30:.2f} GiB" if memory else MISSING,
+                gigabytes(memory) if memory else MISSING,
             ]
         )
     return Table(

@@ -137,21 +137,10 @@ def _trials(unit: Unit, sizes: Sequence[int]) -> Iterator[float]:
             while (reply := worker.receive()) == {}:
                 pass
             if reply is None:
-                raise UserError(f"a trial of {unit.config.engine} failed: {worker.obituary()}")
+                raise UserError(f"a trial of {unit.config.engine} failed: {worker.how_it_ended()}")
             if "failed" in reply:
                 raise UserError(f"a trial of {unit.config.engine} failed: {reply['message']}")
             yield time.perf_counter() - start
             start = time.perf_counter()
     finally:
         worker.close()
-
-
-def in_words(seconds: float) -> str:
-    """``40 s``, ``12 min``, ``3.5 h``, ``4 days``: no more digits than are known."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    if seconds < 90 * 60:
-        return f"{round(seconds / 60)} min"
-    if seconds < 48 * 3600:
-        return f"{seconds / 3600:.1f} h"
-    return f"{round(seconds / 86400)} days"

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from morphbits import bids, datasets, engines, images, provenance
+from morphbits import bids, datasets, engines, images, provenance, wording
 from morphbits.bids import Dataset, Subject
 from morphbits.config import (
     EXPERIMENTS,
@@ -185,7 +185,7 @@ def seconds_left(plan: Plan, say: Callable[[str], None]) -> float:
         return after
     found = _costs(plan)
     seconds = estimate.sampling(plan.todo, found, plan.jobs, local) + after
-    say(f"time     about {estimate.in_words(seconds)} for {len(plan.todo)} samples and the report")
+    say(f"time     about {wording.duration(seconds)} for {len(plan.todo)} samples and the report")
     if not local:
         say(f"slurm    {slurm.request(plan.todo, _each(found), plan.voxels, plan.execution)}")
     return seconds

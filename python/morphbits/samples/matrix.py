@@ -120,7 +120,7 @@ def _arithmetic(
 
 
 @dataclass(frozen=True)
-class State:
+class UnitState:
     """Of one unit: ``missing``, ``done``, ``damaged`` (to be made again) or ``foreign`` (made
     with another configuration), and why."""
 
@@ -128,12 +128,16 @@ class State:
     reason: str = ""
 
 
-def read_state(unit: Unit) -> State:
+def read_state(unit: Unit) -> UnitState:
     """What the unit's folder says. Whole is: ``sample.json`` can be read, its hash is that of its
     own configuration, and its outputs are there with the sizes it states."""
     path = bids.sample_json(unit.folder)
     if not path.exists():
-        return State("damaged", "no sample.json") if unit.folder.exists() else State("missing")
+        return (
+            UnitState("damaged", "no sample.json")
+            if unit.folder.exists()
+            else UnitState("missing")
+        )
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         configuration, outputs = record["configuration"], record["outputs"]
@@ -142,17 +146,17 @@ def read_state(unit: Unit) -> State:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        return State("damaged", "sample.json is not whole")
+        return UnitState("damaged", "sample.json is not whole")
     if recorded_hash != provenance.configuration_hash(configuration):
-        return State("damaged", "sample.json's hash is not that of its configuration")
+        return UnitState("damaged", "sample.json's hash is not that of its configuration")
     expected = unit.configuration()
     if recorded_hash != expected["hash"]:
         keys = provenance.differing_keys(configuration, expected)
-        return State("foreign", ", ".join(keys))
+        return UnitState("foreign", ", ".join(keys))
     for name, output in unit_outputs(unit, unit.folder).items():
         if name not in sizes or not output.is_file() or output.stat().st_size != sizes[name]:
-            return State("damaged", f"{output.name} is missing or has another size")
-    return State("done")
+            return UnitState("damaged", f"{output.name} is missing or has another size")
+    return UnitState("done")
 
 
 def unit_outputs(unit: Unit, folder: Path) -> dict[str, Path]:

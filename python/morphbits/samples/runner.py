@@ -141,7 +141,7 @@ class Worker:
         self._partial_line = rest if newline else line
         return json.loads(line) if newline else {}
 
-    def obituary(self) -> str:
+    def how_it_ended(self) -> str:
         """How the process ended, for a user."""
         code = self._process.wait()
         self._errors.seek(0)
@@ -239,16 +239,16 @@ def run(units: Sequence[Unit], jobs: int, total: int) -> Outcome:
         mininterval=0.1 if sys.stderr.isatty() else 30,  # a log file wants fewer lines
     )
 
-    def dismiss(worker: Worker) -> None:
+    def stop(worker: Worker) -> None:
         worker.close()
         selector.unregister(worker.answers)  # last: an interrupt before it closes it once more
 
-    def employ(worker: Worker | None) -> None:
+    def assign(worker: Worker | None) -> None:
         """Give a worker (a new one where its key does not fit) the next unit."""
         fitting = (i for i, unit in enumerate(waiting) if worker and key_of(unit) == worker.key)
         index = next(fitting, None)
         if index is None and worker:
-            dismiss(worker)
+            stop(worker)
         if not waiting:
             return
         if index is None or not worker:
@@ -259,7 +259,7 @@ def run(units: Sequence[Unit], jobs: int, total: int) -> Outcome:
     with bar, selector:
         try:
             for _ in range(min(jobs, len(units))):
-                employ(None)
+                assign(None)
             while selector.get_map() and not outcome.stopped:
                 for event, _ in selector.select():
                     worker: Worker = event.data
@@ -269,8 +269,8 @@ def run(units: Sequence[Unit], jobs: int, total: int) -> Outcome:
                     unit = worker.unit
                     assert unit
                     if reply is None:
-                        reason, deaths = worker.obituary(), deaths + 1
-                        dismiss(worker)
+                        reason, deaths = worker.how_it_ended(), deaths + 1
+                        stop(worker)
                         attempts[unit] += 1
                         if deaths >= DEATHS_IN_A_ROW:
                             outcome.stopped = f"{deaths} workers in a row died; {unit}: {reason}"
@@ -279,7 +279,7 @@ def run(units: Sequence[Unit], jobs: int, total: int) -> Outcome:
                             waiting.append(unit)
                         else:
                             outcome.failed[unit] = reason
-                        employ(None)
+                        assign(None)
                         continue
                     state = read_state(unit) if "done" in reply else None
                     if state and state.kind == "done":
@@ -291,7 +291,7 @@ def run(units: Sequence[Unit], jobs: int, total: int) -> Outcome:
                             f"{unit.folder}: was made with another configuration than this one "
                             f"({state.reason}); if an image made it, 'make docker' rebuilds it"
                         )
-                        dismiss(worker)
+                        stop(worker)
                         continue
                     elif state:
                         outcome.failed[unit] = (
@@ -302,11 +302,11 @@ def run(units: Sequence[Unit], jobs: int, total: int) -> Outcome:
                         outcome.stopped = (
                             f"the disk is full ({reply['message']}); make room and run again"
                         )
-                        dismiss(worker)
+                        stop(worker)
                         continue
                     else:
                         outcome.failed[unit] = reply["message"]
-                    employ(worker)
+                    assign(worker)
         finally:
             for event in list(selector.get_map().values()):
                 event.data.close()

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from morphbits import images, provenance
+from morphbits import images, provenance, wording
 from morphbits.bids import sidecar
 from morphbits.config import RegisterConfig
 from morphbits.datasets.derivative import describe_warp
@@ -16,7 +16,6 @@ from morphbits.errors import UserError, disk_full
 from morphbits.files import write_json
 from morphbits.images import Prepared
 from morphbits.registration import Result, prepare, register, seconds_estimate
-from morphbits.samples import estimate
 from morphbits.samples.outputs import replace_all, save_result, staging
 from morphbits.transforms import check_format, check_grids
 
@@ -131,7 +130,7 @@ def _cannot_write(files: Files, error: BaseException) -> str:
 def _expectation(model: Path, prepared: Prepared, config: RegisterConfig) -> str:
     voxels = int(prepared.fixed.size)
     seconds = seconds_estimate(model, voxels, config)
-    duration = "" if seconds is None else f": about {estimate.in_words(seconds)}"
+    duration = "" if seconds is None else f": about {wording.duration(seconds)}"
     return f"registering {voxels:,} voxels with {config.threads} thread(s){duration}"
 
 

@@ -38,6 +38,7 @@ from morphbits.models.model import open_model
 from morphbits.samples.matrix import Unit, read_state
 from morphbits.samples.runner import Outcome, key_of, reads, remove_leftovers, without_links
 from morphbits.samples.worker import to_task
+from morphbits.wording import gigabytes
 
 WORTH_A_TASK = 600  # seconds: shorter samples share a task, which imports and loads once
 ARRAY_SIZE = 1001  # Slurm's MaxArraySize where nobody changed it: one more than the last number
@@ -83,7 +84,7 @@ class Request:
         own = f"; then {shlex.join(self.extra)}" if self.extra else ""
         return (
             f"{len(self.tasks)} tasks of up to {len(self.tasks[0])} samples{cap}; each "
-            f"{self.cpus} cores, {self.megabytes / 1024:.1f} GB, {self.minutes} min{own}"
+            f"{self.cpus} cores, {gigabytes(self.megabytes * 2**20)}, {self.minutes} min{own}"
         )
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+Key = tuple[int, int, int]  # epoch, step, rank
+
 
 @dataclass(frozen=True)
 class Pair:

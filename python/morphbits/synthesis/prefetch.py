@@ -8,10 +8,8 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from morphbits.synthesis.pair import Pair
+from morphbits.synthesis.pair import Key, Pair
 from morphbits.synthesis.sources import Source
-
-Key = tuple[int, int, int]  # epoch, step, rank
 
 
 class Prefetch:

@@ -142,7 +142,7 @@ class _Server:
         """Take one packet: the trainer's hello, its memory, a request, or its leave."""
         message, file = wire.receive_with_file(trainer.connection)
         if message is None:
-            self._dismiss(trainer)
+            self._disconnect(trainer)
         elif "config" in message:
             failure = self.made.failure
             if message["config"] != self.config:
@@ -172,7 +172,7 @@ class _Server:
         with suppress(ConnectionError):  # it has died: its end of the connection says so next
             wire.send(trainer.connection, message)
 
-    def _dismiss(self, trainer: _Trainer) -> None:
+    def _disconnect(self, trainer: _Trainer) -> None:
         self.selector.unregister(trainer.connection)
         trainer.connection.close()
         self.jobs = deque(job for job in self.jobs if job[0] is not trainer)

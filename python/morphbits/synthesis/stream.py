@@ -37,7 +37,7 @@ from morphbits.config import to_json
 from morphbits.errors import UserError
 from morphbits.synthesis import wire
 from morphbits.synthesis.labels import drawing_seconds
-from morphbits.synthesis.pair import Pair
+from morphbits.synthesis.pair import Key, Pair
 from morphbits.synthesis.settings import Ranks, SourceConfig
 
 SLOTS = 3  # of each trainer: the pair it waits for, or has, and two ahead
@@ -50,7 +50,6 @@ TORCHRUN = (
     "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "TORCHELASTIC_RESTART_COUNT"
 )  # fmt: skip
 
-Key = tuple[int, int, int]  # epoch, step, rank
 
 _opened = itertools.count()
 

@@ -28,7 +28,7 @@ from morphbits.provenance import file_sha256, versions
 from morphbits.training.recipe import TrainConfig
 
 NAME = "checkpoint.pt"
-Made = Mapping[str, str]
+Versions = Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def opened(folder: Path, resume: bool) -> Iterator[None]:
         yield
 
 
-def save(folder: Path, config: TrainConfig, ranks: int, made: Made, state: State) -> None:
+def save(folder: Path, config: TrainConfig, ranks: int, made: Versions, state: State) -> None:
     """Replace the folder's checkpoint: on disk before it gets its name."""
     content = {
         "config": to_mapping(config),
@@ -133,7 +133,7 @@ def differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {then.get(key)} (now {now.get(key)})" for key in keys)
 
 
-def load(folder: Path, config: TrainConfig, ranks: int, made: Made) -> State:
+def load(folder: Path, config: TrainConfig, ranks: int, made: Versions) -> State:
     """The folder's checkpoint, made by this configuration, number of processes and software."""
     path, content = folder / NAME, {}
     try:

@@ -15,8 +15,8 @@ from morphbits.errors import UserError
 from morphbits.machine import memory_free
 from morphbits.models.weights import Architecture
 from morphbits.synthesis.settings import Ranks
-from morphbits.training.log import duration
 from morphbits.training.recipe import TrainConfig
+from morphbits.wording import duration
 
 RATE = 90e9  # floating-point operations of the convolutions per second and core
 VOXEL_SECONDS = 2.85e-7  # of one core per voxel, for all else: warps, phantoms …

@@ -20,6 +20,7 @@ from morphbits.errors import UserError
 from morphbits.files import write_atomically
 from morphbits.training.network import TERMS
 from morphbits.training.recipe import TrainConfig
+from morphbits.wording import duration
 
 COLUMNS = ("epoch", "step", "learning_rate", *TERMS)
 TIME_COLUMNS = ("epoch", "step", "seconds", "waited")
@@ -161,11 +162,3 @@ class Log:
         for table in (self.rows, self.times):
             table.file.close()
         self.events.writer.close()
-
-
-def duration(seconds: float) -> str:
-    """`seconds` in words."""
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} seconds"

@@ -22,8 +22,8 @@ from morphbits.config import option
 from morphbits.errors import UserError
 from morphbits.models.synthmorph_torch import init_model
 from morphbits.synthesis import sources
-from morphbits.synthesis.pair import Pair
-from morphbits.synthesis.prefetch import Key, Prefetch, prefetch
+from morphbits.synthesis.pair import Key, Pair
+from morphbits.synthesis.prefetch import Prefetch, prefetch
 from morphbits.synthesis.settings import Ranks
 from morphbits.training import checkpoint, estimate, optimizers
 from morphbits.training.group import Group, mean
@@ -167,7 +167,7 @@ class _Training:
         self.log: Log | None = None
         group.from_first(lambda: self._open_log(logs))
 
-    def _made_alike(self) -> checkpoint.Made:
+    def _made_alike(self) -> checkpoint.Versions:
         """Versions and label maps, which all machines have alike."""
         found = self.group.of_machines(lambda: checkpoint.made_with(self.config))
         first = found[0]

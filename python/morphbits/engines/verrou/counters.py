@@ -24,16 +24,16 @@ _ROW = re.compile(r"^==\d+== +(`- )?(\S+) +(\d+) +(\d+) +\( *\d+%\)$")
 
 
 @dataclass(frozen=True)
-class Table:
+class OperationTable:
     """Operations by type and precision (``mAdd flt``, ``conv dbl=>flt``): those perturbed, and
     those executed, perturbed or not (comparisons and conversions to integers never are)."""
 
     perturbed: dict[str, int] = field(default_factory=dict)
     executed: dict[str, int] = field(default_factory=dict)
 
-    def __sub__(self, earlier: Table) -> Table:
+    def __sub__(self, earlier: OperationTable) -> OperationTable:
         """What was added since an earlier table of the same process, where anything was."""
-        return Table(
+        return OperationTable(
             _difference(self.perturbed, earlier.perturbed),
             _difference(self.executed, earlier.executed),
         )
@@ -49,7 +49,7 @@ def _difference(now: Mapping[str, int], then: Mapping[str, int]) -> dict[str, in
     return {name: change for name, change in changes.items() if change}
 
 
-def last_table(log: str) -> Table:
+def last_table(log: str) -> OperationTable:
     """The last table of a log. One without any row (nothing executed yet) is empty."""
     heads = list(_HEAD.finditer(log))
     if not heads:
@@ -67,4 +67,4 @@ def last_table(log: str) -> Table:
         elif line.index("`-") < line.index("==", 2) + 6:  # the precision; deeper is vectorization
             perturbed[f"{operation} {name}"] = int(instrumented)
             executed[f"{operation} {name}"] = int(total)
-    return Table(perturbed, executed)
+    return OperationTable(perturbed, executed)

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from morphbits.engines.verrou.counters import Table, last_table
+from morphbits.engines.verrou.counters import OperationTable, last_table
 from morphbits.errors import UserError
 
 VARIABLE = "MORPHBITS_VERROU"
@@ -28,10 +28,10 @@ _ended = 0  # regions of this process
 
 
 @dataclass
-class Count:
+class RegionCount:
     """What the operations of a region were; complete when the region has ended."""
 
-    table: Table = field(default_factory=Table)
+    table: OperationTable = field(default_factory=OperationTable)
 
 
 def parse_settings(text: str) -> dict[str, str]:
@@ -70,11 +70,11 @@ def exclusions() -> list[str]:
     return [line for line in lines if not line.startswith("#")]
 
 
-def count() -> Table:
+def count() -> OperationTable:
     """Operations since the process began, by Verrou's own count; empty outside Verrou."""
     folder = _folder()
     if folder is None:
-        return Table()
+        return OperationTable()
     _library(folder).morphbits_print_counters()
     return last_table((folder / "log").read_text(encoding="utf-8", errors="replace"))
 
@@ -85,20 +85,20 @@ def regions_ended() -> int:
 
 
 @contextmanager
-def perturbed(seed: int) -> Iterator[Count]:
+def perturbed(seed: int) -> Iterator[RegionCount]:
     """Perturbation on, its random numbers beginning with ``seed``; off and counted at the end.
 
     With region ``process`` everything is perturbed from the start of the process, with the seed
     it was started with: then nothing is switched, and the count is the process's until the end.
     """
     global _ended
-    count_of_region = Count()
+    count_of_region = RegionCount()
     folder = _folder()
     if folder is None:
         yield count_of_region
         return
     library, whole_process = _library(folder), (settings() or {})["region"] == "process"
-    before = Table() if whole_process else count()
+    before = OperationTable() if whole_process else count()
     if not whole_process:
         library.morphbits_seed(ctypes.c_ulong(seed))
         library.morphbits_start()

@@ -9,14 +9,14 @@ import numpy as np
 
 from morphbits.studies.agreement.comparison import BITS, RATIO, Comparison, compare
 
-Samples = Mapping[str, np.ndarray]  # "image" (S, X, Y, Z) and "warp" (S, X, Y, Z, V), float32
+Stacks = Mapping[str, np.ndarray]  # "image" (S, X, Y, Z) and "warp" (S, X, Y, Z, V), float32
 HEAD = (
     "| native arm | quantity | Verrou bits | native bits | difference ± s.e. "
     "| log2 of std native/Verrou: q05, q25, median, q75, q95 | agrees |"
 )
 
 
-def comparisons(arms: Mapping[str, Samples]) -> dict[tuple[str, str], Comparison]:
+def comparisons(arms: Mapping[str, Stacks]) -> dict[tuple[str, str], Comparison]:
     """Every later arm against the first, by (arm, quantity)."""
     first, *others = arms
     return {
@@ -26,7 +26,7 @@ def comparisons(arms: Mapping[str, Samples]) -> dict[tuple[str, str], Comparison
     }
 
 
-def table(arms: Mapping[str, Samples], facts: Mapping[str, tuple[float, int]]) -> tuple[str, bool]:
+def table(arms: Mapping[str, Stacks], facts: Mapping[str, tuple[float, int]]) -> tuple[str, bool]:
     """Markdown, and whether the second arm (the matching order) agrees with the first.
 
     ``facts`` are seconds per sample and perturbed operations of each arm.
@@ -56,7 +56,7 @@ def table(arms: Mapping[str, Samples], facts: Mapping[str, tuple[float, int]]) -
     return "\n".join(lines), agrees
 
 
-def write_maps(arms: Mapping[str, Samples], folder: Path) -> Path:
+def write_maps(arms: Mapping[str, Stacks], folder: Path) -> Path:
     """A figure: for every native arm (rows) the three middle slices of log2(std native/Verrou) of
     the image and of the warp's mean over components; blue: native varies less."""
     import matplotlib

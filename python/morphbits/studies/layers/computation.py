@@ -26,9 +26,9 @@ from morphbits.registration import prepare, register
 from morphbits.samples import estimate
 from morphbits.samples.matrix import sample_seed
 from morphbits.stats import analysis
+from morphbits.stats.analysis import Row
 from morphbits.stats.significance import FLOAT32_BITS, bits_held, quantiles, significant_bits
 
-Row = dict[str, Any]
 Say = Callable[[str], None]
 PRECISIONS = (24, 22, 20, 18, 16, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4)
 # (precision, stages it acts on): all of the registration, or the network alone

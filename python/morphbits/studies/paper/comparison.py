@@ -16,6 +16,7 @@ from morphbits.datasets.corr_table import SUCCESS, scans
 from morphbits.files import csv_of, write_atomically
 from morphbits.report import experiment as reading
 from morphbits.report.tables import number, spread
+from morphbits.wording import numbers
 
 OFFSET = 1.0  # bits that the study probably counted too many
 QUANTITIES = {"image": "synthmorph_moved_bits", "warp": "synthmorph_warp_bits"}
@@ -24,7 +25,7 @@ COLUMNS = ("subject", "quantity", "n", "ours", "published", "published_less_one"
 
 
 @dataclass(frozen=True)
-class Comparison:
+class StudyComparison:
     """rows: one for each subject that both have, and quantity. excluded: subjects of ours that
     the study excluded, and why; unmatched: those that it did not publish for another reason."""
 
@@ -33,7 +34,7 @@ class Comparison:
     unmatched: list[str]
 
 
-def compare(results: Path, experiment: str) -> Comparison:
+def compare(results: Path, experiment: str) -> StudyComparison:
     """Read an experiment, compare it with the published table, write `comparison.csv`."""
     found = reading.read(results, experiment)
     published = {str(row["subject"]): row for row in reading.study()}
@@ -56,17 +57,17 @@ def compare(results: Path, experiment: str) -> Comparison:
                 rows.append(dict(zip(COLUMNS, (subject, quantity, *values), strict=True)))
     path = bids.experiment_file(results, experiment, "comparison.csv")
     write_atomically(path, csv_of(rows, COLUMNS))
-    return Comparison(rows, excluded, unmatched)
+    return StudyComparison(rows, excluded, unmatched)
 
 
-def in_words(comparison: Comparison) -> str:
+def in_words(comparison: StudyComparison) -> str:
     """The table for a terminal: each subject, then the mean over subjects."""
     lines = [
         f"{'subject':<14}{'':<7}{'ours':>8}{'study':>8}{'-1 bit':>8}{'diff.':>8}{'-1 bit':>8}"
     ]
     for row in comparison.rows:
-        numbers = "".join(f"{number(float(row[name])):>8}" for name in COLUMNS[3:])
-        lines.append(f"{row['subject']:<14}{row['quantity']:<7}{numbers}")
+        values = "".join(f"{number(float(row[name])):>8}" for name in COLUMNS[3:])
+        lines.append(f"{row['subject']:<14}{row['quantity']:<7}{values}")
     for quantity in QUANTITIES:
         mine = [row for row in comparison.rows if row["quantity"] == quantity]
         if mine:
@@ -81,7 +82,7 @@ def in_words(comparison: Comparison) -> str:
     few = [int(row["n"]) for row in comparison.rows if int(row["n"]) < reading.STUDY_SAMPLES]
     if few:
         lines.append(
-            f"not comparable: n is {reading.in_words(few)} here, {reading.STUDY_SAMPLES} in the "
+            f"not comparable: n is {numbers(few)} here, {reading.STUDY_SAMPLES} in the "
             "study, and fewer samples show more bits"
         )
     lines += [

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from morphbits import bids
+from morphbits import bids, wording
 from morphbits.config import EXPERIMENTS, ExecutionConfig, ExperimentConfig, from_toml
 from morphbits.datasets import corr_install
 from morphbits.datasets.corr_table import Scan
@@ -125,7 +125,7 @@ class PaperPlan:
             )
             plan = replace(experiment.make_plan(settings, execution, said.append), voxels=voxels)
             hours = experiment.seconds_left(plan, said.append) / 3600
-        return hours, f"{trial}, {estimate.in_words(3600 * hours / len(plan.todo))} each"
+        return hours, f"{trial}, {wording.duration(3600 * hours / len(plan.todo))} each"
 
     def prepare(self, source: str, jobs: int | None) -> None:
         """Install and preprocess; UserError where an image is missing or none is ready."""

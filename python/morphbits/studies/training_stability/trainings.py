@@ -53,7 +53,7 @@ from morphbits.synthesis.settings import Ranks
 from morphbits.training import RunConfig, TrainConfig, estimate, loop
 from morphbits.training.checkpoint import NAME as CHECKPOINT
 from morphbits.training.checkpoint import differing, made_with
-from morphbits.training.log import duration
+from morphbits.wording import duration, gigabytes
 
 ARMS = ("repeated", "initialization", "data", "rounding")
 NEAREST = "nearest"
@@ -194,10 +194,10 @@ def describe(experiment: str, planned: Sequence[Run], jobs: int) -> str:
         for run in planned
         if not run.done
     )
-    memory = jobs * max(estimate.process_bytes(run.recipe, shape) for run in planned) / 1e9
+    memory = jobs * max(estimate.process_bytes(run.recipe, shape) for run in planned)
     return (
         f"{experiment}: {len(planned)} trainings of {recipe.total_steps} steps, {jobs} at a time; "
-        f"about {duration(seconds / jobs)}, {memory:.1f} GB of memory"
+        f"about {duration(seconds / jobs)}, {gigabytes(memory)} of memory"
     )
 
 
@@ -356,7 +356,7 @@ def _registrations(arm: str, runs: Sequence[Run]) -> tuple[list[dict[str, Any]],
         )
         subject = phantom.make_phantom(1, index, size)
         warp = warps_SXYZV.mean(0, dtype=np.float64).astype(np.float32)
-        outcome = assessment.outcome_of(subject, warp, size)
+        outcome = assessment.accuracy_of(subject, warp, size)
         ensembles.append([*(after for _, after in outcome.dice.values()), outcome.error_mm[1]])
     ensemble = (
         {"arm": arm, "runs": len(runs)}
