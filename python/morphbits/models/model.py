@@ -11,7 +11,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from morphbits import choices
 from morphbits.config import Arithmetic
 from morphbits.errors import UserError
 from morphbits.images import Image, Prepared
@@ -19,6 +18,7 @@ from morphbits.models import mri_synthmorph
 from morphbits.models.mri_synthmorph import MriSynthMorph
 from morphbits.models.plugin import Plugin
 from morphbits.models.vxm_dense import VxmDense
+from morphbits.wording import alternatives
 
 
 class Model(Protocol):
@@ -79,7 +79,7 @@ def open_model(where: Path, config: Arithmetic) -> Model:
         if models and where.name not in models and getattr(config, spec.name) != spec.default:
             raise UserError(
                 f"--{spec.name} does nothing with model {where.name}; it is for "
-                f"{choices.in_words(models)}: leave it out"
+                f"{alternatives(models)}: leave it out"
             )
     return model
 
