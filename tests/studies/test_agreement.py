@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from morphbits.studies.agreement.comparison import compare, mean_bits
+from morphbits.studies.agreement.comparison import Comparison, compare, mean_bits
 
 SHAPE = (10, 12, 12, 12)
 
@@ -34,6 +34,12 @@ def test_twice_the_noise_is_one_bit_less_and_disagrees() -> None:
     assert one.difference == pytest.approx(-1, abs=0.05)
     assert one.ratio[2] == pytest.approx(1, abs=0.05)
     assert not one.agrees
+
+
+def test_they_agree_within_a_tenth_of_a_bit_in_mean_and_in_spread() -> None:
+    for difference, ratio, agrees in ((0.09, -0.09, True), (-0.11, 0, False), (0, 0.11, False)):
+        one = Comparison((10 + difference, 10), 0, (0, 0, ratio, 0, 0), np.zeros(1))
+        assert one.agrees == agrees, (difference, ratio)
 
 
 def test_a_voxel_that_does_not_vary_has_no_ratio() -> None:
