@@ -72,10 +72,10 @@ def usage() -> str:
         f"usage: morphbits VERB [OPTION]...\n       morphbits VERB --help\n\n"
         f"morphbits {__version__}: how many bits of a brain registration are significant?\n\n"
         + "\n".join(groups)
-        + "\nVerbs need the packages of an extra: pip install 'morphbits[suite]'; FRAMEWORK "
-        "tensorflow and\ntraining with --labels also need 'morphbits[tensorflow]'. Verrou, Slurm "
-        "and training in several\nprocesses need a clone of the repository, where `make` lists "
-        "the same verbs and more."
+        + "\nAll verbs need packages of the extra `suite`: pip install 'morphbits[suite]'.\n"
+        "--framework tensorflow and training with --labels also need 'morphbits[tensorflow]'.\n"
+        "Verrou, Slurm and training in several processes need a clone of the repository, where\n"
+        "`make` has the same verbs and more."
     )
 
 
