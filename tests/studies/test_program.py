@@ -43,6 +43,8 @@ def test_every_kind_of_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("name,x,y\none,1.5,2\ntwo,n/a,3\n")
     (tmp_path / "a.json").write_text('{"loss": 0.25, "list": [1, 2, 3], "name": "x", "ok": true}')
 
+    (tmp_path / "a.txt").write_text("v2 loss: 0.25 after 7 steps, lr=1e-3, -.5x, at 10.0.0.1.")
+    assert read(tmp_path / "a.txt")[""].array.tolist() == [0.25, 7, 1e-3]
     assert read(tmp_path / "a.npy")[""].array.dtype == np.float64
     assert read(tmp_path / "a.npy")[""].bits == 53
     npz = read(tmp_path / "a.npz")

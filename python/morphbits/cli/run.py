@@ -7,7 +7,8 @@ Two plain runs, then N perturbed ones, each a process with a seed; then for each
 files that match PATTERN: significant bits, spread, and the share of values that differ. {out} in
 the program's words stands for a folder that each run has for itself (runs then go side by side);
 without it, runs follow each other here and their files are moved into the results. PATTERN is
-relative to {out}, or to this folder. Compared: .npy, .npz, .pt, NIfTI, MGH, .csv, .tsv, .json.
+relative to {out}, or to this folder; stdout.txt is what the program prints. Compared: .npy, .npz,
+.pt, NIfTI, MGH, .csv, .tsv, .json, and the numbers in .txt and .log, with the digits they have.
 
 Perturbed is what torch computes in the program's process, in all its threads, on the CPU; numpy,
 and processes that the program starts, are not. The runs in the results folder are kept, and

@@ -31,6 +31,7 @@ from morphbits.errors import UserError
 from morphbits.parent import PARENT
 
 OUT = "{out}"
+STDOUT = "stdout.txt"
 PLAIN = ("plain-1", "plain-2")
 _LINES = 8  # of a program that fails, repeated in the message
 
@@ -58,7 +59,8 @@ class Program:
     """What is repeated.
 
     command: script and words, with {out} for the folder of a run; compare: patterns of the files
-    that are compared, relative to that folder, or to the working folder where no word has {out}.
+    that are compared, relative to that folder, or to the working folder where no word has {out};
+    stdout.txt is what the program prints.
     """
 
     command: list[str]
@@ -228,6 +230,8 @@ def _run(program: Program, folder: Path, name: str, threads: int | None) -> str:
         for path in _matches(program, Path()):
             (outputs / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.move(path, outputs / path)
+    if STDOUT in program.compare:
+        shutil.copy(partial / "stdout.txt", outputs / STDOUT)
     for pattern in program.compare:
         if not any(path.is_file() for path in outputs.glob(pattern)):
             raise UserError(f"{name}: the program wrote no file {pattern}: see --compare")

@@ -1,4 +1,4 @@
-"""The numbers in a program's output files: arrays of NumPy and PyTorch, images, tables, JSON."""
+"""The numbers in a program's output files: arrays, images, tables, JSON, text."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from nibabel.filebasedimages import ImageFileError
 
 from morphbits.errors import UserError
 
+_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w.]*\w)")
 _HELD = {torch.float16: 11, torch.bfloat16: 8}  # significant bits
 
 
@@ -131,6 +133,12 @@ def _leaves(content: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield from _leaves(value, f"{name}/{key}" if name else str(key))
 
 
+def _text(path: Path) -> Iterator[tuple[str, Values]]:
+    """All numbers in the order in which they stand; with the digits that were printed."""
+    found = _NUMBER.findall(path.read_text(encoding="utf-8"))
+    yield "", _numbers(np.array([float(word) for word in found], np.float64))
+
+
 READERS: dict[str, Callable[[Path], Iterator[tuple[str, Values]]]] = {
     ".npy": _npy,
     ".npz": _npz,
@@ -143,4 +151,6 @@ READERS: dict[str, Callable[[Path], Iterator[tuple[str, Values]]]] = {
     ".csv": _table,
     ".tsv": _table,
     ".json": _json,
+    ".txt": _text,
+    ".log": _text,
 }
