@@ -329,7 +329,8 @@ class ExperimentConfig(Arithmetic):
     model: Path = option(
         DEMO_MODEL,
         "voxelmorph .h5 weights; joint, affine, rigid or deform (FreeSurfer 8's mri_synthmorph); "
-        "or package.module:function for another network; the default is the demo model",
+        "classical (a registration without a network); or package.module:function for another "
+        "network; the default is the demo model",
     )
     subjects: int = option(
         3, "number of subjects, from the first of the dataset", minimum=1, maximum=100_000

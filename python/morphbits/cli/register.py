@@ -28,7 +28,7 @@ def main() -> None:
         type=Path,
         default=DEMO_MODEL,
         help="voxelmorph .h5 weights; joint, affine, rigid or deform (FreeSurfer 8's "
-        "mri_synthmorph); or package.module:function (default: demo)",
+        "mri_synthmorph); classical (no network); or package.module:function (default: demo)",
     )
     parser.add_argument(
         "--moved",

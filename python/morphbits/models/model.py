@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Protocol
 from morphbits.config import Arithmetic
 from morphbits.errors import UserError
 from morphbits.images import Image, Prepared
-from morphbits.models import mri_synthmorph
+from morphbits.models import classical, mri_synthmorph
+from morphbits.models.classical import Classical
 from morphbits.models.mri_synthmorph import MriSynthMorph
 from morphbits.models.plugin import Plugin
 from morphbits.models.vxm_dense import VxmDense
@@ -67,6 +68,8 @@ def open_model(where: Path, config: Arithmetic) -> Model:
         model: Model = Plugin(where, config)
     elif where.name in mri_synthmorph.FILES:
         model = MriSynthMorph(where, config)
+    elif where.name == classical.NAME:
+        model = Classical(where, config)
     else:
         model = VxmDense(where, config)
     if config.framework not in model.frameworks:
