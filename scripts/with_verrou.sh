@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # usage: scripts/with_verrou.sh [options] -- PROGRAM [ARGUMENTS]
 # Runs a program under Valgrind's tool Verrou; nothing else in this suite starts Valgrind. PROGRAM must be a real executable
-# (a Python, not a script that starts one: Verrou would follow the script and not the program).
+# (a Python, not a script that starts one: Verrou would follow the script and not the program). Any other program than a
+# Python, as elastix, has no markers: give --region process.
 #   --mode MODE        random, nearness, upward, downward, toward_zero or nearest    [random]
 #   --seed N           of the random roundings                                        [1]
 #   --region REGION    registration: only between the markers; process: everything    [registration]
@@ -10,6 +11,7 @@
 #   --onednn on|off    TensorFlow's kernels: oneDNN's as users run them, or its own   [on]
 #   --exclude FILE     more exclusions, in the format of verrou/exclusions
 #   --symbols FILE     write there every symbol whose operations are perturbed
+#   --log FILE         keep Verrou's log there, with the counts of perturbed operations
 #   --localize         keep VERROU_* variables: verrou_dd_* steers its runs with them
 #   --describe         print what can change the result (versions, exclusions, …) and run nothing
 #   --dry-run          print the command and run nothing
@@ -25,10 +27,10 @@ if [ -n "${MORPHBITS_PARENT-}" ]; then
   export MORPHBITS_PARENT=$$
 fi
 
-mode=random seed=1 region=registration libm=perturbed onednn=on exclude='' symbols='' localize='' action=run
+mode=random seed=1 region=registration libm=perturbed onednn=on exclude='' symbols='' log='' localize='' action=run
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
   case $1 in
-    --mode | --seed | --region | --libm | --onednn | --exclude | --symbols)
+    --mode | --seed | --region | --libm | --onednn | --exclude | --symbols | --log)
       [ $# -gt 1 ] || fail "$1 needs a value; the usage is at the top of scripts/with_verrou.sh"
       printf -v "${1#--}" %s "$2"; shift 2 ;;
     --localize) localize=1; shift ;;
@@ -72,6 +74,12 @@ if [ "$(head -c 4 -- "$program" | tr -d '\0')" != $'\x7fELF' ]; then
   fail "$program: is a script that starts another program, which would run unperturbed; name the real executable"
 fi
 shift
+python=$program
+if [[ ${program##*/} != python* ]]; then
+  [ "$region" = process ] || fail "$program: is not a Python and has no markers: give --region process"
+  python=$here/.venv/bin/python
+  [ -x "$python" ] || python=$(command -v python3) || fail "there is no Python to read the exclusions: make setup"
+fi
 
 before_26=$([ "$(printf '%s\n' 2.6 "$release" | sort -V | head -n 1)" = 2.6 ] || echo 1)
 interlibmath=$prefix/lib/interlibmath.so
@@ -88,8 +96,8 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/morphbits-verrou.XXXXXX")
 exec {lock}<"$work"
 flock "$lock" || true # where there are no locks, nobody else gets one, and nothing is removed
 trap 'rm -rf "$work"' EXIT
-PYTHONPATH=$here/python "$program" -m morphbits.engines.verrou.exclusions "$here"/verrou/exclusions/*.tsv \
-  ${exclude:+"$exclude"} >"$work/exclusions" || fail "the exclusions could not be resolved; is $program a Python of this suite?"
+PYTHONPATH=$here/python "$python" -m morphbits.engines.verrou.exclusions "$here"/verrou/exclusions/*.tsv \
+  ${exclude:+"$exclude"} >"$work/exclusions" || fail "the exclusions could not be resolved; is $python a Python of this suite?"
 # Written as the process will read them: what can change a result, one per line.
 cat >"$work/settings" <<END
 version=$version
@@ -150,5 +158,6 @@ while :; do # a signal ends wait before the program, which may still have someth
   wait $child && status=0 || status=$?
   kill -0 $child 2>/dev/null || break
 done
+[ -z "$log" ] || cp -- "$work/log" "$log"
 if [ "$status" -ne 0 ] && [ -s "$work/log" ]; then tail -n 20 "$work/log" >&2; fi
 exit "$status"

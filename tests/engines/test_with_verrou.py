@@ -222,3 +222,18 @@ def test_no_verrou_at_all(tmp_path: Path) -> None:
     )
     assert answer.returncode == 2
     assert "make docker" in answer.stderr
+
+
+def test_another_program_than_a_python_is_perturbed_from_its_start(prefix: Path) -> None:
+    program = shutil.which("sleep") or ""
+    refused = run(prefix, "--", program, "0")
+    assert refused.returncode == 2 and "give --region process" in refused.stderr
+    done = run(prefix, "--region", "process", "--dry-run", "--", program, "0")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-2:] == [program, "0"] and "--instr-atstart=yes" in done.stdout
+
+
+def test_the_log_is_kept_where_it_is_asked_for(prefix: Path) -> None:
+    words = ("--log", str(prefix / "kept"), "--", PYTHON)
+    assert run(prefix, *words, STAND_IN_STATUS="7").returncode == 7
+    assert (prefix / "kept").read_text() == "==1== the end of the log\n"

@@ -38,6 +38,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
         "verify": Verb("check an experiment's files, make some samples again", "cli.verify"),
         "layers": Verb("where the bits are lost: stages, precision, orders", "cli.layers"),
         "compare": Verb("compare the native engine with Verrou", "cli.compare"),
+        "methods": Verb("compare registration methods on the same images", "cli.methods"),
         "localize": Verb("which part loses the bits, by Verrou", "cli.localize"),
         "paper": Verb("the published study, from CoRR's images to its table", "cli.paper"),
         "verrou-sanity": Verb("check that Verrou perturbs what it should", "cli.verrou_sanity"),

@@ -1,0 +1,30 @@
+"""Compare registration methods on the same images: a page with bits, millimetres and Dice of each.
+
+    morphbits inference --model classical --size 4mm --engine native --experiment by-classical
+    morphbits inference --size 4mm --engine native --experiment by-network
+    morphbits methods by-network by-classical
+
+Writes results/methods/methods.html and the figure beside it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from morphbits import config
+from morphbits.errors import UserError
+from morphbits.report.experiment import read
+from morphbits.studies.methods import page
+
+
+def main() -> None:
+    parser = config.parser(__doc__)
+    parser.add_argument("experiments", nargs="+", help="names of folders in results/")
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="folder of all experiments"
+    )
+    given = parser.parse_args()
+    if len(given.experiments) < 2:
+        raise UserError("name two experiments or more, one for each method")
+    experiments = [read(given.results, name) for name in given.experiments]
+    print(page.build(experiments, given.results / "methods"))

@@ -1,0 +1,1 @@
+"""Registration methods compared: the same images, the same perturbation, other methods."""
