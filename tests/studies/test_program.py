@@ -15,9 +15,9 @@ import torch
 from morphbits.cli import command
 from morphbits.engines.native import random_rounding
 from morphbits.errors import UserError
+from morphbits.stats.values import read
 from morphbits.studies.program.comparison import compare
 from morphbits.studies.program.repetitions import parse_command
-from morphbits.studies.program.values import read
 
 SCRIPT = """
 import sys, threading

@@ -14,8 +14,8 @@ import numpy as np
 from morphbits import files
 from morphbits.errors import UserError
 from morphbits.stats.significance import significant_bits
+from morphbits.stats.values import Values, read
 from morphbits.studies.program.repetitions import PLAIN
-from morphbits.studies.program.values import Values, read
 
 Row = dict[str, Any]
 
