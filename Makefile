@@ -70,6 +70,10 @@ layer_options = $(call options,SUBJECT RUNS MODE ACCUMULATION SUBNORMALS DATASET
 	MODEL_ORIENTATION EXTENT REGULARIZATION ORIENTATION NAN EXPERIMENT SEED THREADS DATA RESULTS) $(call flag,CROP) \
 	$(call flag,NOTES)
 
+.PHONY: stability-test
+stability-test: $(stamp) ## do two results, A and B, differ by more than an EXPERIMENT's rounding? (ALPHA, FLOOR)
+	$(morphbits) stability-test $(call options,A B EXPERIMENT RESULTS ALPHA FLOOR)
+
 .PHONY: verrou-sanity
 verrou-sanity: $(stamp) ## check in seconds that Verrou perturbs what it should and nothing else (VERROU_PREFIX)
 	$(morphbits) verrou-sanity
@@ -302,6 +306,10 @@ YES ?=           ## 1 starts even what takes more than two hours
 SUBJECT ?=       ## layers, precision, orders: number of the subject (default: 1)
 NOTES ?=         ## layers, precision, orders: 1 writes the tables to notes/benchmarks/ as well
 AGAIN ?=         ## verify: number of samples to make again (default: 2)
+A ?=             ## stability-test: a result, file or folder
+B ?=             ## stability-test: another result of the same subjects
+ALPHA ?=         ## stability-test: false-alarm level (default: 0.05)
+FLOOR ?=         ## stability-test: bits in which A and B must agree in the mean
 ##@ Variables of corr, preprocess and paper
 SOURCE ?=        ## where CoRR is cloned from: a mirror or a local copy (default: ///corr/RawDataBIDS)
 TABLE ?=         ## CSV of the CoRR images to get (default: the 35 + 5 of the study)

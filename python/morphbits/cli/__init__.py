@@ -37,6 +37,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
         "report": Verb("the HTML page of an experiment", "cli.report"),
         "verify": Verb("check an experiment's files, make some samples again", "cli.verify"),
         "layers": Verb("where the bits are lost: stages, precision, orders", "cli.layers"),
+        "stability-test": Verb("do two results differ beyond rounding?", "cli.stability_test"),
         "compare": Verb("compare the native engine with Verrou", "cli.compare"),
         "methods": Verb("compare registration methods on the same images", "cli.methods"),
         "localize": Verb("which part loses the bits, by Verrou", "cli.localize"),

@@ -1,0 +1,177 @@
+"""Which files are compared, and what their differences are in millimetres and Dice."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from morphbits import bids, images
+from morphbits.bids import Dataset, Subject
+from morphbits.errors import UserError
+from morphbits.stats import accuracy
+from morphbits.stats.values import READERS, read
+from morphbits.studies.stability_test.verdict import (
+    MINIMUM,
+    FileResult,
+    SubjectResult,
+    compare_file,
+    judge_subject,
+)
+
+_SUBJECT = re.compile(r"sub-[A-Za-z0-9]+")
+ONE = "all"  # the name of the only subject where files do not name one
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One file: of A, of B, and of every sample that has it; `name` is relative to a sample."""
+
+    name: Path
+    a: Path
+    b: Path
+    samples: list[Path]
+
+    @property
+    def subject(self) -> str:
+        found = _SUBJECT.search(str(self.name))
+        return found[0] if found else ONE
+
+
+def find(a: Path, b: Path, reference: Path) -> dict[str, list[Compared]]:
+    """Files to compare, by subject. Files of A and B belong to those of a sample with the same
+    path, or else the same name; a file that A and B lack is left out."""
+    folders = [f for f in reference.glob("sample-*") if f.name.removeprefix("sample-").isdigit()]
+    if not folders:
+        raise UserError(
+            f"{reference}: has no samples, which are folders sample-01, sample-02, …: run "
+            "`make inference` first, or give another --experiment"
+        )
+    files = [_files(folder) for folder in sorted(folders)]
+    names = {name for found in files for name in found}
+    for given in (a, b):
+        if not given.exists():
+            raise UserError(f"{given}: there is no such file or folder")
+    if a.is_file() != b.is_file():
+        raise UserError(f"{a} and {b}: give two files, or two folders")
+    of_a, of_b = (_given(given, names) for given in (a, b))
+    if a.is_file() and not (of_a and of_b) and len(names) == 1:
+        of_a, of_b = dict.fromkeys(names, a), dict.fromkeys(names, b)
+    if a.is_file() and not of_b:  # named otherwise than the reference's: what A is
+        of_b = dict.fromkeys(of_a, b)
+    if a.is_file() and not of_a:
+        of_a = dict.fromkeys(of_b, a)
+    compared: dict[str, list[Compared]] = {}
+    for name in sorted(of_a | of_b):
+        if name not in of_a or name not in of_b:
+            raise UserError(f"{a if name in of_b else b}: has no {name}, though the other has it")
+        samples = [found[name] for found in files if name in found]
+        file = Compared(name, of_a[name], of_b[name], samples)
+        compared.setdefault(file.subject, []).append(file)
+    if not compared:
+        raise UserError(
+            f"{a}: has no file that is called as one in {folders[0]}, by which it would be "
+            "compared; give A and B the names that the samples have"
+        )
+    return compared
+
+
+def _files(folder: Path) -> dict[Path, Path]:
+    """Files that can be read, by their path in the folder."""
+    return {
+        path.relative_to(folder): path
+        for path in folder.rglob("*")
+        if path.name.lower().endswith(tuple(READERS))
+        and path.name != bids.sample_json(folder).name
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    }
+
+
+def _given(given: Path, names: set[Path]) -> dict[Path, Path]:
+    """The files of A or of B, by the names of the reference's files."""
+    found = {Path(given.name): given} if given.is_file() else _files(given)
+    if same := {name: path for name, path in found.items() if name in names}:
+        return same
+    matched: dict[Path, Path] = {}
+    for path in found.values():
+        named = [name for name in names if name.name == path.name]
+        if len(named) > 1:
+            raise UserError(f"{path}: the samples have several files of this name; give folders")
+        if named:
+            if named[0] in matched:
+                raise UserError(f"{given}: has several files called {path.name}")
+            matched[named[0]] = path
+    return matched
+
+
+def compare_subject(subject: str, files: list[Compared]) -> SubjectResult:
+    """All files of a subject against its samples."""
+    n = min(len(file.samples) for file in files)
+    if n < MINIMUM:
+        raise UserError(
+            f"{files[0].name}: the reference experiment has {n} samples of it and the test needs "
+            f"at least {MINIMUM}; run more samples (make inference RUNS=10)"
+        )
+    return judge_subject(subject, [r for file in files for r in _compare(file, n)], n)
+
+
+def _compare(file: Compared, n: int) -> Iterator[FileResult]:
+    """Each array of a file."""
+    a, b, *samples = (read(path) for path in (file.a, file.b, *file.samples[:n]))
+    for array in a:
+        for path, found in zip((file.b, *file.samples), (b, *samples), strict=False):
+            if array not in found or found[array].array.shape != a[array].array.shape:
+                raise UserError(
+                    f"{path}: {array or 'it'} is not there, or not of the shape "
+                    f"{a[array].array.shape} that {file.a} has: results must lie on one grid"
+                )
+            here, there = a[array].affine, found[array].affine
+            # 1e-3 mm: what headers in float32 lose of a field of view of a metre is 6e-5 mm
+            if here is not None and there is not None and not np.allclose(here, there, atol=1e-3):
+                raise UserError(
+                    f"{path}: lies elsewhere in the world than {file.a} (its affine differs); "
+                    "results must lie on one grid"
+                )
+        stacked = np.stack([sample[array].array for sample in samples])
+        result = compare_file(str(file.name), a[array].array, b[array].array, stacked)
+        result.array = array
+        yield result
+
+
+@dataclass(frozen=True)
+class Millimetres:
+    """How far two warps put a point apart, over the grid."""
+
+    root_mean_square: float
+    largest: float
+
+
+def is_warp(file: Compared) -> bool:
+    return "_xfm" in file.name.name
+
+
+def millimetres(file: Compared) -> Millimetres:
+    """Of a warp."""
+    a, b = (images.load_warp(path) for path in (file.a, file.b))
+    shift_a, shift_b = (np.zeros(3) if w.shift is None else w.shift for w in (a, b))
+    apart = np.subtract(a.data, b.data, dtype=np.float64) @ a.affine[:3, :3].T
+    apart += shift_a - shift_b
+    squares = np.square(apart).sum(axis=-1)
+    return Millimetres(float(np.sqrt(squares.mean())), float(np.sqrt(squares.max())))
+
+
+def dice(file: Compared, dataset: Dataset | None) -> dict[int, float]:
+    """Dice of A's and B's labels: of a label map, or of the moving labels that a warp moves."""
+    if is_warp(file):
+        labels = dataset and dataset.moving_labels(Subject.parse(file.name.name))
+        if not labels:
+            return {}
+        moving = images.load_labels(labels)
+        a, b = (accuracy.moved_labels(moving, images.load_warp(path)) for path in (file.a, file.b))
+        return accuracy.dice(a, b)
+    if not file.name.name.partition(".")[0].endswith(("_dseg", "_seg", "aseg")):
+        return {}
+    return accuracy.dice(*(images.load_labels(path).data for path in (file.a, file.b)))
