@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,6 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from morphbits import machine
 from morphbits.config import option
@@ -33,6 +33,7 @@ from morphbits.training.network import (
     Objective,
     OneDnnConvolution,
     deterministic,
+    registration_loss,
 )
 from morphbits.training.recipe import TrainConfig
 from morphbits.training.rounding import Rounding
@@ -206,8 +207,9 @@ class _Training:
             pair = _on(self.device, pairs.next())
             if self.config.engine == "verrou":
                 self._warm_up(pair)
-            with self.rounding.of_rank(self.step, self.ranks.rank):
-                terms = self.objective(pair)
+            with ExitStack() as perturbed:
+                stream = self.rounding.of_rank(self.step, self.ranks.rank)
+                terms = self.objective(pair, partial(perturbed.enter_context, stream))
                 terms["loss"].backward()
             due = start - saved > 60 * self.run.save_minutes
             signalled, due = self._agree(terms, stop(), due, pairs.waited - waited)
@@ -230,11 +232,17 @@ class _Training:
         one stream for all, and a resumed training shall draw what an uninterrupted one does."""
         if pair.moving.shape in self.warm:
             return
+        if not self.warm:  # torch arranges gradients at the second exchange, for all others
+            for _ in range(2):
+                self.objective(pair)["loss"].backward()
+            twin = copy.deepcopy(self.model)
+            for parameter in twin.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            optimizers.build(twin, self.config).step()
+        else:  # this rank alone may have such a pair
+            inputs = list(self.model.parameters())
+            torch.autograd.grad(registration_loss(self.model, pair, self.config)["loss"], inputs)
         self.warm.add(pair.moving.shape)
-        parallel = self.objective
-        alone = parallel.no_sync() if isinstance(parallel, DistributedDataParallel) else None
-        with alone or nullcontext():
-            parallel(pair)["loss"].backward()
         self.optimizer.zero_grad()
 
     def _sum_up(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -78,13 +78,17 @@ def deterministic(threads: int) -> Iterator[None]:
 
 
 class Objective(nn.Module):
-    """The network and what its training minimizes: batch of pairs → TERMS."""
+    """The network and what its training minimizes: batch of pairs → TERMS.
+
+    `begin` is called first: what wraps this module, and computes before it, is not perturbed.
+    """
 
     def __init__(self, model: SynthMorph, config: TrainConfig) -> None:
         super().__init__()
         self.model, self.config = model, config
 
-    def forward(self, pair: Pair) -> dict[str, Tensor]:
+    def forward(self, pair: Pair, begin: Callable[[], object] = lambda: None) -> dict[str, Tensor]:
+        begin()
         return registration_loss(self.model, pair, self.config)
 
 
