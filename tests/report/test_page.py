@@ -16,11 +16,11 @@ import pytest
 from PIL import Image as Picture
 from support.small_experiment import make_dataset, make_experiment
 
-from morphbits import bids, cli, report
+from morphbits import bids, cli, images, report
 from morphbits.bids import Subject
 from morphbits.errors import UserError
 from morphbits.report import experiment as reading
-from morphbits.report import figures, tables
+from morphbits.report import figures, registrations, tables
 from morphbits.stats.analysis import analyse
 
 VOID = {"meta", "link", "img", "br", "hr", "input", "col"}
@@ -253,6 +253,55 @@ def test_a_map_shows_the_bits_in_its_colours(results: Path) -> None:
     used = set(np.unique(indices))
     assert {0, 1} < used  # background and the brain's outline
     assert max(used) <= 2 + figures.MAP_STEPS * (scale[1] - scale[0])
+
+
+def test_the_registration_is_shown_in_colours_that_say_what_differs(results: Path) -> None:
+    experiment = reading.read(results, "whole")
+    seen = registrations.read(experiment)
+    assert list(seen) == experiment.subjects
+    one = seen["sub-001"]
+    # the moving phantom is the fixed one: before, both are equally bright everywhere
+    moving, fixed = np.divmod(one.before_HW, registrations.LEVELS)
+    assert (moving == fixed).all() and set(np.unique(fixed)) >= {0, 4, 8, 12}  # three tissues
+    after = one.after_HW // registrations.LEVELS
+    assert (after <= moving).all() and (after < moving).any()  # the moved one was made darker
+    palette = registrations.palette()
+    assert (palette[:: registrations.LEVELS + 1][: registrations.LEVELS].std(axis=1) < 1).all()
+    red, green, blue = palette[(registrations.LEVELS - 1) * registrations.LEVELS].tolist()
+    assert red == 255 and 100 < green < 150 and blue == 0  # orange: the moving image alone
+
+
+def test_displacements_are_in_mm_and_their_scale_is_shared(results: Path, page: Page) -> None:
+    experiment = reading.read(results, "whole")
+    seen = registrations.read(experiment)
+    record = next(r for r in experiment.of_sample("ieee") if r.subject.entities == "sub-001")
+    unit = bids.sample_folder(results, "whole", "ieee", record.subject)
+    warp = images.load_warp(bids.warp_path(unit, record.subject, experiment.space))
+    fixed = images.load(record.provenance["files"]["fixed"])
+    lengths = 2 * np.sqrt((warp.data.astype(float) ** 2).sum(-1))[fixed.data > 0]  # 2 mm voxels
+    assert seen["sub-001"].mean == pytest.approx(lengths.mean(), rel=1e-5)  # float32 in between
+    assert seen["sub-001"].largest == pytest.approx(lengths.max(), rel=1e-5)
+    limit = registrations.limit(seen.values())
+    assert limit - 1 < max(one.largest for one in seen.values()) <= limit
+    assert f"yellow {limit} mm" in registrations.colours(limit).alt
+    (alt,) = (i["alt"] or "" for i in page.images if (i["alt"] or "").startswith("sub-001 "))
+    assert f"mean {lengths.mean():.1f} mm, largest {lengths.max():.1f} mm" in alt
+
+
+def test_every_subject_has_a_link(results: Path, page: Page) -> None:
+    for subject in reading.read(results, "whole").subjects:
+        assert subject in page.ids
+        assert page.links.count(f"#{subject}") == 2  # in the table, and at its images
+
+
+def test_without_the_inputs_the_page_has_no_overlays(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", 1)
+    make_experiment(tmp_path, "moved", dataset, 2)
+    analyse(tmp_path, "moved", dataset)
+    dataset.moving(Subject("001")).unlink()
+    page = parse(report.build(tmp_path, "moved"))
+    assert "#sub-001" in page.links and "sub-001" in page.ids  # the maps are there
+    assert "Is the registration any good?" not in "".join(page.text)
 
 
 def test_an_unfinished_experiment_says_so(tmp_path: Path) -> None:

@@ -123,7 +123,11 @@ def write_unit(
             "system": "Linux",
             "cpu": {"name": "a processor", "features": []},
             "code": {"revision": "0123456789abcdef", "dirty": False},
-            "files": {"model": "model.h5", "moving": str(dataset.moving(subject))},
+            "files": {
+                "model": "model.h5",
+                "moving": str(dataset.moving(subject)),
+                "fixed": str(dataset.fixed()),
+            },
         },
         "outputs": {"moved": {"file": moved.name}, "warp": {"file": warp.name}},
     }

@@ -316,12 +316,20 @@ def maps(experiment: Experiment, subject: str, scale: tuple[int, int]) -> Figure
     inside_XYZ = np.isfinite(image_XYZ)
     middle = [int(np.mean(axis)) for axis in np.nonzero(inside_XYZ)]
     edge_XYZ = inside_XYZ & ~_eroded(inside_XYZ)
-    rows = [
-        _strip([_indices(bits_XYZ, scale), edge_XYZ if outline else None], middle)
-        for bits_XYZ, outline in ((image_XYZ, False), (warp_XYZ, True))
-    ]
-    picture = Picture.fromarray(np.concatenate(rows), mode="P")
-    picture.putpalette(_palette(scale).tobytes())
+    image_XYZ, warp_XYZ = (_indices(bits_XYZ, scale) for bits_XYZ in (image_XYZ, warp_XYZ))
+    rows = [strip(image_XYZ, middle), strip(np.where(edge_XYZ, 1, warp_XYZ), middle)]
+    means = [experiment.bits(quantity)[subject]["mean"] for quantity in ("image", "warp")]
+    alt = (
+        f"Maps of significant bits of {subject} on sagittal, coronal and axial slices; image (top,"
+        f" mean {means[0]:.2f}) and warp (bottom, mean {means[1]:.2f})"
+    )
+    return png(np.concatenate(rows), _palette(scale), alt)
+
+
+def png(indices_HW: np.ndarray, palette: np.ndarray, alt: str) -> Figure:
+    """Places in a palette, (256, 3) uint8, as a picture; small ones are enlarged."""
+    picture = Picture.fromarray(indices_HW.astype(np.uint8), mode="P")
+    picture.putpalette(palette.tobytes())
     low, high = 320, 960
     zoom = max(1, round(high / picture.width / 2)) if picture.width < low * 2 else 1
     picture = picture.resize(
@@ -329,11 +337,6 @@ def maps(experiment: Experiment, subject: str, scale: tuple[int, int]) -> Figure
     )
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
-    means = [experiment.bits(quantity)[subject]["mean"] for quantity in ("image", "warp")]
-    alt = (
-        f"Maps of significant bits of {subject} on sagittal, coronal and axial slices; image (top,"
-        f" mean {means[0]:.2f}) and warp (bottom, mean {means[1]:.2f})"
-    )
     return Figure(buffer.getvalue(), ".png", alt, picture.width)
 
 
@@ -356,22 +359,16 @@ def _palette(scale: tuple[int, int]) -> np.ndarray:
     return colours
 
 
-def _strip(layers: list[np.ndarray | None], middle: list[int]) -> np.ndarray:
-    """Three orthogonal slices side by side, feet down, nose right or up; (H, W)."""
-    indices_XYZ, edge_XYZ = layers
-    slices = []
-    for axis in range(3):
-        index = [slice(None)] * 3
-        index[axis] = middle[axis]  # type: ignore[call-overload]
-        cut = indices_XYZ[tuple(index)].copy()  # type: ignore[index]
-        if edge_XYZ is not None:
-            cut[edge_XYZ[tuple(index)]] = 1
-        slices.append(np.flipud(cut.T))
+def strip(array_XYZ: np.ndarray, middle: list[int], beyond: float = 0) -> np.ndarray:
+    """Three orthogonal slices side by side, feet down, nose right or up, (H, W); `beyond` is the
+    value between them."""
+    slices = [np.flipud(array_XYZ.take(middle[axis], axis).T) for axis in range(3)]
     height = max(cut.shape[0] for cut in slices) + 2
     framed = []
     for cut in slices:
         above = (height - cut.shape[0]) // 2
-        framed.append(np.pad(cut, ((above, height - cut.shape[0] - above), (1, 1))))
+        around = (above, height - cut.shape[0] - above), (1, 1)
+        framed.append(np.pad(cut, around, constant_values=beyond))
     return np.concatenate(framed, axis=1)
 
 
@@ -386,15 +383,20 @@ def _eroded(inside_XYZ: np.ndarray) -> np.ndarray:
 
 def map_colours(scale: tuple[int, int]) -> Figure:
     """The colour scale of all maps."""
-    low, high = scale
+    alt = f"Colour scale of the maps: dark blue {scale[0]} bits, yellow {scale[1]} bits"
+    return colour_scale("cividis", scale, "significant bits", alt)
+
+
+def colour_scale(colours: str, ends: tuple[float, float], label: str, alt: str) -> Figure:
+    """A horizontal scale of one of matplotlib's colour maps."""
     with matplotlib.rc_context(STYLE):
         canvas = Canvas(figsize=(4.6, 0.62), layout="constrained")
         bar = canvas.colorbar(
-            matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(low, high), "cividis"),
+            matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(*ends), colours),
             cax=canvas.subplots(),
             orientation="horizontal",
         )
         bar.outline.set_visible(False)  # type: ignore[operator]
-        bar.set_label("significant bits")
+        bar.set_label(label)
         bar.ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
-        return svg(canvas, f"Colour scale of the maps: dark blue {low} bits, yellow {high} bits")
+        return svg(canvas, alt)

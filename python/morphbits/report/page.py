@@ -18,7 +18,7 @@ from morphbits.datasets import corr
 from morphbits.errors import UserError
 from morphbits.files import write_atomically
 from morphbits.report import experiment as reading
-from morphbits.report import figures, html, tables
+from morphbits.report import figures, html, registrations, tables
 from morphbits.report.experiment import Experiment, mean, select
 from morphbits.report.figures import Figure
 from morphbits.stats.significance import (
@@ -29,7 +29,7 @@ from morphbits.stats.significance import (
 )
 from morphbits.wording import measured_duration
 
-MAPS_SHOWN = 6  # subjects whose maps are open when the page is; the others unfold
+SUBJECTS_SHOWN = 6  # whose images are open when the page is; the others unfold
 TABLES = (
     "significance.csv",
     "bits_over_n.csv",
@@ -95,8 +95,11 @@ def build(results: Path, experiment: str) -> Path:
 
 
 def draw(experiment: Experiment) -> dict[str, Figure]:
-    """The figures by name, those that there are data for; maps are named `maps_<subject>`."""
+    """The figures by name, those that there are data for; a subject's are named `maps_<subject>`
+    and `registration_<subject>`."""
     scale = figures.map_scale(experiment)
+    seen = registrations.read(experiment)
+    limit = registrations.limit(seen.values())
     drawn = {
         "box-plots": figures.box_plots(experiment),
         "bits-over-n": figures.over_n(experiment),
@@ -108,14 +111,22 @@ def draw(experiment: Experiment) -> dict[str, Figure]:
             f"maps_{subject}": figures.maps(experiment, subject, scale)
             for subject in experiment.subjects
         },
+        "displacement-colours": registrations.colours(limit) if seen else None,
+        **{
+            f"registration_{subject}": registrations.picture(subject, one, limit)
+            for subject, one in seen.items()
+        },
     }
     return {name: figure for name, figure in drawn.items() if figure}
 
 
 def render(experiment: Experiment, drawn: dict[str, Figure]) -> str:
     """The page as HTML, with everything that it shows inside it."""
-    maps = {subject: drawn.get(f"maps_{subject}") for subject in experiment.subjects}
-    shown = [(subject, figure) for subject, figure in maps.items() if figure]
+    seen = [
+        subject
+        for subject in experiment.subjects
+        if {f"maps_{subject}", f"registration_{subject}"} & set(drawn)
+    ]
     folder = bids.experiment_folder(experiment.results, experiment.name)
     return html.render(
         "report/page.html",
@@ -130,8 +141,8 @@ def render(experiment: Experiment, drawn: dict[str, Figure]) -> str:
         flattery={q: flattery(experiment, q) for q in ("image", "warp")},
         rounding=ROUNDING[experiment.configuration.get("mode", "nearest")],
         facts=facts(experiment),
-        maps=shown[:MAPS_SHOWN],
-        more_maps=shown[MAPS_SHOWN:],
+        seen=seen,
+        shown=SUBJECTS_SHOWN,
         map_scale=figures.map_scale(experiment),
         method=method(experiment),
         model=model_card(experiment),
