@@ -9,6 +9,7 @@ import re
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 from xml.etree import ElementTree
 
 import numpy as np
@@ -21,6 +22,7 @@ from morphbits.bids import Subject
 from morphbits.errors import UserError
 from morphbits.report import experiment as reading
 from morphbits.report import figures, registrations, tables
+from morphbits.report import page as module
 from morphbits.stats.analysis import analyse
 
 VOID = {"meta", "link", "img", "br", "hr", "input", "col"}
@@ -101,14 +103,27 @@ def test_nothing_is_loaded_from_elsewhere(results: Path, page: Page) -> None:
             Picture.open(io.BytesIO(content)).verify()
 
 
-def test_links_lead_somewhere(results: Path, page: Page) -> None:
-    folder = bids.experiment_folder(results, "whole")
+def test_links_lead_somewhere(page: Page) -> None:
     for link in page.links:
         if link.startswith("#"):
             assert link[1:] in page.ids
-        elif not link.startswith("https://"):
-            assert (folder / link).is_file()
+        else:
+            assert link.startswith(("https://", "data:text/"))
     assert len(page.ids) == len(set(page.ids))
+
+
+def test_tables_are_inside_the_page(
+    results: Path, page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = bids.experiment_folder(results, "whole")
+    inside = [
+        unquote_to_bytes(link.partition(",")[2]) for link in page.links if "text/csv" in link
+    ]
+    assert set(inside) == {path.read_bytes() for path in folder.glob("*.csv")} and inside[0]
+    monkeypatch.setattr(module, "EMBEDDED", len(min(inside, key=len)))
+    links = module.downloads(folder)
+    assert links["significance.csv"] == "significance.csv"  # larger: a link to the file
+    assert sum(link.startswith("data:") for link in links.values()) == 1
 
 
 def test_every_picture_has_words(page: Page) -> None:
@@ -262,7 +277,12 @@ def test_the_registration_is_shown_in_colours_that_say_what_differs(results: Pat
     one = seen["sub-001"]
     # the moving phantom is the fixed one: before, both are equally bright everywhere
     moving, fixed = np.divmod(one.before_HW, registrations.LEVELS)
-    assert (moving == fixed).all() and set(np.unique(fixed)) >= {0, 4, 8, 12}  # three tissues
+    assert (moving == fixed).all() and set(np.unique(fixed)) >= {
+        0,
+        4,
+        8,
+        12,
+    }  # three tissues
     after = one.after_HW // registrations.LEVELS
     assert (after <= moving).all() and (after < moving).any()  # the moved one was made darker
     palette = registrations.palette()
@@ -306,7 +326,11 @@ def test_without_the_inputs_the_page_has_no_overlays(tmp_path: Path) -> None:
 
 def test_an_unfinished_experiment_says_so(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "data", 3)
-    skip = (("03", "002"), *((f"{k:02d}", "003") for k in range(2, 4)), ("plain", "001"))
+    skip = (
+        ("03", "002"),
+        *((f"{k:02d}", "003") for k in range(2, 4)),
+        ("plain", "001"),
+    )
     make_experiment(tmp_path, "part", dataset, 3, skip=skip, settings={"subjects": 4})
     analyse(tmp_path, "part", dataset)
     text = " ".join(" ".join(parse(report.build(tmp_path, "part")).text).split())

@@ -18,7 +18,7 @@ from morphbits.datasets import corr
 from morphbits.errors import UserError
 from morphbits.files import write_atomically
 from morphbits.report import experiment as reading
-from morphbits.report import figures, html, registrations, tables
+from morphbits.report import figures, html, methods_text, references, registrations, tables
 from morphbits.report.experiment import Experiment, mean, select
 from morphbits.report.figures import Figure
 from morphbits.stats.significance import (
@@ -30,6 +30,7 @@ from morphbits.stats.significance import (
 from morphbits.wording import measured_duration
 
 SUBJECTS_SHOWN = 6  # whose images are open when the page is; the others unfold
+EMBEDDED = 2_000_000  # bytes of the largest table that is copied into the page
 TABLES = (
     "significance.csv",
     "bits_over_n.csv",
@@ -37,47 +38,6 @@ TABLES = (
     "repeatability.csv",
     "accuracy.csv",
 )
-# what happened to every rounding, by mode
-ROUNDING = {
-    "random": "every rounding went up or down at random instead of to the nearest number",
-    "nearness": "every rounding went up or down at random, more often to the nearer number",
-    "upward": "every rounding went up",
-    "downward": "every rounding went down",
-    "toward_zero": "every rounding went towards zero",
-    "nearest": "every rounding went to the nearest number, as usual: nothing was perturbed",
-}
-
-REFERENCES = [
-    (
-        "Gonzalez Pepe, Sivakolunthu, Park, Chatelain, Glatard. Numerical uncertainty of"
-        " convolutional neural networks inference for structural brain MRI analysis. UNSURE 2023.",
-        "https://arxiv.org/abs/2308.01939",
-    ),
-    (
-        "Sohier, De Oliveira Castro, Févotte, Lathuilière, Petit, Jamond. Confidence intervals for"
-        " stochastic arithmetic. ACM Transactions on Mathematical Software 47(2), 2021.",
-        "https://doi.org/10.1145/3432184",
-    ),
-    (
-        "Hoffmann, Billot, Greve, Iglesias, Fischl, Dalca. SynthMorph: learning contrast-invariant"
-        " registration without acquired images. IEEE Transactions on Medical Imaging 41(3), 2022.",
-        "https://doi.org/10.1109/TMI.2021.3116879",
-    ),
-    (
-        "Févotte, Lathuilière. Verrou: a CESTAC evaluation without recompilation. SCAN, 2016.",
-        "https://github.com/edf-hpc/verrou",
-    ),
-    (
-        "Zuo et al. An open science resource for establishing reliability and reproducibility in"
-        " functional connectomics. Scientific Data 1, 2014 (CoRR).",
-        "https://doi.org/10.1038/sdata.2014.49",
-    ),
-    (
-        "Fonov et al. Unbiased average age-appropriate atlases for pediatric studies. NeuroImage"
-        " 54(1), 2011 (the MNI152 template, of which phantoms are made).",
-        "https://doi.org/10.1016/j.neuroimage.2010.07.033",
-    ),
-]
 
 
 def build(results: Path, experiment: str) -> Path:
@@ -139,7 +99,7 @@ def render(experiment: Experiment, drawn: dict[str, Figure]) -> str:
         support=reading.support(experiment.counts),
         study_samples=reading.STUDY_SAMPLES,
         flattery={q: flattery(experiment, q) for q in ("image", "warp")},
-        rounding=ROUNDING[experiment.configuration.get("mode", "nearest")],
+        rounding=methods_text.ROUNDING[experiment.configuration.get("mode", "nearest")],
         facts=facts(experiment),
         seen=seen,
         shown=SUBJECTS_SHOWN,
@@ -148,8 +108,9 @@ def render(experiment: Experiment, drawn: dict[str, Figure]) -> str:
         model=model_card(experiment),
         command=command(experiment),
         unfinished=unfinished(experiment),
-        downloads=[name for name in TABLES if (folder / name).is_file()],
-        references=REFERENCES,
+        downloads=downloads(folder),
+        methods=methods_text.write(experiment),
+        references=references.ALL,
     )
 
 
@@ -165,6 +126,16 @@ class Headline:
     digits: float  # decimal
     deviation: float | None  # standard deviation over subjects
     error: float | None  # standard error of the mean, from the number of samples
+
+
+def downloads(folder: Path) -> dict[str, str]:
+    """Where the link of each table leads: a copy inside the page; to the file if it is large."""
+    found = {}
+    for path in (folder / name for name in TABLES):
+        if path.is_file():
+            small = path.stat().st_size <= EMBEDDED
+            found[path.name] = html.data_uri(path.read_bytes(), "csv") if small else path.name
+    return found
 
 
 def headline(experiment: Experiment, quantity: str) -> Headline:

@@ -120,7 +120,7 @@ def colours(limit: int) -> Figure:
 def palette() -> NDArray[np.uint8]:
     """RGB of each place, (256, 3): equally bright images give grey, the moving image alone orange,
     the fixed image alone blue."""
-    moving, fixed = np.divmod(np.arange(GREY), LEVELS) / np.float64(LEVELS - 1)
+    moving, fixed = np.stack(np.divmod(np.arange(GREY), LEVELS)) / (LEVELS - 1)
     overlay = np.stack([moving, (moving + fixed) / 2, fixed], axis=1)
     displacement = matplotlib.colormaps[COLOURS](np.linspace(0, 1, STEPS))[:, :3]
     outside = np.full((1, 3), 0.95)
