@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from morphbits.engines.native.rules.promotion import common, in_one_type
 from morphbits.engines.native.rules.registry import (
     ONE_TYPE,
     PASS,
+    REAL,
     RULES,
     Rule,
     is_complex,
@@ -35,6 +36,7 @@ from morphbits.engines.native.rules.registry import (
     makes_a_type,
     named,
     onednn,
+    operator_name,
     passes,
     refuse_as_torch,
     refuse_overlap,
@@ -44,6 +46,7 @@ from morphbits.engines.native.rules.registry import (
 from morphbits.errors import UserError
 
 _hidden: list[bool] = []
+_FLOATING = frozenset([torch.float32, torch.float64])
 
 
 def _remembering(dispatch: Callable[..., Any]) -> Callable[..., Any]:
@@ -108,35 +111,36 @@ class RandomRounding(Context, TorchDispatchMode):
         kwargs = kwargs or {}
         if os.getpid() != self._process or not self.scope.holds():  # a data loader's worker
             return func(*args, **kwargs)
-        if wrappers := operands.wrappers(types):
+        if types and (wrappers := operands.wrappers(types)):
             return self._by_parts(wrappers, func, args, kwargs)
         self._calls += 1
-        name = short_name(func)
-        rule = RULES.get(name)
-        if rule is None and name in PASS and name not in ONE_TYPE and passes(func, args, kwargs):
+        name, rule, moves, plain = _known(func)
+        if moves:
             return func(*args, **kwargs)
-        given = tree_leaves((args, kwargs))
+        given = operands.leaves(args, kwargs)
+        if plain and (kinds := operands.plain_types(given)):
+            if rule is not None and not kinds.isdisjoint(_FLOATING):
+                if name.endswith("_"):
+                    refuse_overlap(func, args[0], args, kwargs)
+                return self._by_rule(rule, func, args, kwargs, given)
+            if rule is None and len(kinds - {torch.bool}) == 1 and not kinds.isdisjoint(_FLOATING):
+                return func(*args, **kwargs)  # of one type
         if rule is not None and operands.hold_no_values(func, given, kwargs.get("device")):
             return func(*args, **kwargs)
         if rule is not None and not any(map(is_complex, given)):
-            if name.endswith("_"):
-                refuse_overlap(func, args[0], args, kwargs)
             with _where(func, args, kwargs):
                 if written(func):
                     return self._into(func, args, kwargs)
+                if name.endswith("_"):
+                    refuse_overlap(func, args[0], args, kwargs)
                 if any(isinstance(x, torch.Tensor) for x in given) and not _floats(given):
                     result = func(*args, **kwargs)
                     if not _floats(tree_leaves(result)):  # of whole numbers, whole numbers
                         return result
-                op = Operator(self, func)
                 if not rule.sixteen_bits and any(map(_is_sixteen, given)):
-                    result = self._in_single(rule, op, args, kwargs)
-                else:
-                    result = op.call(rule.handler, args, kwargs)
-                in_order = all(map(layouts.in_order, (*given, *tree_leaves(result))))
-                if name.endswith("_") or in_order:
-                    return result
-                return self.outside(layouts.laid_out, result, func, args, kwargs)
+                    result = self._in_single(rule, Operator(self, func), args, kwargs)
+                    return self._laid_out(result, func, args, kwargs, given)
+                return self._by_rule(rule, func, args, kwargs, given)
         if name == "to_mkldnn":
             raise onednn()
         if name in ONE_TYPE or name not in PASS:  # or it moves what it does not look at
@@ -169,6 +173,20 @@ class RandomRounding(Context, TorchDispatchMode):
             f"operands of one type, let it pass unperturbed by allow=['{name}'], or run the model "
             "under Verrou"
         )
+
+    def _by_rule(self, rule: Rule, func: Any, args: Any, kwargs: Any, given: list[Any]) -> Any:
+        """The result of a rule, as torch lays it out."""
+        result = Operator(self, func).call(rule.handler, args, kwargs)
+        return self._laid_out(result, func, args, kwargs, given)
+
+    def _laid_out(self, result: Any, func: Any, args: Any, kwargs: Any, given: list[Any]) -> Any:
+        """The result with torch's strides; as it is where all operands are in row-major order."""
+        if operator_name(func).endswith("_"):
+            return result
+        returned = operands.leaves((result,), {})
+        if all(map(layouts.in_order, given)) and all(map(layouts.in_order, returned)):
+            return result
+        return self.outside(layouts.laid_out, result, func, args, kwargs)
 
     def _by_parts(self, wrappers: list[type], func: Any, args: Any, kwargs: Any) -> Any:
         """An operator on tensors of classes with a dispatch of their own: they make of it
@@ -259,6 +277,20 @@ class RandomRounding(Context, TorchDispatchMode):
     def apply(self, operator: Any, *args: Any, **kwargs: Any) -> Any:
         with self:
             return operator(*args, **kwargs)
+
+
+@cache
+def _known(func: Any) -> tuple[str, Rule | None, bool, bool]:
+    """Of an operator: its name; its rule; whether it passes whatever its arguments are; whether
+    it writes into none and, if it has no rule, passes where its operands have one type."""
+    name = short_name(func)
+    rule, writes = RULES.get(name), bool(written(func))
+    reduces = "reduce" in func._overloadname
+    moves = name in PASS and name not in ONE_TYPE and name not in REAL and not reduces
+    plain = not writes and (
+        rule is not None or (name in ONE_TYPE and name in PASS and not reduces)
+    )
+    return name, rule, moves and rule is None and not writes, plain
 
 
 def _of_one_type(op: Operator, args: Any, kwargs: Any) -> tuple[Any, Any]:

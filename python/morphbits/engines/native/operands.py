@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._pytree import tree_leaves
 
 from morphbits.engines.native.rules.registry import is_floating, onednn
 from morphbits.errors import UserError
@@ -22,6 +23,61 @@ _TRACERS = (
     torch._C._TorchDispatchModeKey.FUNCTIONAL,
 )
 DEVICES = ("cpu", "cuda")
+
+_FLOATING = frozenset([torch.float32, torch.float64])
+_WHOLE = frozenset([torch.bool, torch.uint8, torch.int16, torch.int32, torch.int64])
+_PLAIN_NUMBERS = frozenset([int, float, bool, type(None), str])
+_dense: set[int] = set()  # sets of dispatch keys of plain dense tensors in the CPU's memory
+
+
+def leaves(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """The arguments, and what is in those that are lists."""
+    found: list[Any] = []
+    for x in (*args, *kwargs.values()):
+        if type(x) is list or type(x) is tuple:
+            if any(isinstance(y, list | tuple | dict) for y in x):
+                return tree_leaves((args, kwargs))
+            found.extend(x)
+        elif isinstance(x, dict):
+            return tree_leaves((args, kwargs))
+        else:
+            found.append(x)
+    return found
+
+
+def plain_types(given: Iterable[Any]) -> set[torch.dtype] | None:
+    """The types of the tensors, if these are dense, real, of float32 or float64 or of whole
+    numbers, and in memory of the CPU, everything else is a number, and nothing is recorded by
+    torch; else None. What holds here need not be asked one by one."""
+    types = set()
+    for x in given:
+        if isinstance(x, torch.Tensor):
+            keys = torch._C._dispatch_keys(x).raw_repr()
+            if keys not in _dense and not _is_dense(x, keys):
+                return None
+            if not x.data_ptr() and x.numel():
+                return None
+            types.add(x.dtype)
+        elif type(x) not in _PLAIN_NUMBERS:
+            return None
+    if not types <= _FLOATING and not types <= _FLOATING | _WHOLE:
+        return None
+    for key in _TRACERS:
+        if torch._C._get_dispatch_mode(key) is not None:
+            return None
+    return types
+
+
+def _is_dense(x: torch.Tensor, keys: int) -> bool:
+    """Whether these dispatch keys are those of a plain dense tensor."""
+    special = x.is_nested or x.is_quantized or x.is_mkldnn or x._is_zerotensor()
+    special = special or x.is_conj() or x.is_neg() or x.is_meta
+    if special or x.layout != torch.strided or x.device.type != "cpu":
+        return False
+    if wrappers([type(x)]):
+        return False
+    _dense.add(keys)
+    return True
 
 
 def wrappers(types: Iterable[type]) -> list[type]:

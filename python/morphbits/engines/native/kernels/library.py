@@ -28,7 +28,7 @@ _MAX_DIMS = 8
 _I32, _I64, _PTR = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Rounding:
     """How the operations of one operator are rounded; `key` stands for (seed, number of the
     operator).

@@ -16,6 +16,7 @@ import ctypes
 import struct
 from array import array
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from math import prod
 from typing import Any
@@ -46,7 +47,11 @@ _OPCODES = {name: number for number, name in enumerate(OPERATIONS)} | {
 }
 _FUNCTIONS = {name: number for number, name in enumerate(functions.FUNCTIONS)}
 _FIELDS = 9  # of an instruction
-_TYPE, _ROWS, _OUT = 1, 2, 8  # of these
+_TYPE, _ROWS, _DRAW, _EXTRA, _OUT = 1, 2, 6, 7, 8  # of these
+_READS = {_OPCODES[name] for name in ("memory", "fetch", "fetch_mask")}
+_DRAWS = {*range(len(OPERATIONS)), _OPCODES["function"], _OPCODES["sum"]}
+_START = 2  # in the head of a program
+_MASK = 2**64 - 1
 _MAX_DIMS = 8
 LONGEST_ROW = 256 * 256  # that a program sums
 
@@ -247,43 +252,56 @@ _RECORDED: dict[Any, Callable[..., Any]] = {torch.where: _where, torch.Tensor.co
 
 
 class Recorder:
-    """What records the operations of one operator, in one program after the other."""
+    """What records the operations of one operator, in one program after the other.
 
-    def __init__(self) -> None:
+    start: the number in which the random stream begins (`Context.start`).
+    """
+
+    def __init__(self, start: int) -> None:
+        self._start = start
         self._program: Program | None = None
+        self._first = 0  # draw of the program
+        self.traces: list[Trace] | None = None  # of the programs that were computed, if wanted
 
-    def _joined(self, rounding: Rounding, shape: Shape) -> Program:
+    def _joined(self, rounding: Rounding, draw: int, shape: Shape) -> Program:
         program = self._program
-        if program is not None and program.mode == _how(rounding) and program.fits(shape):
+        if program is not None and program.fits(shape) and program.mode == how(rounding):
             return program
-        if program is not None:
-            program.run()
-        self._program = Program(rounding, shape)
-        return self._program
+        self.run()
+        program = Program(rounding, self._start + draw, shape)
+        program.traces = self.traces
+        self._program, self._first = program, draw
+        return program
 
     def operation(
         self,
         rounding: Rounding,
+        draw: int,
         opcode: str,
         dtype: torch.dtype,
         shape: Shape,
         *operands: Operand,
         read: torch.dtype | None = None,
     ) -> Value:
-        """One elementary operation, or a function, of operands that are broadcast to `shape`."""
-        program = self._joined(rounding, shape)
+        """One elementary operation, or a function, of operands that are broadcast to `shape`;
+        draw: the number of the operation in the random stream."""
+        program = self._joined(rounding, draw, shape)
         extra = 0
         if opcode in _FUNCTIONS:
             opcode, extra = "function", _FUNCTIONS[opcode]
-        return program.add(opcode, dtype, shape, operands, rounding.key, extra, read)
+        return program.add(opcode, dtype, shape, operands, draw - self._first, extra, read)
 
-    def row_sum(self, roundings: Sequence[Rounding], x: torch.Tensor | Value) -> Value:
-        """The sum over the last axis, which stays as one element; a rounding for each level."""
+    def negative(self, rounding: Rounding, draw: int, x: torch.Tensor) -> Value:
+        """−x; draw: the number of the next operation."""
         shape = tuple(x.shape)
-        program = self._joined(roundings[0], shape)
+        return self._joined(rounding, draw, shape).add("neg", x.dtype, shape, (x,))
+
+    def row_sum(self, rounding: Rounding, draws: Sequence[int], x: torch.Tensor | Value) -> Value:
+        """The sum over the last axis, which stays as one element; a draw for each level."""
+        program = self._joined(rounding, draws[0], tuple(x.shape))
         program.by_rows = True
-        extra = _signed(roundings[1].key) if len(roundings) > 1 else 0
-        return program.add("sum", x.dtype, program.row_shape, (x,), roundings[0].key, extra)
+        first, last = draws[0] - self._first, draws[-1] - self._first
+        return program.add("sum", x.dtype, program.row_shape, (x,), first, last)
 
     def run(self) -> None:
         """Compute what is still needed."""
@@ -295,9 +313,9 @@ class Recorder:
 class Program:
     """Operations on tensors of one shape, all rounded by one mode; `run` computes them."""
 
-    def __init__(self, rounding: Rounding, shape: Shape) -> None:
-        self.rounding, self.shape = rounding, shape
-        self.mode = _how(rounding)
+    def __init__(self, rounding: Rounding, start: int, shape: Shape) -> None:
+        self.start, self.shape = start, shape
+        self.mode = how(rounding)
         self.by_rows = False
         self._code: list[int] = []
         self._values: dict[int, ref[Value]] = {}
@@ -305,6 +323,7 @@ class Program:
         self._kept: list[tuple[torch.Tensor, int | None]] = []  # operands, and their versions
         self._fetched: list[tuple[int, torch.Tensor]] = []
         self.done = False
+        self.traces: list[Trace] | None = None
 
     def fits(self, shape: Shape) -> bool:
         """Whether an operation of this shape can join; one of rows makes this a program of rows,
@@ -338,7 +357,7 @@ class Program:
         dtype: torch.dtype,
         shape: Shape,
         operands: Sequence[Operand],
-        key: int = 0,
+        draw: int = 0,
         extra: int = 0,
         read: torch.dtype | None = None,
     ) -> Value:
@@ -346,7 +365,7 @@ class Program:
         rows = shape != self.shape
         places = [self._place(x, read or dtype, rows and opcode != "sum") for x in operands]
         width = read if dtype == torch.bool and read is not None else dtype
-        index = self._emit(opcode, width, rows, places, key, extra)
+        index = self._emit(opcode, width, rows, places, draw, extra)
         value = Value(self, index, shape, dtype)
         self._values[index] = ref(value)
         return value
@@ -357,11 +376,11 @@ class Program:
         dtype: torch.dtype,
         rows: bool,
         places: Sequence[int] = (),
-        key: int = 0,
+        draw: int = 0,
         extra: int = 0,
     ) -> int:
         a, b, c = (*places, -1, -1, -1)[:3]
-        self._code += (_OPCODES[opcode], TYPES[dtype], rows, a, b, c, _signed(key), extra, 0)
+        self._code += (_OPCODES[opcode], TYPES[dtype], rows, a, b, c, draw, extra, 0)
         return len(self._code) // _FIELDS - 1
 
     def _place(self, x: Operand, dtype: torch.dtype, rows: bool) -> int:
@@ -431,6 +450,7 @@ class Program:
             return
         self.done = True
         code = self._code
+        made: list[tuple[int, torch.Tensor]] = []
         for x, version in self._kept:
             assert version is None or x._version == version, "changed after it was recorded"
         for index, reference in self._values.items():
@@ -445,8 +465,10 @@ class Program:
             if in_place or living.dtype == torch.bool:  # after all that reads what was there
                 store = "store" if in_place else "store_mask"
                 width, rows = code[at + _TYPE : at + _ROWS + 1]
+                made.append((len(code) + _EXTRA, out))
                 code += (_OPCODES[store], width, rows, index, -1, -1, 0, out.data_ptr(), 0)
             else:
+                made.append((at + _OUT, out))
                 code[at + _OUT] = out.data_ptr()
         total = prod(self.shape)
         dims, strides = [total], []
@@ -455,16 +477,103 @@ class Program:
             dims, merged = library.coalesced(self.shape, wide)
             strides = [n for each in merged for n in library.padded(each)]
         inner = self.shape[-1] if self.by_rows else 0
-        call = array("q", [len(code) // _FIELDS, total, inner, len(dims), *library.padded(dims)])
-        tables = array("q", code), array("q", strides)
-        call.extend(table.buffer_info()[0] for table in tables)
-        library.check_status(_function()(self.mode, call.buffer_info()[0]))
+        head = [len(code) // _FIELDS, total, 0, inner, len(dims), *library.padded(dims), 0, 0]
+        tables = array("q", head), array("q", code), array("q", strides)
+        if self.traces is not None:
+            kept = [x for x, _ in self._kept]
+            self.traces.append(Trace(self.mode, tables, kept, made, self.start))
+        _call(self.mode, self.start, *tables)
         self._code, self._kept, self._values = [], [], {}
 
 
-def _signed(key: int) -> int:
-    """64 bits as C's signed number."""
-    return key - (key >> 63 << 64)
+@dataclass
+class Trace:
+    """A program that was computed: how its operations are rounded, what C was given, and the
+    tensors that pointers in it lead to."""
+
+    mode: bytes
+    tables: tuple[array, array, array]
+    operands: list[torch.Tensor]
+    made: list[tuple[int, torch.Tensor]]  # results, and where in the code their pointers stand
+    start: int
+
+
+class Template:
+    """A program that is computed again on other operands of the same shapes, strides and types.
+
+    Of the operands of a formula, whose results are those of this one program.
+    """
+
+    def __init__(self, trace: Trace, operands: Sequence[Any], results: Sequence[Any]) -> None:
+        self._mode, (self._head, self._code, self._strides) = trace.mode, trace.tables
+        self._operands = [n for n, x in enumerate(operands) if isinstance(x, torch.Tensor)]
+        tensors = [operands[n] for n in self._operands]
+        self._reads: list[tuple[int, int, int]] = []  # place in the code, operand, bytes from it
+        for at, opcode in enumerate(self._code[::_FIELDS]):
+            if opcode in _READS:
+                place = _FIELDS * at + _EXTRA
+                self._reads.append((place, *_origin(self._code[place], trace.operands, tensors)))
+        places = {id(x): place for place, x in trace.made}
+        if len(places) != len(results) or not all(id(x) in places for x in results):
+            raise _NoTemplateError
+        self._made = [(places[id(x)], x.shape, x.dtype) for x in results]
+
+    def run(self, start: int, operands: Sequence[Any], into: torch.Tensor | None) -> list[Any]:
+        """The results, drawn from the number `start` of the random stream on."""
+        code = self._code[:]
+        pointers = [operands[n].data_ptr() for n in self._operands]
+        for place, operand, offset in self._reads:
+            code[place] = pointers[operand] + offset
+        results = []
+        for place, shape, dtype in self._made:
+            out = torch.empty(shape, dtype=dtype) if into is None else into
+            code[place] = out.data_ptr()
+            results.append(out)
+        _call(self._mode, start, self._head[:], code, self._strides)
+        return results
+
+
+class _NoTemplateError(Exception):
+    pass
+
+
+def template(
+    traces: Sequence[Trace], draws: int, operands: Sequence[Any], results: Sequence[Any]
+) -> Template | None:
+    """That of a formula of `draws` operations in the random stream, if it was one program of its
+    operands and nothing else."""
+    if len(traces) != 1:
+        return None
+    code = traces[0].tables[1]
+    opcodes, first, last = (code[n::_FIELDS] for n in (0, _DRAW, _EXTRA))
+    drawn = {a for op, a in zip(opcodes, first, strict=True) if op in _DRAWS}
+    drawn |= {b for op, b in zip(opcodes, last, strict=True) if op == _OPCODES["sum"]}
+    if drawn != set(range(draws)):
+        return None
+    try:
+        return Template(traces[0], operands, results)
+    except _NoTemplateError:
+        return None
+
+
+def _origin(
+    pointer: int, kept: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor]
+) -> tuple[int, int]:
+    """In which operand, and how many bytes from its beginning, a pointer of the code lies."""
+    source = next(x for x in kept if x.data_ptr() == pointer)
+    same = [n for n, x in enumerate(tensors) if x is source]
+    if not same:
+        memory = source.untyped_storage().data_ptr()
+        same = [n for n, x in enumerate(tensors) if x.untyped_storage().data_ptr() == memory]
+        if len(same) != 1:
+            raise _NoTemplateError
+    return same[0], pointer - tensors[same[0]].data_ptr()
+
+
+def _call(mode: bytes, start: int, head: array, code: array, strides: array) -> None:
+    head[_START] = (start & _MASK) - ((start & _MASK) >> 63 << 64)
+    head[-2], head[-1] = code.buffer_info()[0], strides.buffer_info()[0]
+    library.check_status(_function()(mode, head.buffer_info()[0]))
 
 
 @cache
@@ -474,11 +583,17 @@ def _function() -> Callable[[bytes, int], int]:
     return function
 
 
-def _how(rounding: Rounding) -> bytes:
+def how(rounding: Rounding) -> bytes:
     """A rounding as C reads it, without its key."""
-    variant = VARIANTS.index(rounding.chosen_variant)
     format = rounding.format
-    mode = MODES.index(rounding.mode)
-    return struct.pack(
-        "iiiiQii", mode, rounding.flush, rounding.threads, variant, 0, format.bits, format.least
-    )
+    known = rounding.mode, rounding.flush, rounding.threads, rounding.variant, id(format)
+    variant = rounding.chosen_variant
+    if (*known, variant) not in _packed or format is not FLOAT32:
+        fields = MODES.index(rounding.mode), rounding.flush, rounding.threads
+        number = VARIANTS.index(variant)
+        packed = struct.pack("iiiiQii", *fields, number, 0, format.bits, format.least)
+        _packed[(*known, variant)] = packed
+    return _packed[(*known, variant)]
+
+
+_packed: dict[Any, bytes] = {}

@@ -17,7 +17,7 @@ T = torch.Tensor
 
 def sigmoid(op: Operator, x: T) -> T:
     """1 / (1 + exp(−x))."""
-    return op.div(1, op.add(1, op.function("exp", -x)))
+    return op.div(1, op.add(1, op.function("exp", op.neg(x))))
 
 
 rule("sigmoid sigmoid_", "1 / (1 + exp(−x))")(functional(sigmoid))
@@ -70,7 +70,7 @@ def _gelu_backward(op: Operator, g: T, x: T, *, approximate: str = "none") -> T:
 @rule("silu silu_", "x / (1 + exp(−x))")
 @functional
 def _silu(op: Operator, x: T) -> T:
-    return op.div(x, op.add(1, op.function("exp", -x)))
+    return op.div(x, op.add(1, op.function("exp", op.neg(x))))
 
 
 @rule("silu_backward", "gradient·s·(1 + x·(1 − s)), s the sigmoid")
@@ -273,7 +273,11 @@ _SOFT = "x − max, exp, a sum as `sum`, one division"
 def _softmax(op: Operator, x: T, dim: int, half_to_float: bool) -> T:
     if x.numel() == 0:
         return x.clone()
-    e = op.function("exp", op.sub(x, x.amax(dim, keepdim=True)))
+    return op.formula(_shares, x, x.amax(dim, keepdim=True), dim)
+
+
+def _shares(op: Operator, x: T, greatest: T, dim: int) -> T:
+    e = op.function("exp", op.sub(x, greatest))
     return op.div(e, op.sum(e, [dim], keepdim=True))
 
 
@@ -283,8 +287,7 @@ def _safe_softmax(op: Operator, x: T, dim: int, dtype: Any = None) -> T:
     if x.numel() == 0:
         return x.clone()
     masked = (x == -torch.inf).all(dim, keepdim=True)
-    e = op.function("exp", op.sub(x, x.amax(dim, keepdim=True)))
-    out = op.div(e, op.sum(e, [dim], keepdim=True))
+    out = op.formula(_shares, x, x.amax(dim, keepdim=True), dim)
     return torch.where(masked, torch.zeros((), dtype=x.dtype), out)
 
 
@@ -292,16 +295,28 @@ def _safe_softmax(op: Operator, x: T, dim: int, dtype: Any = None) -> T:
 def _log_softmax(op: Operator, x: T, dim: int, half_to_float: bool) -> T:
     if x.numel() == 0:
         return x.clone()
-    shifted = op.sub(x, x.amax(dim, keepdim=True))
+    return op.formula(_log_shares, x, x.amax(dim, keepdim=True), dim)
+
+
+def _log_shares(op: Operator, x: T, greatest: T, dim: int) -> T:
+    shifted = op.sub(x, greatest)
     total = op.sum(op.function("exp", shifted), [dim], keepdim=True)
     return op.sub(shifted, op.function("log", total))
 
 
 @rule("_softmax_backward_data", "(gradient − sum(gradient·y))·y")
 def _softmax_backward(op: Operator, g: T, y: T, dim: int, dtype: Any) -> T:
+    return op.formula(_softmax_slope, g, y, dim)
+
+
+def _softmax_slope(op: Operator, g: T, y: T, dim: int) -> T:
     return op.mul(op.sub(g, op.sum(op.mul(g, y), [dim], keepdim=True)), y)
 
 
 @rule("_log_softmax_backward_data", "gradient − exp(y)·sum(gradient)")
 def _log_softmax_backward(op: Operator, g: T, y: T, dim: int, dtype: Any) -> T:
+    return op.formula(_log_softmax_slope, g, y, dim)
+
+
+def _log_softmax_slope(op: Operator, g: T, y: T, dim: int) -> T:
     return op.sub(g, op.mul(op.function("exp", y), op.sum(g, [dim], keepdim=True)))

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
-from math import prod
+from math import copysign, prod
 from typing import Any
 
 import torch
@@ -20,16 +20,18 @@ import torch
 from morphbits.engines.native.kernels import functions, program, sums
 from morphbits.engines.native.kernels.library import OPERATIONS, Rounding, elementwise
 from morphbits.engines.native.kernels.precision import FLOAT32, FULL
-from morphbits.engines.native.kernels.program import LONGEST_ROW, Recorder, computed
+from morphbits.engines.native.kernels.program import LONGEST_ROW, Recorder, Value, computed
 from morphbits.engines.native.orders import probe_sums
 from morphbits.engines.native.orders.probe_sums import FoundSum
 from morphbits.engines.native.rules.context import Context
-from morphbits.engines.native.rules.registry import check
+from morphbits.engines.native.rules.registry import apart, check, operator_name
 from morphbits.errors import UserError
 
+TEMPLATES = 4096  # of formulas that are kept
 CHAIN = 256  # terms of a chain of a sum: see `Operator.sum`
 SIXTEEN_BITS = (torch.float16, torch.bfloat16)
 Operand = torch.Tensor | float | int
+_templates: dict[Any, Any] = {}  # of formulas, and what they count: see `Operator.formula`
 
 
 class Operator:
@@ -40,8 +42,8 @@ class Operator:
     """
 
     def __init__(self, context: Context, func: Any) -> None:
-        self.context, self.func, self.recorder = context, func, Recorder()
-        self.name: str = func.overloadpacket.__name__
+        self.context, self.func, self.recorder = context, func, Recorder(context.start)
+        self.name = operator_name(func)
 
     def named(self, name: str) -> Operator:
         """The same call, counted under another name."""
@@ -71,22 +73,106 @@ class Operator:
                 return type(result)(map(computed, result))
             return computed(result)
 
+    def formula(
+        self, formula: Callable[..., Any], *operands: Any, into: Any = None, **options: Any
+    ) -> Any:
+        """`formula(self, *operands, **options)`, computed; `into`: in the place of this tensor.
+
+        A formula is a pure function of its operands, in the methods of this class and what a
+        `Value` can do. It is recorded once for each kind of operands, and then computed again.
+        """
+        context = self.context
+        key = self._kind(formula, operands, into, options)
+        known = _templates.get(key) if key is not None else None
+        if known is not None:
+            made, draws, counts, single = known
+            start = context.start + context.position
+            context.advance(draws, counts)
+            results = made.run(start, operands, into)
+            return results[0] if single else tuple(results)
+        outer, recorder = self.recorder, Recorder(context.start)
+        outer.run()
+        recorder.traces, self.recorder = [], recorder
+        first, before = context.position, dict(context.statistics.operators)
+        try:
+            result = formula(self, *operands, **options)
+            if into is not None:
+                into.copy_(self.to(result, into.dtype))
+                result = into
+            recorder.run()
+        finally:
+            self.recorder = outer
+        single = not isinstance(result, tuple)
+        results = list(map(computed, (result,) if single else result))
+        if key is not None:
+            draws = context.position - first
+            now = context.statistics.operators
+            counts = [(n, now[n] - before.get(n, 0)) for n in now if now[n] != before.get(n)]
+            made = program.template(recorder.traces or [], draws, operands, results)
+            if made is not None:
+                if len(_templates) >= TEMPLATES:
+                    _templates.clear()
+                _templates[key] = made, draws, counts, single
+        return results[0] if single else tuple(results)
+
+    def depends_on_values(self) -> None:
+        """The formula looks at its operands: it is not kept."""
+        self.recorder.traces = None
+
+    def _kind(self, formula: Any, operands: Sequence[Any], into: Any, options: Any) -> Any:
+        """What the recorded form of a formula depends on; None if it is not to be kept."""
+        context = self.context
+        if not program.recording or context.unkeyed.operands != FLOAT32:
+            return None
+        if context.accumulation == "probe":
+            return None
+        how = program.how(context.unkeyed)
+        kinds: list[Any] = [formula, *options.items(), self.name, context.selected, how]
+        for n, x in enumerate(operands):
+            if isinstance(x, torch.Tensor):
+                if not x.is_cpu:
+                    return None
+                same = next(m for m, y in enumerate(operands) if y is x)
+                kinds += (n if same == n else same, x.shape, x.stride(), x.dtype)
+            elif isinstance(x, float):
+                if x != x:
+                    return None
+                kinds += (float, x, copysign(1, x))
+            elif isinstance(x, Value):
+                return None
+            else:
+                kinds += (type(x), x)
+        if into is not None:
+            if not into.is_contiguous() or any(
+                isinstance(x, torch.Tensor) and x is not into and not apart(into, x)
+                for x in operands
+            ):
+                return None
+            kinds += (
+                into.shape,
+                into.dtype,
+                next((n for n, x in enumerate(operands) if x is into), -1),
+            )
+        return tuple(kinds)
+
     # ---- one operation an element
 
-    def _operation(self, operation: str, dtype: torch.dtype, *operands: Any) -> Any:
-        """Recorded where that can be, else computed."""
-        shape = _broadcast(operands)
+    def operation(self, operation: str, dtype: torch.dtype, *operands: Any) -> Any:
+        """One elementary operation or function: recorded where that can be, else computed."""
+        shape, context = broadcast(*operands), self.context
+        like = context.unkeyed
+        core = operation in OPERATIONS or (dtype == torch.float32 and like.format == FLOAT32)
+        if core and program.takes(like, *operands):
+            draw = context.draw(self.name, prod(shape))
+            return self.recorder.operation(like, draw, operation, dtype, shape, *operands)
         rounding = self.rounding(prod(shape))
-        core = operation in OPERATIONS or (dtype == torch.float32 and rounding.format == FLOAT32)
-        if core and program.takes(rounding, *operands):
-            return self.recorder.operation(rounding, operation, dtype, shape, *operands)
         a, *b = (self.to(computed(x), dtype) for x in operands)
         kernel = elementwise if operation in OPERATIONS else functions.function
         return kernel(rounding, operation, a, b[0] if b else None)
 
     def _binary(self, operation: str, a: Operand, b: Operand) -> torch.Tensor:
-        dtype, x, y = self._alike(a, b)
-        return self._operation(operation, dtype, x, y)
+        x, y = self.alike(a, b)
+        return self.operation(operation, type_of(x, y), x, y)
 
     def add(self, a: Operand, b: Operand) -> torch.Tensor:
         """a + b."""
@@ -107,33 +193,43 @@ class Operator:
         """a / b."""
         return self._binary("div", a, b)
 
+    def neg(self, a: torch.Tensor) -> Any:
+        """−a, which rounds nothing."""
+        if isinstance(a, Value) or not program.takes(self.context.unkeyed, a):
+            return -a
+        return self.recorder.negative(self.context.unkeyed, self.context.position, a)
+
     def sqrt(self, a: torch.Tensor) -> torch.Tensor:
         """√a."""
-        return self._operation("sqrt", a.dtype, a)
+        return self.operation("sqrt", a.dtype, a)
 
     def function(self, name: str, a: Operand, b: Operand | None = None) -> torch.Tensor:
         """One of `functions.FUNCTIONS` of a (and b)."""
         if b is not None:
             return self._binary(name, a, b)
         assert not isinstance(a, int | float)
-        return self._operation(name, a.dtype, a)
+        return self.operation(name, a.dtype, a)
 
     def tensors(self, a: Operand, b: Operand) -> list[torch.Tensor]:
         """Both in the type that torch gives their result; floating-point in any case."""
-        dtype, x, y = self._alike(a, b)
+        x, y = self.alike(a, b)
+        dtype = type_of(x, y)
         return [self.to(v, dtype) for v in (x, y)]
 
-    def _alike(self, a: Any, b: Any) -> tuple[torch.dtype, Any, Any]:
-        """That type, and the operands; what is a number stays one."""
-        known = [x.dtype for x in (a, b) if not isinstance(x, int | float)]
-        if known and known[0] == known[-1] and known[0].is_floating_point:
-            dtype = known[0]
-        else:
-            dtype = torch.result_type(computed(a), computed(b))
-            if not dtype.is_floating_point:
-                dtype = torch.get_default_dtype()
-        x, y = (v if isinstance(v, int | float) else self.to(v, dtype) for v in (a, b))
-        return dtype, x, y
+    def alike(self, a: Any, b: Any) -> tuple[Any, Any]:
+        """The same, but a number stays a number."""
+        numbers = isinstance(a, int | float), isinstance(b, int | float)
+        if numbers == (False, True) and a.dtype.is_floating_point:
+            return a, b
+        if numbers == (True, False) and b.dtype.is_floating_point:
+            return a, b
+        if numbers == (False, False) and a.dtype == b.dtype and a.dtype.is_floating_point:
+            return a, b
+        dtype = torch.result_type(computed(a), computed(b))
+        if not dtype.is_floating_point:
+            dtype = torch.get_default_dtype()
+        x, y = (v if n else self.to(v, dtype) for v, n in zip((a, b), numbers, strict=True))
+        return x, y
 
     def to(self, x: Any, dtype: torch.dtype) -> Any:
         """`x` in `dtype`; bits that have to be given up are rounded by the mode."""
@@ -156,11 +252,13 @@ class Operator:
         if dtype == torch.float64:
             return wide
         name = f"{self.name} (conversion)"
-        rounding = self.context.next_rounding(name, x.numel())
-        if program.takes(rounding, wide):
-            shape = tuple(wide.shape)
-            return self.recorder.operation(rounding, "narrow", dtype, shape, wide, read=wide.dtype)
-        return elementwise(rounding, "narrow", computed(wide))
+        like = self.context.unkeyed
+        if program.takes(like, wide):
+            draw, shape = self.context.draw(name, x.numel()), tuple(wide.shape)
+            return self.recorder.operation(
+                like, draw, "narrow", dtype, shape, wide, read=wide.dtype
+            )
+        return elementwise(self.context.next_rounding(name, x.numel()), "narrow", computed(wide))
 
     def wide(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """`x` in `dtype`, and then in the type in which numbers of `dtype` are computed."""
@@ -235,15 +333,14 @@ class Operator:
         context = self.context
         if context.accumulation == "probe" or context.precision != FULL:
             return None
-        if not program.takes(Rounding(context.mode), x):
+        if not program.takes(context.unkeyed, x):
             return None
-        context.not_probed(f"{self.name} (sums)", "chains of up to 256")
-        roundings = []
+        draws = []
         while terms > 1:
             chains = -(-terms // CHAIN)
-            roundings.append(self.rounding((terms - chains) * rows))
+            draws.append(context.draw(self.name, (terms - chains) * rows))
             terms = chains
-        return self.recorder.row_sum(roundings, x)
+        return self.recorder.row_sum(context.unkeyed, draws, x)
 
     def _order(self, x: torch.Tensor, axes: Sequence[int], torchs: bool) -> FoundSum | None:
         """The order of a sum, where it is measured from the framework's kernel."""
@@ -276,9 +373,22 @@ class Operator:
         )
 
 
-def _broadcast(operands: Sequence[Any]) -> tuple[int, ...]:
+def broadcast(*operands: Any) -> tuple[int, ...]:
     """The shape of a result."""
     shapes = [x.shape for x in operands if not isinstance(x, int | float)]
     if not shapes or shapes.count(shapes[0]) == len(shapes):
         return tuple(shapes[0]) if shapes else ()
-    return tuple(torch.broadcast_shapes(*shapes))
+    out = [1] * max(len(shape) for shape in shapes)
+    for shape in shapes:
+        for d in range(-len(shape), 0):
+            if out[d] == 1:
+                out[d] = shape[d]
+            elif shape[d] not in (1, out[d]):
+                return tuple(torch.broadcast_shapes(*shapes))  # which says what is wrong
+    return tuple(out)
+
+
+def type_of(a: Any, b: Any) -> torch.dtype:
+    """That of the tensor among two operands of one type."""
+    tensor = b if isinstance(a, int | float) else a
+    return torch.get_default_dtype() if isinstance(tensor, int | float) else tensor.dtype

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +68,8 @@ class Context(ABC):
     ) -> None:
         super().__init__()
         self.mode, self.seed, self.accumulation, self.flush = mode, seed, accumulation, flush
+        self.start = _mix64(seed)
+        self._unkeyed: dict[bool, Rounding] = {}  # by whether the stage that runs is selected
         self.threads = 1 if _alone else threads or torch.get_num_threads()
         self.onednn = torch._C._get_mkldnn_enabled()  # outside; inside, it is switched off
         self._precision, self.selection = precision, stages.ALL
@@ -84,23 +86,50 @@ class Context(ABC):
     def next_rounding(self, name: str, operations: int, accumulates: bool = False) -> Rounding:
         """Count an operator of `operations` elementary operations and give it its own random
         bits. One that accumulates rounds its factors and its result by `factor` and `store`."""
+        position = self.draw(name, operations)
+        like, key = self.unkeyed, _mix64(self.start + position)
+        format, operands = like.format, like.operands
+        if accumulates:
+            format, operands = self.precision.each, formats.FLOAT32
+        return Rounding(like.mode, self.flush, self.threads, key, None, format, operands)
+
+    def draw(self, name: str, operations: int) -> int:
+        """Count an operator of `operations` elementary operations; its number in the stream."""
+        self.advance(1, ((name, operations),))
+        return self.position - 1
+
+    def advance(self, draws: int, counts: Iterable[tuple[str, int]]) -> None:
+        """Count operators, and their elementary operations by name."""
         self.scope.check()
-        selected = self.selection.holds()
-        self._stages.update(stages.current())
-        if selected:
-            self.statistics.operators[name] += operations
-        key = self.key()
-        self.position += 1
-        stored = self.precision.stored
-        format, operands = self.precision.each, formats.FLOAT32
-        if stored != formats.FLOAT32 and not accumulates:
-            format, operands = stored, stored
-        mode = self.mode if selected else "nearest"
-        return Rounding(mode, self.flush, self.threads, key, format=format, operands=operands)
+        if running := stages.current():
+            self._stages.update(running)
+        if self.selected:
+            for name, operations in counts:
+                self.statistics.operators[name] += operations
+        self.position += draws
+
+    @property
+    def selected(self) -> bool:
+        """Whether what is running is perturbed."""
+        return self.selection is stages.ALL or self.selection.holds()
+
+    @property
+    def unkeyed(self) -> Rounding:
+        """How the next operation is rounded, but for its random bits."""
+        selected = self.selected
+        if selected not in self._unkeyed:
+            precision = self._precision if selected else formats.FULL
+            single = precision.stored == formats.FLOAT32
+            format = precision.each if single else precision.stored
+            mode = self.mode if selected else "nearest"
+            self._unkeyed[selected] = Rounding(
+                mode, self.flush, self.threads, format=format, operands=precision.stored
+            )
+        return self._unkeyed[selected]
 
     def key(self) -> int:
         """Stands for the random bits of the operator that comes next."""
-        return _mix64(_mix64(self.seed) + self.position)
+        return _mix64(self.start + self.position)
 
     @property
     def precision(self) -> formats.Precision:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from math import prod
 from typing import Any
 
-import numpy as np
 import torch
 
 from morphbits.engines.native.kernels import functions
 from morphbits.engines.native.kernels.functions import FUNCTIONS
 from morphbits.engines.native.kernels.library import Rounding, elementwise
-from morphbits.engines.native.rules.arithmetic import SIXTEEN_BITS, Operator
+from morphbits.engines.native.rules.arithmetic import SIXTEEN_BITS, Operator, broadcast, type_of
 from morphbits.engines.native.rules.promotion import common
 from morphbits.engines.native.rules.registry import refuse_as_torch, refused, rule
 from morphbits.errors import UserError
@@ -27,33 +25,31 @@ def write(op: Operator, to: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
 
 
 def _binary(operation: str) -> Callable[..., Any]:
+    def formula(op: Operator, x: Any, y: Any, alpha: float) -> Any:
+        dtype = type_of(x, y)
+        return op.operation(operation, dtype, x, op.mul(y, alpha) if alpha != 1 else y)
+
     def handler(op: Operator, a: Any, b: Any, alpha: float = 1, **options: Any) -> Any:
-        dtype = torch.result_type(a, b)
-        if not dtype.is_floating_point:  # a quotient of whole numbers
-            dtype = torch.get_default_dtype()
         rounding_mode = options.get("rounding_mode")
         in_place = op.name.endswith("_")
         try:
-            shape = np.broadcast_shapes(*(v.shape for v in (a, b) if hasattr(v, "shape")))
-        except ValueError:
+            shape = broadcast(a, b)
+        except RuntimeError:
             refused(op.func, a, b)
+        x, y = op.alike(a, b)
+        dtype = type_of(x, y)
         if in_place and not (shape == a.shape and torch.can_cast(dtype, a.dtype)):
             refused(op.func, a, b)
-        x, y = (op.to(v, dtype) for v in (a, b))
         if op.name == "rsub":
             x, y = y, x
-        op.check(x, y)
+        op.check(*(v for v in (x, y) if not isinstance(v, int | float)))
         if rounding_mode is not None:
+            x, y = op.tensors(x, y)
             whole = _whole_quotient(op, x, y, rounding_mode)
             return write(op, a, whole) if in_place else whole
-        if alpha != 1:
-            scale = torch.tensor(alpha, dtype=dtype)
-            y = elementwise(op.rounding(y.numel()), "mul", y, scale)
-        rounding = op.rounding(prod(shape))
         if in_place and a.dtype != dtype:
-            wide = elementwise(rounding, operation, x, y)
-            return write(op.named("to"), a, wide)
-        return elementwise(rounding, operation, x, y, in_place)
+            return write(op.named("to"), a, formula(op, x, y, alpha))
+        return op.formula(formula, x, y, alpha, into=a if in_place else None)
 
     return handler
 
@@ -135,8 +131,8 @@ def _copy(
 
 
 def functional(formula: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """A handler of an operator and its in-place form from a formula of (op, arguments), whose
-    tensors have one floating-point type: others are brought to that of torch first."""
+    """A handler of an operator and its in-place form from a formula (`Operator.formula`) of
+    tensors of one floating-point type, and numbers: others are brought to that of torch first."""
 
     def handler(op: Operator, *args: Any, **kwargs: Any) -> Any:
         to = args[0]
@@ -148,7 +144,9 @@ def functional(formula: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
             dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
             args = tuple(op.wide(x, dtype) if isinstance(x, torch.Tensor) else x for x in args)
         op.check(*(x for x in args if isinstance(x, torch.Tensor)))
-        result = formula(op, *args, **kwargs)
+        if op.name.endswith("_") and to.dtype == dtype:
+            return op.formula(formula, *args, into=to, **kwargs)
+        result = op.formula(formula, *args, **kwargs)
         return write(op, to, result) if op.name.endswith("_") else op.to(result, dtype)
 
     return handler
@@ -168,13 +166,14 @@ def _addcdiv(op: Operator, a: Any, b: Any, c: Any, value: float = 1) -> torch.Te
 
 def lerp(op: Operator, a: torch.Tensor, b: torch.Tensor, weight: Any) -> torch.Tensor:
     """Between `a` (weight 0) and `b` (1), as torch does."""
-    if not isinstance(weight, torch.Tensor):
-        weight = torch.tensor(weight, dtype=a.dtype)
+    number, weight = weight, torch.as_tensor(weight, dtype=a.dtype)
     distance = op.sub(b, a)
     near = weight.abs() < 0.5
     if weight.dim() == 0:
+        if number is weight:
+            op.depends_on_values()
         if near:
-            return op.add(a, op.mul(weight, distance))
+            return op.add(a, op.mul(number, distance))
         return op.sub(b, op.mul(distance, op.sub(1, weight)))
     from_a = op.add(a, op.mul(weight, distance))
     from_b = op.sub(b, op.mul(distance, op.sub(1, weight)))

@@ -47,14 +47,20 @@ def _layer_norm(
 ) -> tuple[T, T, T]:
     op.check(x)
     rows = x.reshape(-1, prod(shape))
-    mean, rstd = _moments(op, rows, eps)
-    out = op.mul(op.sub(rows, mean), rstd)
-    if weight is not None:
-        out = op.mul(out, weight.reshape(-1))
-    if bias is not None:
-        out = op.add(out, bias.reshape(-1))
+    factors = [None if v is None else v.reshape(-1) for v in (weight, bias)]
+    out, mean, rstd = op.formula(_normalized, rows, *factors, eps)
     kept = [*x.shape[: x.dim() - len(shape)], *(1,) * len(shape)]
     return out.view(x.shape), mean.view(kept), rstd.view(kept)
+
+
+def _normalized(
+    op: Operator, x_RN: T, weight: T | None, bias: T | None, eps: float
+) -> tuple[T, T, T]:
+    mean, rstd = _moments(op, x_RN, eps)
+    out = op.mul(op.sub(x_RN, mean), rstd)
+    if weight is not None:
+        out = op.mul(out, weight)
+    return out if bias is None else op.add(out, bias), mean, rstd
 
 
 @rule(

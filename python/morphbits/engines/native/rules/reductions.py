@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from morphbits.engines.native.kernels.program import LONGEST_ROW
 from morphbits.engines.native.rules.arithmetic import Operator
 from morphbits.engines.native.rules.registry import refused, rule
 
@@ -16,6 +17,29 @@ CASCADE = "chains of up to 256 terms, dealt out in turn; their sums again"
 def as_dims(dim: int | Sequence[int] | None) -> list[int] | None:
     """The axes of a reduction as a list; None for all."""
     return None if dim is None else [dim] if isinstance(dim, int) else list(dim)
+
+
+def _total(op: Operator, rows: torch.Tensor) -> torch.Tensor:
+    return op.sum(rows, [rows.dim() - 1], keepdim=True)
+
+
+def _average(op: Operator, rows: torch.Tensor) -> torch.Tensor:
+    return op.mean(rows, [rows.dim() - 1], keepdim=True)
+
+
+def _reduced(op: Operator, x: torch.Tensor, dims: list[int] | None, keepdim: bool) -> Any:
+    """The sum or mean over rows, if `dims` are the last axis, or all of a whole; else None."""
+    if op.context.accumulation == "probe" or not x.dim():
+        return None
+    axes = {d % x.dim() for d in dims} if dims else set(range(x.dim()))
+    if axes != {x.dim() - 1} and (len(axes) < x.dim() or not x.is_contiguous()):
+        return None
+    rows = x if axes == {x.dim() - 1} else x.reshape(1, -1)
+    if not 1 < rows.shape[-1] <= LONGEST_ROW or not rows.numel():
+        return None
+    out = op.formula(_average if op.name == "mean" else _total, rows)
+    kept = [1 if d in axes else n for d, n in enumerate(x.shape)]
+    return out.view(kept if keepdim else [n for d, n in enumerate(x.shape) if d not in axes])
 
 
 @rule("sum", CASCADE)
@@ -31,7 +55,8 @@ def _sum(
         return op.func(x, dtype=dtype) if whole else op.func(x, dim, keepdim, dtype=dtype)
     x = op.to(x, dtype or x.dtype)
     op.check(x)
-    return op.sum(x, as_dims(dim), keepdim, torchs=True)
+    found = _reduced(op, x, as_dims(dim), keepdim)
+    return op.sum(x, as_dims(dim), keepdim, torchs=True) if found is None else found
 
 
 @rule("mean", f"{CASCADE}; one division")
@@ -44,7 +69,8 @@ def _mean(
 ) -> torch.Tensor:
     x = op.to(x, dtype or x.dtype)
     op.check(x)
-    return op.mean(x, as_dims(dim), keepdim, torchs=True)
+    found = _reduced(op, x, as_dims(dim), keepdim)
+    return op.mean(x, as_dims(dim), keepdim, torchs=True) if found is None else found
 
 
 @rule("nansum", f"as sum, NaN as 0: {CASCADE}")

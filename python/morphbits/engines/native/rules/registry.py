@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, NoReturn
 
 import torch
@@ -127,14 +127,21 @@ ONE_TYPE = frozenset(
 NO_VALUES = ("condition", "dim", "index", "mask", "sorter")  # arguments beside the values
 
 
+@cache
+def operator_name(func: Any) -> str:
+    """Its name in its library."""
+    return str(func.overloadpacket.__name__)
+
+
+@cache
 def short_name(func: Any) -> str:
     """An operator of torch by its own name, one of another library as `library::name`."""
-    name = str(func.overloadpacket.__name__)
+    name = operator_name(func)
     return name if func.namespace in ("aten", "profiler") else f"{func.namespace}::{name}"
 
 
 # Of the operators that pass, those that round complex numbers.
-_REAL = frozenset("abs abs_ absolute angle sgn sgn_".split())
+REAL = frozenset("abs abs_ absolute angle sgn sgn_".split())
 
 # Of the operators with a rule, those that only move (where they neither accumulate nor convert).
 _MOVE = frozenset(
@@ -153,7 +160,7 @@ def passes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         return _moves(func, args, kwargs)
     if name not in PASS or "reduce" in func._overloadname:  # scatter(reduce="add")
         return False
-    if name in _REAL and any(map(is_complex, leaves)):
+    if name in REAL and any(map(is_complex, leaves)):
         return False
     to = tree_leaves([kwargs.get(n) for n in written(func)])
     if name not in ONE_TYPE and not to:
@@ -242,10 +249,21 @@ def refuse_overlap(func: Any, to: Any, args: tuple[Any, ...], kwargs: dict[str, 
     would compute on copies and take it."""
     if not isinstance(to, torch.Tensor) or not to.numel() or to.layout != torch.strided:
         return
+    if not kwargs and to.is_contiguous() and all(map(partial(apart, to), args)):
+        return
     twice = any(n > 1 and step == 0 for n, step in zip(to.shape, to.stride(), strict=True))
     values = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
     if twice or any(_overlaps(to, x) for x in values):
         refused(func, *args, **kwargs)
+
+
+def apart(to: torch.Tensor, x: Any) -> bool:
+    """Whether this is `to` itself, or no tensor or list, or lies in other memory."""
+    if x is to or isinstance(x, int | float):
+        return True
+    if not isinstance(x, torch.Tensor) or x.layout != torch.strided:
+        return False
+    return x.untyped_storage()._cdata != to.untyped_storage()._cdata
 
 
 def _overlaps(a: torch.Tensor, b: torch.Tensor) -> bool:

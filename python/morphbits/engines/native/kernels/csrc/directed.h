@@ -2,6 +2,16 @@
  * the exact result, and one of them picked by the highest bit of the element's random word. Included by kernels.c before
  * elementwise.h. What it writes is what `chunk` of elementwise.h writes in several loops. */
 
+/* Whether instructions round an operation of this mode in both directions. */
+static inline int by_instruction(const rounding *r) {
+#if defined(__AVX512F__)
+    return r->mode == RANDOM || r->mode == UPWARD || r->mode == DOWNWARD;
+#else
+    (void)r;
+    return 0;
+#endif
+}
+
 #if defined(__AVX512F__)
 #define TO_UP (_MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC)
 #define TO_DOWN (_MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)

@@ -134,7 +134,7 @@ static void chunk(const rounding *r, control base, const elementwise_call *c, wo
     chunk_buffer result, down;
     const int single = c->type == FLOAT32, fewer = single && reduced(r);
 #if defined(__AVX512F__)
-    if (!fewer && (r->mode == RANDOM || r->mode == UPWARD || r->mode == DOWNWARD)) {
+    if (!fewer && by_instruction(r)) {
         directed(r->mode, c->operation, c->type, block, element, n, a, b, out);
         return;
     }

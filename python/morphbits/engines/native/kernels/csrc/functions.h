@@ -304,7 +304,7 @@ int FN(function)(const rounding *r, const function_call *c) {
             const int64_t n = c->count - start < CHUNK ? c->count - start : CHUNK;
             float *out = (float *)c->out + start;
             compute_wide(r, saved, c, start, n, &f);
-            if (!reduced(r) && narrow_normal(r, block, (uint32_t)start, n, f.wide, rounded)) {
+            if (!by_instruction(r) && !reduced(r) && narrow_normal(r, block, (uint32_t)start, n, f.wide, rounded)) {
                 memcpy(out, rounded, sizeof(float) * (size_t)n);
             } else {
                 control_set(control_with(saved, r->mode, r->flush));

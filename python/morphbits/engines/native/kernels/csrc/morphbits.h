@@ -136,7 +136,7 @@ enum opcode { /* after the operations of `enum operation` */
     SELECT,        /* b where a, else c; comparisons and what is made of them are masks of their operands' width */
     BOTH, EITHER, NEITHER,
     SPREAD,        /* a row's value a for each of its elements */
-    SUM,           /* of each row of a; `key` and `extra` are the keys of both levels (rows.h) */
+    SUM,           /* of each row of a; `draw` and `extra` are the draws of both levels (rows.h) */
     STORE,         /* a into memory at `extra` */
     STORE_MASK,    /* a as bytes of 0 and 1 */
     FETCH,         /* from memory at `extra`, with row a of `strides` */
@@ -146,10 +146,11 @@ enum opcode { /* after the operations of `enum operation` */
 };
 typedef struct {
     int64_t opcode, type, by_row, a, b, c; /* values, or -1 */
-    int64_t key, extra, out;               /* out: where the value is kept as well, contiguous; or 0 */
-} instruction;
+    int64_t draw, extra, out;              /* draw: its number among the kernels of the program; out: where the value is kept */
+} instruction;                             /* as well, contiguous; or 0 */
 typedef struct {
     int64_t instructions, total;
+    int64_t start; /* the key of draw d is that of number start + d of the random stream (context.py) */
     int64_t inner; /* elements of a row where there are values by row, else 0 */
     int64_t dims, shape[MAX_DIMS];
     const instruction *code;

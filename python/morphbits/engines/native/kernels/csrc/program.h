@@ -1,13 +1,13 @@
 /* Programs: the elementary operations of one operator, recorded by Python (program.py) and computed here block by block,
  * so that what lies between the first and the last of them stays in the cache (strip-mining). Each operation keeps its own
- * key, and each element its number: the bytes are those of the separate kernels. Included by kernels.c at the end.
+ * random words, and each element its number: the bytes are those of the separate kernels. Included by kernels.c at the end.
  *
  * A value has the shape of the whole, (rows, inner), or one element a row. */
 
 #define PIECE CHUNK
 
 typedef struct {
-    rounding r;         /* of one instruction: its key */
+    rounding r;         /* of all; its key is not used */
     control base;       /* the thread's own register */
     const program_call *p;
     char **place;       /* of each value's first element in this block */
@@ -16,6 +16,9 @@ typedef struct {
     function_chunk *function;
 } program_state;
 
+static uint64_t key_of(const program_call *p, int64_t draw) {
+    return mix64(((uint64_t)p->start + (uint64_t)draw + 1) * UINT64_C(0x9e3779b97f4a7c15));
+}
 static int64_t value_size(const instruction *v) { return v->type == FLOAT32 ? 4 : 8; }
 
 /* What rounds nothing; the caller's own control register is in force. Masks have all bits of an element set, or none. */
@@ -80,7 +83,7 @@ static void one_function(program_state *s, const instruction *v, word_block bloc
                          const void *b, float *out) {
     const function_call call = {.function = (int32_t)v->extra, .type = FLOAT32, .count = n, .a = a, .b = b, .out = out};
     compute_wide(&s->r, s->base, &call, 0, n, s->function);
-    if (!reduced(&s->r) && narrow_normal(&s->r, block, element, n, s->function->wide, s->function->first)) {
+    if (!by_instruction(&s->r) && !reduced(&s->r) && narrow_normal(&s->r, block, element, n, s->function->wide, s->function->first)) {
         memcpy(out, s->function->first, sizeof(float) * (size_t)n);
         return;
     }
@@ -94,8 +97,7 @@ static void compute(program_state *s, int64_t number, int64_t first, int64_t cou
     const program_call *p = s->p;
     const instruction *v = p->code + number;
     const int64_t size = value_size(v);
-    const word_block block = block_constants((uint64_t)v->key, 0);
-    s->r.key = (uint64_t)v->key;
+    const word_block block = block_constants(key_of(p, v->draw), 0);
     control_set(v->opcode <= NARROW ? control_with(s->base, s->r.mode, s->r.flush) : s->base);
     for (int64_t at = 0; at < count; at += PIECE) {
         const int64_t n = count - at < PIECE ? count - at : PIECE;
@@ -144,7 +146,7 @@ static void add_rows(program_state *s, int64_t number, int64_t first, int64_t ro
     const program_call *p = s->p;
     const instruction *v = p->code + number;
     const int64_t n = p->inner, chains = (n + 255) / 256, all = p->total / n;
-    const uint64_t keys[] = {(uint64_t)v->key, (uint64_t)v->extra};
+    const uint64_t keys[] = {key_of(p, v->draw), key_of(p, v->extra)};
     const int64_t terms[] = {(n + chains - 1) / chains, chains};
     for (int level = 0; level < 2; ++level)
         for (int64_t b = 0; b < terms[level] / 32 + 1; ++b)
