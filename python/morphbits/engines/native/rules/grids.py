@@ -109,11 +109,19 @@ class _Corners:
                 for x, low in zip(self.position, self.low, strict=True)
             ]
         self.corners = list(product((0, 1), repeat=dims))
+        # lower and upper corner of each axis: the place along it, and whether it lies inside
+        self.sides = [
+            [_flat([low + side], [n]) for side in (0, 1)]
+            for low, n in zip(self.low, size, strict=True)
+        ]
 
     def index(self, corner: Sequence[int]) -> tuple[T, T]:
         """The corner's place in the flat image, and whether it lies inside."""
-        position = [low + side for low, side in zip(self.low, corner, strict=True)]
-        return _flat(position, self.size)
+        sides = [self.sides[d][side] for d, side in enumerate(corner)]
+        at, inside = sides[0]
+        for (more, also), n in zip(sides[1:], self.size[1:], strict=True):
+            at, inside = at * n + more, inside & also
+        return at, inside
 
     def weight(self, op: Operator, corner: Sequence[int]) -> T:
         """The product of the corner's weights, from the grid's first component (the last axis)."""
@@ -170,10 +178,10 @@ def _linear_slopes(
 ) -> T:
     """(points, dims): the gradient of the grid's components."""
     components, dims = [], len(corners.size)
+    values = [_only(inside, values_CN[:, index]) for index, inside in places]
     for d in range(dims):
         terms = []
-        for corner, (index, inside) in zip(corners.corners, places, strict=True):
-            term = _only(inside, values_CN[:, index])
+        for corner, term in zip(corners.corners, values, strict=True):
             for e in reversed(range(dims)):
                 if e != d:
                     term = op.mul(term, corners.weights[e][corner[e]])
