@@ -6,8 +6,7 @@
 Every measurement is a process of its own (its peak memory is the operating system's figure);
 engines take turns, and the ratio is the median of the ratios of neighbouring runs. torch runs at
 its best setting: the faster of conv3d as it is and oneDNN's convolution, which conv3d leaves aside
-for small maps. Mode nearness, exact and slow, is timed with the demo model alone. Prints a
-Markdown table and writes it to notes/benchmarks/.
+for small maps. Prints a Markdown table and writes it to notes/benchmarks/.
 """
 
 from __future__ import annotations
@@ -86,7 +85,7 @@ def case(
     limits: G operations a second of a thread, by mode; alone: seconds with one thread, by case,
     which a case of one thread enters here.
     """
-    engines: tuple[str, ...] = ENGINES if model == "demo" else ENGINES[:-1]
+    engines: tuple[str, ...] = ENGINES
     if rounds == 1:
         engines = ("torch", "torch oneDNN", "native random")
     found: dict[str, list[dict]] = {engine: [] for engine in engines}

@@ -133,6 +133,32 @@ def test_sixteen_bits_are_neighbours_and_the_bits_decide(
             assert out == (up if goes_up else down), (mode, value)
 
 
+@pytest.mark.parametrize("half", HALVES)
+def test_sixteen_bits_by_vectors_are_those_of_the_naive_reference(half: torch.dtype) -> None:
+    """All exponents; halves and quarters of last places; around the greatest number and the least;
+    infinities, NaN and zeros of both signs."""
+    info = torch.finfo(half)
+    least = info.tiny * info.eps
+    special = [0.0, -0.0, torch.inf, -torch.inf, torch.nan]
+    near = [scale * edge for edge in (info.max, info.tiny, least) for scale in (1, 0.5, -1, -0.25)]
+    steps = 1 + torch.arange(-40, 40) * 2.0**-23
+    x = torch.cat(
+        [
+            stratified(1 << 13),
+            torch.tensor(special),
+            torch.outer(torch.tensor(near), steps).flatten(),
+        ]
+    )
+    x = torch.cat([x, (x.view(torch.int32) & -(1 << 12)).view(torch.float32)])
+    for mode in MODES:
+        for flush in (False, True):
+            naive = functions.narrow(Rounding(mode, flush, key=6, variant="naive"), x, half)
+            for variant in available_variants():
+                r = Rounding(mode, flush, threads=2, key=6, variant=variant)
+                found = functions.narrow(r, x, half)
+                assert torch.equal(found.view(torch.int16), naive.view(torch.int16)), (mode, flush)
+
+
 def test_nearness_rounds_sixteen_bits_by_distance() -> None:
     for half in HALVES:
         x = torch.full((100_000,), 1 + 0.3125 * torch.finfo(half).eps)  # exact in float32

@@ -14,17 +14,16 @@ import ctypes
 
 import torch
 
+from morphbits.engines.native.kernels.header import names
 from morphbits.engines.native.kernels.library import TYPES, Rounding, call, check_size, load
 
-FUNCTIONS = tuple(
-    """
-    exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh
-    erf erfc lgamma pow atan2 hypot fmod
-    """.split()
-)
+*FUNCTIONS, _, _, _ = names("function")  # without the two conversions and the count
 # float32 by vectors; their errors are in notes/benchmarks/, made by `make function-errors`
 CORES = tuple("exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh erf erfc".split())
-_NARROW = {torch.float16: len(FUNCTIONS), torch.bfloat16: len(FUNCTIONS) + 1}
+_NARROW = {
+    torch.float16: names("function").index("to_float16"),
+    torch.bfloat16: names("function").index("to_bfloat16"),
+}
 
 
 class _Function(ctypes.Structure):

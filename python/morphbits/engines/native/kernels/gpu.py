@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from morphbits.engines.native.kernels.cuda import THREADS, Cuda
+from morphbits.engines.native.kernels.header import names
 
 _SIDE = 16
 _COLUMNS = 4 * _SIDE
@@ -91,7 +92,8 @@ def _reduction(on: Launcher, rounding: Rounding, c: Any, device: torch.device) -
 def _convolution(on: Launcher, rounding: Rounding, c: Any, device: torch.device) -> None:
     image = c.batch * c.channels_in * c.size_in[0] * c.size_in[1] * c.size_in[2]
     sides = [(c.input, image), (c.weight, c.terms * c.channels_out)]
-    if c.bias_first == 2:  # a chain that starts from the bias may underflow, or stay -0
+    # a chain that starts from the bias may underflow, or stay -0
+    if c.bias_first == names("bias").index("start"):
         kernel = f"convolution<{_type(c)}, ANY, true>"
     else:
         many = c.segments > 1 or bool(c.bias_first)
@@ -142,7 +144,7 @@ def _instance(
 
 
 def _type(c: Any) -> str:
-    return ("float", "double")[c.type]
+    return {"float32": "float", "float64": "double"}[names("type")[c.type]]
 
 
 def _blocks(threads: int) -> tuple[int, int, int]:

@@ -15,15 +15,15 @@ from functools import cache
 import numpy as np
 import torch
 
-from morphbits.choices import MODES
 from morphbits.engines.native.kernels import gpu
 from morphbits.engines.native.kernels.build import build
+from morphbits.engines.native.kernels.header import names
 from morphbits.engines.native.kernels.precision import FLOAT32, Format
 from morphbits.errors import UserError
 
-VARIANTS = ("portable", "avx2", "avx512")
-OPERATIONS = ("add", "sub", "mul", "div", "sqrt", "leaky_relu", "narrow", "round")
-TYPES = {torch.float32: 0, torch.float64: 1}
+*VARIANTS, _ = names("variant")
+OPERATIONS, MODES = names("operation"), names("mode")
+TYPES = {getattr(torch, name): number for number, name in enumerate(names("type"))}
 _MAX_DIMS = 8
 _I32, _I64, _PTR = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 
@@ -249,9 +249,10 @@ def convolution(
         if not finite:
             raise UserError("the native engine takes no infinite or NaN weights on a GPU")
         w, tap = gpu.pack(w, tap, channel, dilation)
+    place = "start" if terms.bias_starts else "first" if terms.bias_first else "last"
     arguments = _Convolution(
         type=TYPES[x.dtype],
-        bias_first=0 if b is None else 2 if terms.bias_starts else terms.bias_first,
+        bias_first=names("bias").index("last" if b is None else place),
         batch=x.shape[0],
         channels_in=x.shape[1],
         channels_out=out.shape[1],
@@ -316,7 +317,7 @@ def call(
 
 def check_status(status: int) -> None:
     """Raise what a kernel's result says."""
-    if status == 1:
+    if status == names("status").index("out_of_memory"):
         raise UserError(
             "out of memory in a kernel of the native engine; use a smaller image or model"
         )

@@ -3,6 +3,9 @@
  * A vector is LANES neighbouring columns of one row; a tile is up to MAX_TILE rows. The right side is copied once into
  * (column block, k, LANES). Long sums go in slices of SLICE terms over all rows of a task, so that a slice of the right side
  * stays in the cache; totals and open chains wait in memory meanwhile. */
+#include <stdlib.h>
+#include <string.h>
+
 
 /* The ways to do an operation, as constants of each instance. */
 enum { S(IEEE), S(TWO_WAYS), S(TWO_WAYS_CAREFUL), S(BY_DISTANCE), S(BY_DISTANCE_CAREFUL) };

@@ -6,6 +6,10 @@
  * after the other, weights as (term, channel)). Long sums go in slices of SLICE terms over all tiles of a row, so that a slice
  * of the weights stays in the cache; totals and open chains wait in memory meanwhile. Terms outside the image multiply a zero of
  * the padding, unless a weight is not finite: then the naive kernel, which leaves these out, is called. */
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+
 
 typedef struct {
     const rounding *r;

@@ -1,6 +1,10 @@
 /* Directed rounding of a chunk in one loop, where the instruction itself holds the direction (AVX-512): both neighbours of
  * the exact result, and one of them picked by the highest bit of the element's random word. Included by kernels.c before
  * elementwise.h. What it writes is what `chunk` of elementwise.h writes in several loops. */
+#ifndef MORPHBITS_DIRECTED_H
+#define MORPHBITS_DIRECTED_H
+
+#include "morphbits.h"
 
 /* Whether instructions round an operation of this mode in both directions. */
 static inline int by_instruction(const rounding *r) {
@@ -136,4 +140,6 @@ static void directed(int mode, int operation, int type, word_block c, uint32_t e
 }
 #undef TO_UP
 #undef TO_DOWN
+#endif
+
 #endif

@@ -1,5 +1,16 @@
 /* Elementwise operators, one elementary operation an element, in chunks: the whole chunk rounded up, the whole chunk
  * rounded down, then the result picked element by element. Included by kernels.c. */
+#ifndef MORPHBITS_ELEMENTWISE_H
+#define MORPHBITS_ELEMENTWISE_H
+
+#include <string.h>
+
+#include "directed.h"
+#include "morphbits.h"
+#include "narrow.h"
+#include "precision.h"
+#include "stochastic.h"
+#include "variant.h"
 
 #define CHUNK 1024
 
@@ -236,3 +247,5 @@ int FN(elementwise)(const rounding *r, const elementwise_call *c) {
     }
     return OK;
 }
+
+#endif

@@ -10,6 +10,16 @@
  *
  * Lanes outside of a core's range, such as a sine of more than 2^19 or the logarithm of zero, and the functions that have no
  * core, are computed by the C library (wide_value in scalar.c). */
+#ifndef MORPHBITS_FUNCTIONS_H
+#define MORPHBITS_FUNCTIONS_H
+
+#include <string.h>
+
+#include "elementwise.h"
+#include "morphbits.h"
+#include "narrow.h"
+#include "precision.h"
+#include "variant.h"
 
 #define CORE static inline __attribute__((always_inline)) dvec
 #define INF __builtin_inf()
@@ -290,8 +300,68 @@ static void compute_wide(const rounding *r, control base, const function_call *c
     wide_chunk(c->function, n, f->first, c->b ? f->second : NULL, f->wide);
 }
 
+/* ---- float32 to 16 bits: `narrowed` of scalar.c, on the integer bits --------------------------------------------------- */
+
+/* What a fraction of 32 bits must exceed to be rounded away from zero. */
+static void thresholds(const rounding *r, word_block block, uint32_t element, int64_t n, const uint32_t *restrict x,
+                       uint32_t *restrict threshold) {
+    if (r->mode == NEAREST) memset(threshold, 0, sizeof(uint32_t) * (size_t)n); /* and `fit16` adds the half */
+    if (r->mode == TOWARD_ZERO) memset(threshold, 0xff, sizeof(uint32_t) * (size_t)n);
+    if (r->mode == RANDOM || r->mode == NEARNESS) element_words(n, block, element, threshold);
+    if (r->mode == RANDOM) for (int64_t i = 0; i < n; ++i) threshold[i] = ((threshold[i] ^ x[i]) >> 31) - 1;
+    if (r->mode == UPWARD) for (int64_t i = 0; i < n; ++i) threshold[i] = 0 - (x[i] >> 31);
+    if (r->mode == DOWNWARD) for (int64_t i = 0; i < n; ++i) threshold[i] = (x[i] >> 31) - 1;
+}
+
+/* `least`: the exponent field of the least normal number; the last place of those below stays. */
+static inline __attribute__((always_inline)) void fit16(const rounding *r, int64_t n, const uint32_t *restrict x,
+                                                        const uint32_t *restrict threshold, uint32_t *restrict out,
+                                                        const uint32_t drop, const uint32_t least, const uint32_t largest) {
+    const uint32_t halves = r->mode == NEAREST ? ~0u : 0, infinity = 0x7f800000u, smallest = (least + drop - 23) << 23;
+    const int beyond = r->mode == NEAREST || r->mode == NEARNESS; /* what is too large becomes infinite */
+    for (int64_t i = 0; i < n; ++i) {
+        const uint32_t magnitude = x[i] & 0x7fffffffu, field = magnitude >> 23, exponent = field > 1 ? field : 1;
+        const uint32_t significand = (magnitude & 0x7fffffu) | (field ? 0x800000u : 0);
+        const uint32_t falls = exponent < least ? drop + (least - exponent) : drop; /* so many bits fall off */
+        const uint32_t bits = falls < 24 ? falls : 24, step = 1u << bits, low = significand & (step - 1);
+        const uint32_t excess = falls < 32 ? 0 : falls - 32 < 24 ? falls - 32 : 24, shift = falls < 32 ? 32 - falls : 0;
+        const uint32_t fraction = ((low << shift) + ((1u << excess) - 1)) >> excess; /* rounded up: zero only if exact */
+        const uint32_t odd = (significand >> bits) & 1, limit = threshold[i] + (halves & (0x80000000u - odd));
+        const uint32_t away = fraction > limit, inner = falls < 24 ? magnitude & ~(step - 1) : 0;
+        const uint32_t next = falls < 24 ? inner + step : smallest;
+        uint32_t result = away ? next : inner;
+        result = result > largest ? (beyond || threshold[i] == 0 ? infinity : largest) : result;
+        result = r->flush && result < least << 23 ? 0 : result;
+        result = magnitude >= infinity ? infinity : result;
+        out[i] = magnitude > infinity ? 0x7fc00000u : (x[i] & 0x80000000u) | result;
+    }
+}
+static __attribute__((noinline)) void fit_float16(const rounding *r, int64_t n, const uint32_t *x, const uint32_t *threshold,
+                                                  uint32_t *out) {
+    fit16(r, n, x, threshold, out, 13, 113, 0x477fe000u); /* 65504 */
+}
+static __attribute__((noinline)) void fit_bfloat16(const rounding *r, int64_t n, const uint32_t *x, const uint32_t *threshold,
+                                                   uint32_t *out) {
+    fit16(r, n, x, threshold, out, 16, 1, 0x7f7f0000u);
+}
+
+static int to_16_bits(const rounding *r, const function_call *c) {
+    const word_block block = block_constants(r->key, 0);
+#pragma omp parallel for schedule(static) num_threads(r->threads) if (c->count >= 32 * CHUNK)
+    for (int64_t start = 0; start < c->count; start += CHUNK) {
+        const int64_t n = c->count - start < CHUNK ? c->count - start : CHUNK;
+        const uint32_t *x = (const uint32_t *)c->a + start;
+        uint32_t threshold[CHUNK], *out = (uint32_t *)c->out + start;
+        thresholds(r, block, (uint32_t)start, n, x, threshold);
+        if (c->function == TO_FLOAT16) fit_float16(r, n, x, threshold, out);
+        else fit_bfloat16(r, n, x, threshold, out);
+    }
+    return OK;
+}
+
 int FN(function)(const rounding *r, const function_call *c) {
-    if (c->type != FLOAT32 || c->function >= TO_FLOAT16) return function_naive(r, c);
+    if (c->type != FLOAT32) return function_naive(r, c);
+    if (c->function >= TO_FLOAT16) return to_16_bits(r, c);
     const word_block block = block_constants(r->key, 0);
     const elementwise_call narrow = {.operation = NARROW, .type = FLOAT32};
 #pragma omp parallel num_threads(r->threads) if (c->count >= 8 * CHUNK)
@@ -331,3 +401,5 @@ int FN(wide)(const rounding *r, const wide_call *c) {
     }
     return OK;
 }
+
+#endif

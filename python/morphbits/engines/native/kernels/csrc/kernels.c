@@ -1,40 +1,15 @@
 /* The fast kernels, compiled once for each instruction set: -DVARIANT=portable|avx2|avx512. */
-#include "morphbits.h"
-
 #include <omp.h>
-#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define PASTE_(a, b) a##_##b
-#define PASTE(a, b) PASTE_(a, b)
-#define FN(name) PASTE(name, VARIANT)
+#include "elementwise.h"
+#include "functions.h"
+#include "morphbits.h"
+#include "variant.h"
 
 typedef uint32_t bits_f32;
 typedef uint64_t bits_f64;
-
-#include "stochastic.h"
-
-#include "precision.h"
-
-#if defined(__AVX512F__)
-#define VECTOR_BYTES 64
-#define MAX_TILE 8
-#elif defined(__AVX2__)
-#define VECTOR_BYTES 32
-#define MAX_TILE 4
-#else
-#define VECTOR_BYTES 16
-#define MAX_TILE 4
-#endif
-
-#include "narrow.h"
-
-#include "directed.h"
-
-#include "elementwise.h"
-
-#include "functions.h"
 
 #define SLICE 1024 /* terms of a sum over which weights stay in the cache; a multiple of 32, the operations of a random word */
 

@@ -1,4 +1,9 @@
 /* Vectors of float64, and one rounding of them to float32. Included by kernels.c. */
+#ifndef MORPHBITS_NARROW_H
+#define MORPHBITS_NARROW_H
+
+#include "morphbits.h"
+#include "variant.h"
 
 typedef double dvec __attribute__((vector_size(VECTOR_BYTES), may_alias));
 typedef int64_t lvec __attribute__((vector_size(VECTOR_BYTES), may_alias));
@@ -39,3 +44,5 @@ static __attribute__((noinline)) int narrow_normal(const rounding *r, word_block
     for (int l = 0; l < WIDE_LANES; ++l) any |= odd[l];
     return !any;
 }
+
+#endif

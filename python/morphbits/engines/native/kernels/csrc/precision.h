@@ -4,6 +4,11 @@
  * A directed rounding into a format is the same directed rounding into float32 and then into the format, since the format's
  * numbers are float32's too. Round-to-nearest would round twice; so it starts from the two float32 neighbours of the exact
  * result: what lies strictly between them lies on one side of every midpoint of the format. No result is rounded twice. */
+#ifndef MORPHBITS_PRECISION_H
+#define MORPHBITS_PRECISION_H
+
+#include "morphbits.h"
+#include "stochastic.h"
 
 INLINE int reduced(const rounding *r) { return r->precision < 24 || r->least != -126; }
 
@@ -65,4 +70,6 @@ static __attribute__((noinline)) void fit_nearest_f32(const rounding *r, int64_t
     for (int64_t i = 0; i < n; ++i)
         ((uint32_t *)out)[i] = fit_nearest(r, ((const uint32_t *)up)[i], ((const uint32_t *)down)[i]);
 }
+#endif
+
 #endif

@@ -3,6 +3,18 @@
  * random words, and each element its number: the bytes are those of the separate kernels. Included by kernels.c at the end.
  *
  * A value has the shape of the whole, (rows, inner), or one element a row. */
+#ifndef MORPHBITS_PROGRAM_H
+#define MORPHBITS_PROGRAM_H
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "elementwise.h"
+#include "functions.h"
+#include "morphbits.h"
+#include "narrow.h"
+#include "precision.h"
+#include "variant.h"
 
 #define PIECE CHUNK
 
@@ -242,3 +254,5 @@ int FN(program)(const rounding *r, const program_call *p) {
     free(numbers);
     return status;
 }
+
+#endif

@@ -2,6 +2,11 @@
  * starts from the bias. Included by kernels.c after convolution.h; one simple kernel for all modes: the input in zero-padded
  * planes, output channels in the lanes, TILE voxels of a row at a time. Operations, their numbers and their
  * random words are those of convolution.h. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "precision.h"
+
 
 #define REDUCED_LANES (VECTOR_BYTES / 4)
 #define REDUCED_TILE 4

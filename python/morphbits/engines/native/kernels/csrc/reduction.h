@@ -1,5 +1,7 @@
 /* Sums, products and their partial results for one element type. Included by kernels.c after vector.h.
  * A vector is LANES neighbouring outputs; each output is one chain over terms that lie `period` apart. */
+#include <stdlib.h>
+
 
 #define REDUCTION_TILE 4
 

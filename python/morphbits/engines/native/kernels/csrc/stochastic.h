@@ -1,11 +1,15 @@
 /* Mode NEARNESS (stochastic rounding): away from zero with a probability equal to the distance, in units in the last
  * place, to the neighbour nearer zero. Included by kernels.c and naive.c; round-to-nearest is in force. */
+#ifndef MORPHBITS_STOCHASTIC_H
+#define MORPHBITS_STOCHASTIC_H
+
+#include "morphbits.h"
 
 INLINE uint64_t word_of_f64(double x) { uint64_t u; __builtin_memcpy(&u, &x, 8); return u; }
 INLINE double from_bits_f64(uint64_t u) { double x; __builtin_memcpy(&x, &u, 8); return x; }
 
-/* float32: the operation is done in float64, whose 29 further bits are compared with 29 random ones. The float64 result is
- * itself rounded, which moves a probability by 2^-29 at most. Below 2^-126 the last place is 2^-149 whatever the exponent. */
+/* float32: the operation is done in float64, and 29 random bits are added to the 29 that fall off. The float64 result is
+ * itself rounded, which moves a probability by 2^-30 at most. Below 2^-126 the last place is 2^-149 whatever the exponent. */
 INLINE float stochastic_f32(double exact, uint32_t word) {
     const uint64_t low = (UINT64_C(1) << 29) - 1, u = word_of_f64(exact);
     const uint64_t normal = (u + (word >> 3)) & ~low;
@@ -60,3 +64,5 @@ INLINE double stochastic_sqrt_f64(double a, uint32_t word) {
     const double q = __builtin_sqrt(a);
     return step_f64(q, q == 0 ? 0 : __builtin_fma(-q, q, a) / (q + q), word);
 }
+
+#endif

@@ -3,6 +3,9 @@
  *   T, S(name)       the element type and its suffix
  *   LANES            elements in a vector
  * before the kernels that use it. */
+#include "morphbits.h"
+#include "stochastic.h"
+
 
 typedef T S(vec) __attribute__((vector_size(sizeof(T) * LANES), aligned(sizeof(T)), may_alias));
 typedef S(bits) S(ivec) __attribute__((vector_size(sizeof(T) * LANES), aligned(sizeof(T)), may_alias));
