@@ -190,6 +190,7 @@ def takes(rounding: Rounding, *operands: Any) -> bool:
     """Whether an operation on these can be recorded."""
     if (
         not recording
+        or rounding.chosen_variant not in VARIANTS  # the naive reference, a GPU's stand-in
         or rounding.operands != FLOAT32
         or (rounding.format != FLOAT32 and rounding.flush)
     ):
