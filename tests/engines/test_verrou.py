@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,33 @@ needs_verrou = [
 def no_verrou(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(markers.VARIABLE, raising=False)
     markers._folder.cache_clear()
+
+
+@pytest.mark.parametrize("region", ["registration", "process"])
+def test_a_pause_switches_only_what_a_region_has_switched_on(
+    region: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+
+    class Library:
+        def __getattr__(self, name: str) -> Callable[..., None]:
+            return lambda *_: called.append(name.removeprefix("morphbits_"))
+
+    monkeypatch.setattr(markers, "_folder", lambda: Path())
+    monkeypatch.setattr(markers, "_library", lambda folder: Library())
+    monkeypatch.setattr(markers, "settings", lambda: {"region": region})
+    monkeypatch.setattr(markers, "count", OperationTable)
+    with markers.paused():
+        pass
+    assert called == []
+    with markers.perturbed(seed=1), markers.paused():
+        called.append("exchange")
+    switched = ["seed", "start", "stop", "exchange", "start", "stop"]
+    assert called == (switched if region == "registration" else ["exchange"])
+    before = list(called)
+    with markers.paused():
+        pass
+    assert called == before
 
 
 def test_markers_do_nothing_outside(no_verrou: None) -> None:

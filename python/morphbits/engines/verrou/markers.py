@@ -25,6 +25,7 @@ from morphbits.errors import UserError
 
 VARIABLE = "MORPHBITS_VERROU"
 _ended = 0  # regions of this process
+_open = False  # a region that its markers have switched on
 
 
 @dataclass
@@ -91,7 +92,7 @@ def perturbed(seed: int) -> Iterator[RegionCount]:
     With region ``process`` everything is perturbed from the start of the process, with the seed
     it was started with: then nothing is switched, and the count is the process's until the end.
     """
-    global _ended
+    global _ended, _open
     count_of_region = RegionCount()
     folder = _folder()
     if folder is None:
@@ -102,20 +103,23 @@ def perturbed(seed: int) -> Iterator[RegionCount]:
     if not whole_process:
         library.morphbits_seed(ctypes.c_ulong(seed))
         library.morphbits_start()
+    _open = not whole_process
     try:
         yield count_of_region
     finally:
         _ended += 1
         if not whole_process:
             library.morphbits_stop()
+        _open = False
     count_of_region.table = count() - before
 
 
 @contextmanager
 def paused() -> Iterator[None]:
-    """Perturbation off for a while, inside of ``perturbed``; its random numbers then go on."""
-    folder = _folder()
-    if folder is None or (settings() or {})["region"] == "process":
+    """Perturbation off for a while, where ``perturbed`` has switched it on; its random numbers
+    then go on."""
+    folder = _folder() if _open else None
+    if folder is None:
         yield
         return
     _library(folder).morphbits_stop()
