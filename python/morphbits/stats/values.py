@@ -21,6 +21,10 @@ from nibabel.filebasedimages import ImageFileError
 from morphbits.errors import UserError
 
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w.]*\w)")
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, EOFError),
+    *(ImageFileError, zipfile.BadZipFile, csv.Error),
+)
 _HELD = {torch.float16: 11, torch.bfloat16: 8}  # significant bits
 
 
@@ -45,9 +49,12 @@ def read(path: Path) -> dict[str, Values]:
         raise UserError(f"{path}: no kind of file that can be compared: {', '.join(READERS)}")
     try:
         return {name: value for name, value in READERS[kind](path) if value.array.size}
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    except (ImageFileError, pickle.UnpicklingError, zipfile.BadZipFile, csv.Error) as error:
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: holds more than tensors, numbers, lists and dictionaries; have the program "
+            "save a state_dict()"
+        ) from error
+    except _UNREADABLE as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
 
 
