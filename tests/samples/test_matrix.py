@@ -331,6 +331,8 @@ def test_named_experiments_are_valid_and_the_command_line_goes_first() -> None:
     files = EXPERIMENTS.glob("*.toml")
     names = [path.stem for path in files if "runs" in tomllib.loads(path.read_text())]
     assert {"smoke", "paper", "phantom-full-size", "paper-native"} <= set(names)
+    settings, _ = experiment.from_options(argparse.Namespace(experiment="repetitions-26"))
+    assert settings.runs == 26
     for name in names:
         settings, _ = experiment.from_options(argparse.Namespace(experiment=name, seed=77))
         assert settings.seed == 77
