@@ -155,6 +155,21 @@ def test_numbers_are_those_of_the_table(results: Path, page: Page) -> None:
     assert "make inference SUBJECTS=8 RUNS=5 ENGINE=native MODE=random" in text
 
 
+def test_measures_are_those_of_the_table(results: Path) -> None:
+    content = reading.read(results, "whole")
+    shown = {tuple(cells[:2]): cells for cells in tables.measures(content).rows}
+    assert len(shown) == len(content.ratios) > 0
+    row = next(r for r in content.ratios if (r["measure"], r["tissue"]) == ("jacobian", "GM"))
+    cells = shown["Jacobian determinant", "GM"]
+    numbers = (row["mean"], row["sigma_num"], row["sigma_anat"])
+    assert cells[2:7] == ["8", "5", *map(tables.small, numbers)]
+    ends = [tables.small(row[name]) for name in ("npvr", "npvr_low", "npvr_high")]
+    assert cells[7] == "{} ({} to {})".format(*ends)
+    assert cells[9:] == [tables.small(row["d_deviation"]), tables.small(row["drowned"])]
+    away = shown["framewise displacement (Power), mm", "brain"]
+    assert away[5] != tables.MISSING and away[6:] == [tables.MISSING] * 5
+
+
 def test_results_come_before_what_was_run_and_the_model(page: Page) -> None:
     places = [page.ids.index(name) for name in ("short", "subjects", "samples", "cost", "run")]
     assert places == sorted(places)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import math
 import shutil
+import statistics
+from functools import partial
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
-from support.small_experiment import make_dataset, make_experiment
+from support.small_experiment import make_dataset, make_experiment, write_unit
 
 from morphbits import bids, images
 from morphbits.bids import Dataset, Subject
@@ -141,7 +144,8 @@ def test_parallel_equals_serial(made: tuple[Path, Dataset], tmp_path: Path) -> N
     results, dataset = made
     shutil.copytree(results, tmp_path / "again")
     analyse(tmp_path / "again", NAME, dataset, jobs=2)
-    for name in ("significance.csv", "variability.csv", "repeatability.csv", "accuracy.csv"):
+    names = ("significance", "variability", "repeatability", "accuracy", "measures", "ratios")
+    for name in (f"{name}.csv" for name in names):
         one, other = (bids.experiment_file(r, NAME, name) for r in (results, tmp_path / "again"))
         assert one.read_bytes() == other.read_bytes()
 
@@ -191,3 +195,60 @@ def test_tables_come_back_as_written(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(text.replace("1", "7", 1))
     with pytest.raises(UserError, match=r"t\.csv: was changed or damaged"):
         read_table(tmp_path / "t.csv")
+
+
+def test_a_population_with_a_known_answer(tmp_path: Path) -> None:
+    """Warps that enlarge by g about a point: the Jacobian determinant is (1 + g)³ everywhere, and
+    displacements are g times the distance to the point. g is a person's plus a sample's."""
+    dataset = make_dataset(tmp_path / "data", 3)
+    growth = {"001": [0.02, 0.03, 0.025], "002": [0.10, 0.09, 0.11], "003": [0.05, 0.06, 0.055]}
+    fixed_XYZ = images.load(dataset.fixed()).data
+    middle = np.array([11.5, 13.5, 9.5])
+    distance_XYZV = np.moveaxis(np.indices(fixed_XYZ.shape), 0, -1) - middle
+    for label, values in growth.items():
+        for k, g in enumerate(values, start=1):
+            warp_XYZV = (g * distance_XYZV).astype(np.float32)
+            write_unit(tmp_path, NAME, f"{k:02d}", Subject(label), dataset, fixed_XYZ, warp_XYZV)
+    analyse(tmp_path, NAME, dataset)
+    rows = {(row["measure"], row["tissue"]): row for row in table(tmp_path, "ratios.csv")}
+    labels_XYZ = images.load_labels(dataset.fixed_labels()).data  # type: ignore[arg-type]
+    away_mm = 2 * np.linalg.norm(distance_XYZV[labels_XYZ == 2], axis=-1).mean()
+    known = {
+        "jacobian": [[(1 + g) ** 3 for g in values] for values in growth.values()],
+        "displacement": [[g * away_mm for g in values] for values in growth.values()],
+    }
+    for measure, values in known.items():
+        row = rows[measure, "GM"]
+        numerical = statistics.fmean(map(statistics.variance, values))
+        population = statistics.fmean(map(statistics.variance, zip(*values, strict=True)))
+        # differences of 0.01 in float32 warps of about 1 voxel: 2^-24 / 0.01
+        same = partial(pytest.approx, rel=2e-5)
+        assert (row["subjects"], row["n"]) == (3, 3)
+        assert row["sigma_num"] == same(math.sqrt(numerical))
+        assert row["sigma_pop"] == same(math.sqrt(population))
+        assert row["npvr"] == same(math.sqrt(numerical / population))
+        assert row["navr"] == same(math.sqrt(numerical / (population - numerical)))
+        assert row["drowned"] == same(2 * math.sqrt(numerical / 3))
+    # each voxel of the fixed grid has the moving label that it is led to
+    volumes = {
+        row["subject"]: row["value"]
+        for row in table(tmp_path, "measures.csv")
+        if (row["measure"], row["tissue"], row["sample"]) == ("volume", "GM", "03")
+    }
+    for label, values in growth.items():
+        led_XYZV = np.rint(middle + (1 + values[2]) * distance_XYZV).astype(int)
+        inside_XYZ = ((led_XYZV >= 0) & (led_XYZV < labels_XYZ.shape)).all(axis=-1)
+        moved = labels_XYZ[tuple(led_XYZV[inside_XYZ].T)]
+        assert volumes[f"sub-{label}"] == 8 * np.count_nonzero(moved == 2)
+    assert len(set(volumes.values())) > 1
+
+
+def test_measures_of_samples_that_all_subjects_have(made: tuple[Path, Dataset]) -> None:
+    """sub-002 has two samples of four, and no unperturbed one to be compared with."""
+    rows = {(row["measure"], row["tissue"]): row for row in table(made[0], "ratios.csv")}
+    assert (rows["volume", "GM"]["subjects"], rows["volume", "GM"]["n"]) == (2, 2)
+    assert (rows["fd_power", "brain"]["subjects"], rows["fd_power", "brain"]["n"]) == (1, 4)
+    assert rows["fd_power", "brain"]["sigma_num"] > 0
+    assert np.isnan(rows["fd_power", "brain"]["npvr"])
+    samples = {row["sample"] for row in table(made[0], "measures.csv")}
+    assert samples == {"01", "02", "03", "04", "ieee"}

@@ -49,6 +49,7 @@ class Experiment:
     accuracy: list[Row]
     dataset_root: Path | None = None
     bits_over_n: list[Row] = field(default_factory=list)
+    ratios: list[Row] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)  # of the dataset, and why
 
     @property
@@ -172,6 +173,7 @@ def read(results: Path, experiment: str) -> Experiment:
         records=records,
         significance=table("significance"),
         bits_over_n=table("bits_over_n"),
+        ratios=table("ratios"),
         variability=table("variability"),
         repeatability=table("repeatability"),
         accuracy=table("accuracy"),

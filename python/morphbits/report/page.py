@@ -37,6 +37,8 @@ TABLES = (
     "variability.csv",
     "repeatability.csv",
     "accuracy.csv",
+    "measures.csv",
+    "ratios.csv",
 )
 
 

@@ -161,4 +161,50 @@ TEMPLATE = Reference(
     "NeuroImage",
     "54",
 )
-ALL = (STUDY, INTERVALS, SYNTHMORPH, JOINT, VERROU, CORR, TEMPLATE)
+RATIOS = Reference(
+    "chatelain2026",
+    "Chatelain et al., 2026",
+    (
+        "Chatelain, Yohan",
+        "Sokołowski, Andrzej",
+        "Sharp, Madeleine",
+        "Poline, Jean-Baptiste",
+        "Glatard, Tristan",
+    ),
+    "The practical impact of numerical variability on structural MRI measures of Parkinson's"
+    " disease",
+    "2026",
+    "https://doi.org/10.64898/2026.01.09.698203",
+    "bioRxiv",
+)
+POWER = Reference(
+    "power2012",
+    "Power et al., 2012",
+    (
+        "Power, Jonathan D.",
+        "Barnes, Kelly A.",
+        "Snyder, Abraham Z.",
+        "Schlaggar, Bradley L.",
+        "Petersen, Steven E.",
+    ),
+    "Spurious but systematic correlations in functional connectivity MRI networks arise from"
+    " subject motion",
+    "2012",
+    "https://doi.org/10.1016/j.neuroimage.2011.10.018",
+    "NeuroImage",
+    "59",
+)
+JENKINSON = Reference(
+    "jenkinson1999",
+    "Jenkinson, 1999",
+    ("Jenkinson, Mark",),
+    "Measuring Transformation Error by RMS Deviation",
+    "1999",
+    "https://www.fmrib.ox.ac.uk/datasets/techrep/tr99mj1/tr99mj1/index.html",
+    "FMRIB Technical Report TR99MJ1",
+    kind="misc",
+)
+ALL = (
+    *(STUDY, INTERVALS, SYNTHMORPH, JOINT, VERROU, CORR, TEMPLATE),
+    *(RATIOS, POWER, JENKINSON),
+)

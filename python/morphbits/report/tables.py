@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from morphbits.report.experiment import (
     study,
     support,
 )
+from morphbits.stats.analysis import Row
 from morphbits.stats.significance import FLOAT32_BITS, general_probability
 from morphbits.wording import gigabytes, measured_duration
 
@@ -47,6 +49,8 @@ def small(value: float | None) -> str:
     """A number of any size with two significant digits, 1.2 × 10⁻⁵ where it is tiny."""
     if value is None or value != value:
         return MISSING
+    if math.isinf(value):
+        return "∞"
     if value == 0 or 1e-3 <= abs(value) < 10:
         return f"{value:.2g}"
     if 10 <= abs(value) < 1e6:
@@ -292,6 +296,59 @@ def accuracy(experiment: Experiment) -> Table:
         caption="Accuracy of sample-ieee (mean ± standard deviation over subjects)",
         header=["", "subjects", "before", "after", "range after"],
         rows=rows,
+    )
+
+
+_RATIO_ROWS = 40  # a label map of a whole brain has some hundred; the others are in ratios.csv
+_MEASURED = {
+    "volume": "volume, mm³",
+    "dice": "Dice",
+    "displacement": "displacement, mm",
+    "jacobian": "Jacobian determinant",
+    "dice_ieee": "Dice with the unperturbed result",
+    "fd_power": "framewise displacement (Power), mm",
+    "fd_jenkinson": "framewise displacement (Jenkinson), mm",
+}
+
+
+def measures(experiment: Experiment) -> Table:
+    """Measures of regions: their spread over samples, beside that over subjects."""
+    rows = experiment.ratios
+    left = len(rows) - _RATIO_ROWS
+    more = f"; {left} more rows are in ratios.csv" if left > 0 else ""
+
+    def interval(row: Row, name: str) -> str:
+        if row[name] != row[name]:
+            return MISSING
+        low, high = small(row[f"{name}_low"]), small(row[f"{name}_high"])
+        return f"{small(row[name])} ({low} to {high})"
+
+    return Table(
+        caption="Measures of each region: mean, standard deviation over samples (σ num) and over"
+        " subjects (σ anat), their ratios with 95 % intervals, and the group differences that are"
+        f" lost in rounding{more}",
+        header=[
+            *("measure", "region", "subjects", "n", "mean", "σ num", "σ anat"),
+            *("NPVR", "NAVR", "Cohen's d", "difference"),
+        ],
+        rows=[
+            [
+                _MEASURED[row["measure"]],
+                row["tissue"],
+                str(row["subjects"]),
+                str(row["n"]),
+                small(row["mean"]),
+                small(row["sigma_num"]),
+                small(row["sigma_anat"]),
+                interval(row, "npvr"),
+                interval(row, "navr"),
+                small(row["d_deviation"]),
+                small(row["drowned"]),
+            ]
+            for row in rows[:_RATIO_ROWS]
+        ],
+        groups=[("", 7), ("σ num beside σ pop and σ anat", 2), ("lost below", 2)],
+        text_columns=2,
     )
 
 

@@ -7,6 +7,8 @@ Reads `results/<experiment>/sample-*/sub-*/` and writes beside them
     variability.csv    standard deviation over the samples, image in [0, 1], warp in voxels and mm
     repeatability.csv  what differs with nothing perturbed: run again, other threads, plain
     accuracy.csv       Dice, distance to the true warp and folding, before and after registration
+    measures.csv       volumes, displacements, Jacobians, overlap, motion of each sample, by region
+    ratios.csv         their spread over samples beside that over subjects: NPVR, NAVR, Cohen's d
     maps/              bits of image and warp as NIfTI; NaN where reference and samples are zero
 
 Every table is recomputed from the samples that are there; each row names its number of samples.
@@ -39,6 +41,8 @@ from morphbits.errors import UserError
 from morphbits.files import csv_of, write_atomically
 from morphbits.parent import end_with_parent
 from morphbits.stats import accuracy
+from morphbits.stats.measures import FROM_REFERENCE, UNITS, Regions, Sample, region_names
+from morphbits.stats.ratios import ratios
 from morphbits.stats.sample_size import by_sample_size
 from morphbits.stats.significance import (
     METHODS,
@@ -52,7 +56,6 @@ from morphbits.stats.variability import distance, standard_deviation
 
 COMPONENTS = ("warp_x", "warp_y", "warp_z")
 QUANTITIES = ("image", "warp", *COMPONENTS)
-TISSUES = {1: "CSF", 2: "GM", 3: "WM"}
 # unperturbed samples that should be the same, or nearly, and which other each is compared with
 BASELINES = {"again": "plain", "threads": "plain", "plain": "ieee"}
 
@@ -68,6 +71,8 @@ class Tables:
     variability: list[Row] = field(default_factory=list)
     repeatability: list[Row] = field(default_factory=list)
     accuracy: list[Row] = field(default_factory=list)
+    measures: list[Row] = field(default_factory=list)
+    ratios: list[Row] = field(default_factory=list)
 
 
 def analyse(results: Path, experiment: str, dataset: Dataset, jobs: int = 1) -> Tables:
@@ -103,6 +108,7 @@ def analyse(results: Path, experiment: str, dataset: Dataset, jobs: int = 1) -> 
     for part in parts:
         for name, rows in vars(part).items():
             getattr(tables, name).extend(rows)
+    tables.ratios = ratio_rows(tables.measures)
     maps = bids.experiment_folder(results, experiment) / "maps"
     derivative.describe(maps, f"Significant bits of the experiment {experiment}")
     for name, rows in vars(tables).items():
@@ -142,11 +148,20 @@ def _analyse_subject(results: Path, experiment: str, dataset: Dataset, subject: 
     def moved_XYZ(folder: Path) -> np.ndarray:
         return images.load(bids.moved_path(folder, subject, space)).data
 
+    def whole_warp(folder: Path) -> images.Image:
+        warp = images.load_warp(bids.warp_path(folder, subject, space))
+        if warp.shift is None:  # of a sample from before warps held it
+            record = json.loads(bids.sample_json(folder).read_text(encoding="utf-8"))
+            alignment = record.get("provenance", {}).get("alignment", np.eye(4))
+            warp.shift = np.array(alignment)[:3, 3]
+        return warp
+
     def warp_XYZV(folder: Path) -> np.ndarray:
         return images.load_warp(bids.warp_path(folder, subject, space)).data
 
     names = [name for name in bids.list_samples(results, experiment) if name.isdigit()]
-    units = [folder for folder in map(unit, names) if folder]
+    found = {name: folder for name in names if (folder := unit(name))}
+    units = list(found.values())
     ieee = unit("ieee")
 
     def save_map(quantity: str, bits_XYZ: np.ndarray) -> None:
@@ -158,9 +173,15 @@ def _analyse_subject(results: Path, experiment: str, dataset: Dataset, subject: 
         ieee_XYZV = warp_XYZV(ieee) if ieee else None
         samples_SXYZ = np.empty((len(units), *fixed.data.shape), np.float32)
         samples_VSXYZ = np.empty((3, *samples_SXYZ.shape), np.float32)
-        for s, folder in enumerate(units):
+        regions = _regions(dataset, subject, fixed.affine, masks, reading)
+        unperturbed = regions.measure(whole_warp(ieee)) if ieee else None
+        if unperturbed:
+            tables.measures += _measure_rows(subject, "ieee", unperturbed)
+        for s, (name, folder) in enumerate(found.items()):
             samples_SXYZ[s] = moved_XYZ(folder)
-            samples_VSXYZ[:, s] = np.moveaxis(warp_XYZV(folder), -1, 0)
+            warp = whole_warp(folder)
+            samples_VSXYZ[:, s] = np.moveaxis(warp.data, -1, 0)
+            tables.measures += _measure_rows(subject, name, regions.measure(warp, unperturbed))
         most = bits_held(_configuration(units[0]))
         for reference in REFERENCES:
             if reference == "ieee" and ieee is None:
@@ -241,16 +262,62 @@ def _analyse_subject(results: Path, experiment: str, dataset: Dataset, subject: 
                 }
             )
     if ieee:
-        warp = images.load_warp(bids.warp_path(ieee, subject, space))
-        if warp.shift is None:  # of a sample from before warps held it
-            record = json.loads(bids.sample_json(ieee).read_text(encoding="utf-8"))
-            alignment = record.get("provenance", {}).get("alignment", np.eye(4))
-            warp.shift = np.array(alignment)[:3, 3]
         tables.accuracy = [
             {"subject": subject.entities, **row}
-            for row in accuracy_rows(dataset, subject, fixed, warp, masks, reading)
+            for row in accuracy_rows(dataset, subject, fixed, whole_warp(ieee), masks, reading)
         ]
     return tables
+
+
+def _regions(
+    dataset: Dataset,
+    subject: Subject,
+    affine: np.ndarray,
+    masks: Mapping[str, np.ndarray],
+    reading: tuple[str, float | None],
+) -> Regions:
+    """The brain and tissues of the fixed image, and the label maps that the dataset has."""
+    regions = {name: mask for name, mask in masks.items() if name != "all"}
+    moving, fixed = dataset.moving_labels(subject), dataset.fixed_labels()
+    if moving is None:
+        return Regions(regions, affine)
+    labels = images.load_labels(moving, *reading)
+    fixed_XYZ = images.load_labels(fixed, *reading).data if fixed else None
+    names = region_names(np.unique(labels.data), moving)
+    return Regions(regions, affine, labels, names, fixed_XYZ)
+
+
+def _measure_rows(subject: Subject, sample: str, measured: Sample) -> list[Row]:
+    return [
+        {
+            "subject": subject.entities,
+            "sample": sample,
+            "tissue": tissue,
+            "measure": measure,
+            "value": value,
+        }
+        for (tissue, measure), value in measured.values.items()
+    ]
+
+
+def ratio_rows(measures: Sequence[Row]) -> list[Row]:
+    """A row for each region and measure, from the samples that all its subjects have."""
+    found: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
+    for row in measures:
+        if row["sample"].isdigit() and math.isfinite(row["value"]):
+            subjects = found.setdefault((row["measure"], row["tissue"]), {})
+            subjects.setdefault(row["subject"], {})[row["sample"]] = row["value"]
+    rows = []
+    for measure in UNITS:
+        for (_, tissue), subjects in ((k, v) for k, v in found.items() if k[0] == measure):
+            shared = sorted(set.intersection(*map(set, subjects.values())))
+            if len(shared) < MINIMUM_SAMPLES:
+                continue
+            values_PS = np.array([[one[s] for s in shared] for one in subjects.values()])
+            spread = asdict(ratios(values_PS, measure not in FROM_REFERENCE))
+            unit = UNITS[measure]
+            rows.append({"tissue": tissue, "measure": measure, "unit": unit, **spread})
+    return rows
 
 
 def _configuration(unit: Path) -> dict[str, Any]:
@@ -288,8 +355,7 @@ def accuracy_rows(
         for when, moved_XYZ in moved.items():
             dice[when] = accuracy.dice(moved_XYZ, target_XYZ)
             surfaces[when] = accuracy.surface_distance(moved_XYZ, target_XYZ, fixed.voxel_sizes)
-        for label in dice["after"]:
-            tissue = TISSUES.get(label, f"label {label}")
+        for label, tissue in region_names(dice["after"], fixed_labels).items():
             add(tissue, "dice", {w: found[label] for w, found in dice.items() if label in found})
             distances = {w: found[label] for w, found in surfaces.items() if label in found}
             if len(distances) == 2 and all(np.isfinite(one.mean) for one in distances.values()):
@@ -326,8 +392,8 @@ def tissue_masks(dataset: Dataset, fixed: images.Image) -> dict[str, np.ndarray]
         return {**masks, "brain": fixed.data > fixed.data.min()}
     labels_XYZ = images.load_labels(path).data
     masks["brain"] = labels_XYZ > 0
-    for label in np.unique(labels_XYZ[labels_XYZ > 0]):
-        masks[TISSUES.get(int(label), f"label {label}")] = labels_XYZ == label
+    for label, name in region_names(np.unique(labels_XYZ[labels_XYZ > 0]), path).items():
+        masks[name] = labels_XYZ == label
     return masks
 
 
@@ -375,6 +441,7 @@ def read_table(path: Path) -> list[Row]:
 def _value(column: str, text: str) -> Any:
     if column in (
         "subject",
+        "sample",
         "tissue",
         "quantity",
         "method",
