@@ -135,7 +135,17 @@ def draw(methods: Sequence[Method]) -> Figure:
             (dice, (("before", GREY), ("after", COLOURS["image"]))),
         ):
             marks = [axes.plot([], [], "o", color=colour)[0] for _, colour in words]
-            axes.legend(marks, [text for text, _ in words], loc="lower left", fontsize=9)
+            axes.legend(
+                marks,
+                [text for text, _ in words],
+                loc="upper center",
+                bbox_to_anchor=(0.5, -0.08),  # below the axis, where no value lies
+                ncols=2,
+                columnspacing=0.8,
+                handletextpad=0.1,
+                frameon=False,
+                fontsize=9,
+            )
         said = "; ".join(
             f"{m.name}: image {number(statistics.fmean(m.image_bits))} bits, warp "
             f"{number(statistics.fmean(m.warp_bits))} bits, spread "
