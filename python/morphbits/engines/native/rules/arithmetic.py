@@ -122,7 +122,7 @@ class Operator:
     def _kind(self, formula: Any, operands: Sequence[Any], into: Any, options: Any) -> Any:
         """What the recorded form of a formula depends on; None if it is not to be kept."""
         context = self.context
-        if not program.recording or context.unkeyed.operands != FLOAT32:
+        if not program.takes(context.unkeyed):
             return None
         if context.accumulation == "probe":
             return None
