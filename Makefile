@@ -53,6 +53,10 @@ verify: $(stamp) ## check an EXPERIMENT's files by their checksums, and make som
 report: $(stamp) ## the HTML page of an EXPERIMENT
 	$(morphbits) report $(call options,EXPERIMENT RESULTS)
 
+.PHONY: archive
+archive: $(stamp) ## an EXPERIMENT as a folder to publish: maps, tables, provenance (LICENSE)
+	$(morphbits) archive $(call options,EXPERIMENT RESULTS LICENSE)
+
 .PHONY: layers
 layers: $(stamp) ## how many bits each stage of the network costs, in one SUBJECT (EXPERIMENT, NOTES)
 	$(layers) stages $(layer_options)
@@ -310,6 +314,7 @@ A ?=             ## stability-test: a result, file or folder
 B ?=             ## stability-test: another result of the same subjects
 ALPHA ?=         ## stability-test: false-alarm level (default: 0.05)
 FLOOR ?=         ## stability-test: bits in which A and B must agree in the mean
+LICENSE ?=       ## archive: the licence it is published under, such as CC-BY-4.0
 ##@ Variables of corr, preprocess and paper
 SOURCE ?=        ## where CoRR is cloned from: a mirror or a local copy (default: ///corr/RawDataBIDS)
 TABLE ?=         ## CSV of the CoRR images to get (default: the 35 + 5 of the study)

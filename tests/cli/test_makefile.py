@@ -77,7 +77,9 @@ def test_every_variable_of_inference_is_an_option_of_its_script() -> None:
     options = {word.partition("=")[0] for word in passed if word.startswith("--")}
     others = set("PYTHON TORCH FULL SOURCE TABLE ROUTE AGAIN CONTAINER VERROU BY".split())
     others |= set("EPOCHS STEPS BATCH MODEL_DIR RESUME NPROC NNODES RDZV RUN_ID".split())
-    others |= set("LABELS TARGETS SYNTH_PROCS SUBJECT NOTES DEVICE A B ALPHA FLOOR".split())
+    others |= set(
+        "LABELS TARGETS SYNTH_PROCS SUBJECT NOTES DEVICE A B ALPHA FLOOR LICENSE".split()
+    )
     others |= set("LOSS SMOOTHNESS OPTIMIZER LEARNING_RATE".split())
     assert len(options) == len(set(VARIABLES) - others)
     script = [*cli.command("inference"), "--help"]

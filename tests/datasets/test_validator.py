@@ -31,6 +31,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["--engine=ieee", "--dataset=phantom", "--size=4mm", "--subjects=2", "--runs=2"]
     command = [*cli.command("inference"), *words, "--experiment=here"]
     subprocess.run(command, cwd=root, check=True, capture_output=True)
+    subprocess.run(
+        [*cli.command("archive"), "--experiment=here", "--license=CC0-1.0"],
+        cwd=root, check=True, capture_output=True,
+    )  # fmt: skip
     return root
 
 
@@ -51,8 +55,8 @@ def test_the_phantoms_are_a_valid_dataset_with_valid_derivatives(made: Path) -> 
     assert errors(made / "data/phantom-4mm/derivatives/phantom") == []
 
 
-@pytest.mark.parametrize("folder", ["sample-01", "sample-ieee", "sample-plain", "maps"])
-def test_each_sample_is_a_valid_derivative(made: Path, folder: str) -> None:
+@pytest.mark.parametrize("folder", ["sample-01", "sample-ieee", "sample-plain", "maps", "archive"])
+def test_each_folder_of_results_is_a_valid_derivative(made: Path, folder: str) -> None:
     assert errors(made / "results/here" / folder) == []
 
 

@@ -101,7 +101,7 @@ def write_unit(
     configuration = {
         "framework": "torch",
         "engine": engine,
-        "moving": f"sha256:{subject.label:0>64}",
+        "moving": f"sha256:{subject.label:a>64}",
         "fixed": f"sha256:{1:064}",
         "model": f"sha256:{2:064}",
         "versions": {"torch": "2.13.0", "numpy": "2.4.0"},

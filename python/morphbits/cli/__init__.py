@@ -35,6 +35,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
         "inference": Verb("make the samples of an experiment, then its report", "cli.inference"),
         "significance": Verb("significant bits of an experiment: maps, CSV", "cli.significance"),
         "report": Verb("the HTML page of an experiment", "cli.report"),
+        "archive": Verb("an experiment as a folder to publish: BIDS, RO-Crate", "cli.archive"),
         "verify": Verb("check an experiment's files, make some samples again", "cli.verify"),
         "layers": Verb("where the bits are lost: stages, precision, orders", "cli.layers"),
         "stability-test": Verb("do two results differ beyond rounding?", "cli.stability_test"),

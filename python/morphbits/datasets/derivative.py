@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import morphbits
@@ -18,14 +18,21 @@ GENERATED_BY = [{"Name": "morphbits", "Version": morphbits.__version__}]
 IGNORED = ("*_xfm.*", "*_bits.*", "sample.json")
 
 
-def describe(folder: Path, name: str, moved_from: Dataset | None = None) -> None:
+def describe(
+    folder: Path,
+    name: str,
+    moved_from: Dataset | None = None,
+    more: Mapping[str, object] | None = None,
+    ignored: Sequence[str] = (),
+) -> None:
     """Make a folder of subjects a derivative; `moved_from`: the dataset whose moved images it
-    holds."""
+    holds; `more`: fields of its description; `ignored`: what else BIDS has no name for."""
     description: dict[str, object] = {
         "Name": name,
         "BIDSVersion": "1.10.0",
         "DatasetType": "derivative",
         "GeneratedBy": GENERATED_BY,
+        **(more or {}),
     }
     files: dict[str, dict[str, object]] = {"dataset_description.json": description}
     if moved_from:
@@ -37,7 +44,7 @@ def describe(folder: Path, name: str, moved_from: Dataset | None = None) -> None
         }
     for file, content in files.items():
         write_json(folder / file, content)
-    write_atomically(folder / ".bidsignore", ("\n".join(IGNORED) + "\n").encode())
+    write_atomically(folder / ".bidsignore", ("\n".join((*IGNORED, *ignored)) + "\n").encode())
 
 
 def describe_warp(path: Path, form: str, sources: Sequence[Path]) -> None:

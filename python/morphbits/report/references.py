@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import morphbits
-
 
 @dataclass(frozen=True)
 class Reference:
@@ -52,7 +50,7 @@ MORPHBITS = Reference(
     "morphbits: how many bits of a brain registration are significant?",
     "2026",
     "",
-    f"software, version {morphbits.__version__}",
+    "software",
     kind="misc",
 )
 STUDY = Reference(
