@@ -22,6 +22,7 @@ import torch
 
 from morphbits import registration, stages
 from morphbits.config import Arithmetic, ExperimentConfig, RegisterConfig
+from morphbits.engines.native import random_rounding
 from morphbits.errors import UserError
 from morphbits.images import Image
 from morphbits.models import keras_files, matrices, network_space
@@ -145,6 +146,27 @@ def test_deformable_networks_are_the_references(
     assert np.abs(reference[f"{name}_warp"]).max() > 1
 
 
+def test_in_mode_nearest_the_engine_gives_tensorflows_bytes(
+    weights: Path, reference: Mapping[str, np.ndarray], pair: list[torch.Tensor]
+) -> None:
+    """Of the deformable model whole, and of the affine model's features; its sums and its inverse
+    are in another order."""
+    deform, affine = network(weights, "deform", regularization=0.3), network(weights, "affine")
+    seen: dict[str, torch.Tensor] = {}
+    with (
+        torch.no_grad(),
+        random_rounding("nearest", accumulation="sequential", subnormals="flush"),
+        stages.observed(lambda stage, result: seen.update({stage: result})),
+    ):
+        moved, warp = deform(*pair)
+        assert isinstance(affine, Affine)
+        features = affine.detector.features(pair[0][..., ::2, ::2, ::2], "1")
+    assert np.array_equal(channels_last(seen["network"], 5), reference["deform_03_svf"])
+    assert np.array_equal(channels_last(warp, 9), reference["deform_03_warp"])
+    assert np.array_equal(channels_last(moved, 9)[..., 0], reference["deform_03_moved"])
+    assert np.array_equal(channels_last(features, 1), reference["features_1"])
+
+
 def test_swapping_the_images_negates_the_velocity_field(
     weights: Path, pair: list[torch.Tensor]
 ) -> None:
@@ -186,6 +208,14 @@ def test_the_hypernetwork_is_evaluated_once_and_kept(
     keras_files._specialized.cache_clear()
     with pytest.raises(UserError, match="is damaged; delete it"):
         keras_files.specialized(path, 0.5)
+
+
+def test_the_hypernetwork_gives_tensorflows_numbers(weights: Path) -> None:
+    """Bit for bit: digests of what `MatMul` and `bias_add` of TensorFlow 2.21 give."""
+    found = keras_files.digest(keras_files.specialized(weights / DEFORM, 0.5))
+    assert found == "sha256:c61e8ccf5beeb607781b6f4474be6b8f3cbf89b4da3a6fcaaed29a8b03dbc557"
+    found = keras_files.digest(keras_files.specialized(weights / DEFORM, 0.3))
+    assert found == "sha256:a28499188b27e1f20a2450d2688211dcf4a49deda924ee6e58e9099e037d0777"
 
 
 def test_the_hypernetwork_is_the_dense_layers_of_its_file(weights: Path) -> None:

@@ -129,7 +129,7 @@ class MriSynthMorph:
         features of two levels, or the sampling of warps (see `vxm_dense`)."""
         widest = max(values for _, values in self._costs(voxels // 8))
         convolution = 4 * widest * (2 if engine == "ieee" else 1) + 4 * widest // 3
-        return 700_000_000 + max(convolution, 4 * voxels * 52)
+        return 800_000_000 + max(convolution, 4 * voxels * 52)
 
 
 @functools.lru_cache(maxsize=1)
