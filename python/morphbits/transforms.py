@@ -10,7 +10,7 @@ Each format stores that transform whole:
 | format | values | NIfTI | read by |
 |---|---|---|---|
 | voxels | warp, voxels; the shift in the header | intent_name "morphbits warp" | this suite |
-| ras | displacement, RAS mm | intent 1006, 5 axes | FreeSurfer, nitransforms, ITK from 5.3 |
+| ras | displacement, RAS mm | intent 1006, 5 axes | FreeSurfer, nitransforms, ITK 5.4 |
 | itk | displacement, LPS mm | intent 1007, 5 axes | ITK, ANTs, elastix, nitransforms |
 | fsl | displacement, FSL's mm, relative | intent 2006, 4 axes | FSL |
 
