@@ -39,6 +39,8 @@ class Page(HTMLParser):
         self.ids: list[str] = []
         self.links: list[str] = []
         self.text: list[str] = []
+        self.headings: list[int] = []
+        self.stops: list[dict[str, str | None]] = []  # where the Tab key stops, but for links
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         given = dict(attributes)
@@ -52,6 +54,10 @@ class Page(HTMLParser):
             ]
         elif given.get("href"):
             self.links.append(given["href"] or "")
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append(int(tag[1]))
+        if "tabindex" in given:
+            self.stops.append(given)
         if given.get("id"):
             self.ids.append(given["id"] or "")
 
@@ -130,6 +136,15 @@ def test_every_picture_has_words(page: Page) -> None:
     assert len(page.images) >= 3 + 8  # box plots, study, tissue; a map for each subject
     for image in page.images:
         assert len(image["alt"] or "") > 20
+
+
+def test_headings_and_stops_of_the_keyboard_are_in_order(page: Page) -> None:
+    steps = np.diff(page.headings)
+    assert page.headings[0] == 1 and page.headings.count(1) == 1 and steps.max() == 1
+    assert {stop["tabindex"] for stop in page.stops} == {"0"}  # the order of the page
+    labels = [stop["aria-label"] or "" for stop in page.stops]
+    assert all(stop["role"] == "region" for stop in page.stops)
+    assert len(set(labels)) == len(labels) >= 10 and all(len(label) > 5 for label in labels)
 
 
 def test_numbers_are_those_of_the_table(results: Path, page: Page) -> None:
