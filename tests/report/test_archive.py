@@ -139,6 +139,15 @@ def test_what_is_missing_or_damaged_is_named(results: Path, tmp_path: Path) -> N
     assert not (folder / "archive").exists()
 
 
+def test_a_licence_is_an_identifier_or_an_address(results: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="give an SPDX identifier"):
+        archive.build(results, "small", tmp_path / "x", "CC BY 4.0")
+    where = "https://example.org/terms"
+    made = archive.build(results, "small", tmp_path / "x", where)
+    entities = json.loads((made / archive.CRATE).read_text())["@graph"]
+    assert [one["license"] for one in entities if one["@id"] == "./"] == [{"@id": where}]
+
+
 def test_the_verb(results: Path, tmp_path: Path) -> None:
     command = [*cli.command("archive"), "--experiment=small", f"--results={results}",
                "--output=there", "--without-page"]  # fmt: skip

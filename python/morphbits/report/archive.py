@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import mimetypes
+import re
 import shutil
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -53,6 +54,10 @@ def build(
     identifier or an address. page: whether report.html, which shows slices of the images, is in
     it.
     """
+    if licence and not re.fullmatch(r"[A-Za-z0-9.+-]+|https?://\S+", licence):
+        raise UserError(
+            f"licence {licence!r}: give an SPDX identifier, such as CC-BY-4.0, or an address"
+        )
     content = reading.read(results, name)
     target = output or bids.experiment_file(results, name, "archive")
     if target.exists() and not (target / CRATE).is_file():
