@@ -24,6 +24,7 @@ from morphbits.report import experiment as reading
 from morphbits.report import figures, registrations, tables
 from morphbits.report import page as module
 from morphbits.stats.analysis import analyse
+from morphbits.stats.intervals import over_subjects
 
 VOID = {"meta", "link", "img", "br", "hr", "input", "col"}
 
@@ -160,6 +161,15 @@ def test_numbers_are_those_of_the_table(results: Path, page: Page) -> None:
             f". ± {np.std(means, ddof=1):.2f} over subjects (standard deviation), ± {error:.3f}"
             " from the number of samples (standard error of the mean)."
         ) in text
+        half = 2.7764 * error  # t of 4 degrees of freedom, 97.5 %
+        low, high = over_subjects(means)  # type: ignore[misc]
+        assert (
+            f"95 % interval of the mean: {np.mean(means) - half:.2f} to"
+            f" {np.mean(means) + half:.2f} by the number of samples,"
+            f" {low:.2f} to {high:.2f} over subjects."
+        ) in text
+        (row,) = (row for row in tables.over_n(experiment).rows if row[0] == "5")
+        assert row[2 if quantity == "image" else 4] == f"{low:.2f} to {high:.2f}"
     assert "p ≈ 0.55 at 95 % confidence" in text  # five samples: 0.05^(1/5)
     assert "not expected to equal theirs" in text
     assert "19.53 ± 0.28" in text and "18.56 ± 0.08" in text  # as published
@@ -214,7 +224,7 @@ def test_with_more_samples_than_the_study_its_number_is_compared(tmp_path: Path)
     assert here[:4] == ["this experiment", "2", "10", tables.spread(first_ten)]
     assert reading.support([11, 12]) == "n = 11 or 12, probability 0.76 to 0.78 at 95 % confidence"
     (eleven,) = (row for row in tables.over_n(experiment).rows if row[0] == "11")
-    assert eleven[3] == "1"  # the other subject has no point there
+    assert eleven[5] == "1"  # the other subject has no point there
 
 
 @pytest.mark.parametrize(

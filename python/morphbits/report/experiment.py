@@ -14,6 +14,7 @@ from morphbits import bids
 from morphbits.bids import Subject
 from morphbits.errors import UserError
 from morphbits.stats.analysis import Row, read_table
+from morphbits.stats.intervals import Interval, over_samples
 from morphbits.stats.significance import CONFIDENCE, bits_held, general_probability
 from morphbits.wording import numbers
 
@@ -135,6 +136,11 @@ class Experiment:
         if len(errors) < len(self.subjects) or any(error != error for error in errors):
             return None
         return math.hypot(*errors) / len(errors)
+
+    def interval_over_samples(self, quantity: str) -> Interval | None:
+        """95 %, of the mean over subjects."""
+        mean_bits, error = self.mean_bits(quantity), self.standard_error(quantity)
+        return None if mean_bits is None else over_samples(mean_bits, error, self.counts[0])
 
     def mean_bits(self, quantity: str, tissue: str = "all", **which: str) -> float | None:
         """Mean over subjects of their mean bits; None where there is none."""

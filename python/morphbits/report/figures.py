@@ -23,6 +23,7 @@ from matplotlib.figure import Figure as Canvas
 from PIL import Image as Picture
 
 from morphbits.report.experiment import STUDY_SAMPLES, Experiment, select, study, support
+from morphbits.stats.intervals import over_subjects
 from morphbits.stats.significance import FLOAT32_BITS
 from morphbits.wording import numbers
 
@@ -232,8 +233,15 @@ def over_n(experiment: Experiment) -> Figure | None:
                 ax.plot(
                     *zip(*points, strict=True), color=COLOURS[quantity], alpha=0.35, linewidth=1
                 )
-            means = [np.mean([row["mean"] for row in rows if row["n"] == n]) for n in sizes]
+            of_size = [[row["mean"] for row in rows if row["n"] == n] for n in sizes]
+            means = [np.mean(values) for values in of_size]
             ax.plot(sizes, means, "-o", color="#111827", linewidth=2, markersize=4.5)
+            found = {
+                n: over_subjects([row["mean"] for row in rows if row["n"] == n]) for n in sizes
+            }
+            ends = [(n, *interval) for n, interval in found.items() if interval]
+            if ends:
+                ax.fill_between(*zip(*ends, strict=True), color="#111827", alpha=0.15, linewidth=0)
             ax.set_title(quantity, loc="left", fontsize=11)
             ax.set_xlabel("samples, n")
             ax.set_xscale("log")

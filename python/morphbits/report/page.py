@@ -21,6 +21,7 @@ from morphbits.report import experiment as reading
 from morphbits.report import figures, html, methods_text, references, registrations, tables
 from morphbits.report.experiment import Experiment, mean, select
 from morphbits.report.figures import Figure
+from morphbits.stats.intervals import Interval, over_subjects
 from morphbits.stats.significance import (
     CNH_PROBABILITY,
     CONFIDENCE,
@@ -128,6 +129,8 @@ class Headline:
     digits: float  # decimal
     deviation: float | None  # standard deviation over subjects
     error: float | None  # standard error of the mean, from the number of samples
+    over_samples: Interval | None  # 95 %
+    over_subjects: Interval | None
 
 
 def downloads(folder: Path) -> dict[str, str]:
@@ -153,6 +156,8 @@ def headline(experiment: Experiment, quantity: str) -> Headline:
         digits=value * math.log10(2),
         deviation=statistics.stdev(row["mean"] for row in rows) if len(rows) > 1 else None,
         error=experiment.standard_error(quantity),
+        over_samples=experiment.interval_over_samples(quantity),
+        over_subjects=over_subjects([row["mean"] for row in rows]),
     )
 
 

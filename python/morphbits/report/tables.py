@@ -20,6 +20,7 @@ from morphbits.report.experiment import (
     support,
 )
 from morphbits.stats.analysis import Row
+from morphbits.stats.intervals import over_subjects
 from morphbits.stats.significance import FLOAT32_BITS, general_probability
 from morphbits.wording import gigabytes, measured_duration
 
@@ -106,12 +107,14 @@ def over_n(experiment: Experiment) -> Table:
         cells = [str(n)]
         for quantity in ("image", "warp"):
             found = select(experiment.bits_over_n, quantity=quantity, n=n)
-            cells.append(spread([row["mean"] for row in found]))
+            means = [row["mean"] for row in found]
+            ends = over_subjects(means)
+            cells += [spread(means), " to ".join(map(number, ends)) if ends else MISSING]
         rows.append([*cells, str(len(found)), number(general_probability(n))])
     return Table(
         caption="Mean significant bits of the first n samples (general, mean of samples;"
-        " ± standard deviation over subjects)",
-        header=["n", "image", "warp", "subjects", "probability"],
+        " ± standard deviation over subjects; 95 % interval of the mean over subjects)",
+        header=["n", "image", "interval", "warp", "interval", "subjects", "probability"],
         rows=rows if len(rows) > 1 else [],
     )
 
