@@ -234,6 +234,10 @@ bench-train: $(stamp) ## time training steps in torch and in TensorFlow, into no
 bench-learning: $(stamp) ## compare 500 steps of training with voxelmorph's own, into notes/benchmarks/
 	$(benchmark).learning
 
+.PHONY: bench-stability
+bench-stability: $(stamp) ## false alarms and power of stability-test, into notes/benchmarks/
+	$(benchmark).stability
+
 .PHONY: tf-parallelism
 tf-parallelism: $(stamp) ## time TensorFlow's parallel strategies on CPUs, into notes/findings/
 	$(benchmark).tf_parallelism
