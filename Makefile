@@ -78,6 +78,10 @@ layer_options = $(call options,SUBJECT RUNS MODE ACCUMULATION SUBNORMALS DATASET
 stability-test: $(stamp) ## do two results, A and B, differ by more than an EXPERIMENT's rounding? (ALPHA, FLOOR)
 	$(morphbits) stability-test $(call options,A B EXPERIMENT RESULTS ALPHA FLOOR)
 
+.PHONY: machines
+machines: $(stamp) ## what moves a result: an EXPERIMENT's SUBJECT by every kernel of this machine
+	$(morphbits) machines $(call options,EXPERIMENT RESULTS SUBJECT)
+
 .PHONY: verrou-sanity
 verrou-sanity: $(stamp) ## check in seconds that Verrou perturbs what it should and nothing else (VERROU_PREFIX)
 	$(morphbits) verrou-sanity
@@ -311,7 +315,7 @@ TASK_SAMPLES ?=  ## Slurm: samples of one task (default: ten minutes' worth)
 WAIT ?=          ## Slurm: 0 returns once the samples are submitted; the same command later collects them
 DRY_RUN ?=       ## 1 lists what would run, with an estimate, and stops
 YES ?=           ## 1 starts even what takes more than two hours
-SUBJECT ?=       ## layers, precision, orders: number of the subject (default: 1)
+SUBJECT ?=       ## layers, precision, orders, machines: number of the subject (default: 1)
 NOTES ?=         ## layers, precision, orders: 1 writes the tables to notes/benchmarks/ as well
 AGAIN ?=         ## verify: number of samples to make again (default: 2)
 A ?=             ## stability-test: a result, file or folder

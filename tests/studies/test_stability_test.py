@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 from support.small_experiment import make_dataset, make_experiment
 
-from morphbits import cli, images
+from morphbits import bids, cli, images
 from morphbits.errors import UserError
 from morphbits.studies.stability_test import results
 from morphbits.studies.stability_test.verdict import (
@@ -178,6 +178,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("11", "12"):  # taken out: never used by the reference
         source = root / "results/reference" / f"sample-{name}"
         shutil.move(source, root / f"results-{name}")
+    for path in root.rglob("*_xfm.nii.gz"):  # described as real samples' warps are
+        bids.sidecar(path).write_text(json.dumps({"Units": "voxel", "GeneratedBy": [{"a": 1}]}))
+    for folder in (*root.glob("results-*"), *root.glob("results/reference/sample-*")):
+        (folder / "dataset_description.json").write_text(json.dumps({"Name": "samples"}))
     return root
 
 
@@ -197,6 +201,7 @@ def test_two_new_samples_are_the_same(root: Path, monkeypatch: pytest.MonkeyPatc
     assert run(root, monkeypatch, "results-11", "results-12") == SAME
     found = written(root)
     assert found["verdict"] == "same" and found["samples"] == 10
+    assert len(found["files"]) == 4  # image and warp of two subjects
     assert [s["subject"] for s in found["subjects"]] == ["sub-001", "sub-002"]
     warps = [row for row in found["files"] if "_xfm" in row["file"]]
     assert len(warps) == 2 and all(row["dice"] == 1 for row in warps)
@@ -255,5 +260,12 @@ def test_what_cannot_be_compared_is_said(root: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         results.find(root / "nowhere", root / "results-12", reference)
     (tmp_path / "x.csv").write_text("a\n1\n")
+    for k in range(4):
+        words = tmp_path / f"words/sample-{k}/words.csv"
+        words.parent.mkdir(parents=True)
+        words.write_text("name\nof a region\n")
+    found = results.find(words.parent, words.parent, tmp_path / "words")
+    with pytest.raises(UserError, match="no numbers"):
+        results.compare_subject("all", found["all"])
     with pytest.raises(UserError, match="no file that is called"):
         results.find(tmp_path, tmp_path, reference)

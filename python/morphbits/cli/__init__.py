@@ -39,6 +39,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
         "verify": Verb("check an experiment's files, make some samples again", "cli.verify"),
         "layers": Verb("where the bits are lost: stages, precision, orders", "cli.layers"),
         "stability-test": Verb("do two results differ beyond rounding?", "cli.stability_test"),
+        "machines": Verb("what moves a result: kernels, threads, instructions", "cli.machines"),
         "compare": Verb("compare the native engine with Verrou", "cli.compare"),
         "methods": Verb("compare registration methods on the same images", "cli.methods"),
         "localize": Verb("which part loses the bits, by Verrou", "cli.localize"),

@@ -43,7 +43,8 @@ class Compared:
 
 def find(a: Path, b: Path, reference: Path) -> dict[str, list[Compared]]:
     """Files to compare, by subject. Files of A and B belong to those of a sample with the same
-    path, or else the same name; a file that A and B lack is left out."""
+    path, or else the same name. Left out are files that A and B lack, and those of no subject
+    where others name theirs."""
     folders = [f for f in reference.glob("sample-*") if f.name.removeprefix("sample-").isdigit()]
     if not folders:
         raise UserError(
@@ -76,16 +77,20 @@ def find(a: Path, b: Path, reference: Path) -> dict[str, list[Compared]]:
             f"{a}: has no file that is called as one in {folders[0]}, by which it would be "
             "compared; give A and B the names that the samples have"
         )
+    if len(compared) > 1:  # what is of no subject describes the data set, or depends on all
+        compared.pop(ONE, None)
     return compared
 
 
 def _files(folder: Path) -> dict[Path, Path]:
-    """Files that can be read, by their path in the folder."""
+    """Files that can be read, by their path in the folder, without what describes others."""
+    sidecars = {bids.sidecar(path) for path in folder.rglob("*") if path.suffix != ".json"}
     return {
         path.relative_to(folder): path
         for path in folder.rglob("*")
         if path.name.lower().endswith(tuple(READERS))
         and path.name != bids.sample_json(folder).name
+        and path not in sidecars
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     }
 
@@ -115,7 +120,10 @@ def compare_subject(subject: str, files: list[Compared]) -> SubjectResult:
             f"{files[0].name}: the reference experiment has {n} samples of it and the test needs "
             f"at least {MINIMUM}; run more samples (make inference RUNS=10)"
         )
-    return judge_subject(subject, [r for file in files for r in _compare(file, n)], n)
+    found = [result for file in files for result in _compare(file, n)]
+    if not found:
+        raise UserError(f"{files[0].a}: holds no numbers to compare")
+    return judge_subject(subject, found, n)
 
 
 def _compare(file: Compared, n: int) -> Iterator[FileResult]:

@@ -1,0 +1,72 @@
+"""What moves a result: which ways of computing there are, and that each is what it says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from morphbits.engines.native.kernels.library import available_variants
+from morphbits.files import csv_of
+from morphbits.stats.analysis import read_table
+from morphbits.studies.stability_test import machines
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_torch_as_installed_comes_first_and_every_variant_is_there() -> None:
+    ways = list(machines.ways())
+    assert (ways[0].computes, ways[0].how) == ("torch", "as installed")
+    variants = [way.environment.get("MORPHBITS_VARIANT") for way in ways]
+    assert {name for name in variants if name} == set(available_variants())
+    assert {way.options["threads"] for way in ways} == {1, 2}
+    assert {way.options.get("onednn", "on") for way in ways} == {"on", "off"}
+
+
+@pytest.mark.parametrize("how", ["portable at most", "without oneDNN"])
+def test_torch_computes_as_the_way_says(how: str) -> None:
+    """What torch itself reports in that environment."""
+    way = next(way for way in machines.ways() if (way.computes, way.how) == ("torch", how))
+    code = (
+        f"{way.before}import torch; print(torch.backends.cpu.get_cpu_capability(), "
+        "torch.backends.mkldnn.enabled)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=dict(way.environment), capture_output=True, text=True
+    )
+    capability, onednn = done.stdout.split()
+    assert onednn == str("without oneDNN" not in way.how), done.stderr
+    if asked := way.environment.get("ATEN_CPU_CAPABILITY"):
+        assert capability == asked.upper()
+
+
+def test_a_way_that_fails_has_its_row() -> None:
+    """The others are still shown, and so is why this one is not there."""
+    rows = [
+        {"computes": "torch", "how": "as installed", "image_bits": 24.0, "warp_bits": 24.0,
+         "rms_mm": 0.0, "max_mm": 0.0, "dice": None, "ratio": 0.0, "same_as": "torch"},
+        {"computes": "TensorFlow", "how": "with oneDNN", "failed": "no TensorFlow here"},
+    ]  # fmt: skip
+    table = machines.table(rows, "torch")
+    assert [len(row) for row in table.rows] == [len(table.header)] * 2
+    assert table.rows[1][-1] == "failed: no TensorFlow here"
+    assert csv_of(rows[:1])
+
+
+@pytest.mark.slow
+def test_the_native_engine_gives_the_same_bytes_by_every_variant(tmp_path: Path) -> None:
+    """A minute or two: an experiment on a phantom, then all ways."""
+    options = ["--experiment", "m", "--results", str(tmp_path / "results")]
+    samples = ["--data", str(tmp_path / "data"), "--engine", "native", "--dataset", "phantom"]
+    samples += ["--size", "4mm", "--subjects", "1", "--runs", "4", "--yes"]
+    for words in (["inference", *options, *samples], ["machines", *options]):
+        subprocess.run([sys.executable, str(ROOT / "python/morphbits"), *words], check=True)
+    rows = read_table(tmp_path / "results/m/machines/machines.csv")
+    native = [row for row in rows if row["computes"] == "native, nearest"]
+    assert len({row["same_as"] for row in native}) == 1
+    assert len(native) == len(available_variants()) + 1
+    assert not [row for row in rows if row.get("failed")]
+    # nothing moves by more than random rounding does
+    assert all(row["ratio"] < 3 for row in rows)
