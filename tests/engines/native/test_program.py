@@ -134,6 +134,22 @@ def test_operands_may_be_strided_broadcast_and_written(monkeypatch: pytest.Monke
     check(monkeypatch, lambda x: (x * 1).transpose(0, 1).sigmoid_(), [x])
 
 
+def test_a_formula_of_one_memory_is_computed_again_on_two() -> None:
+    a, b, c = (torch.arange(9.0).view(3, 3) + k for k in range(3))
+    with random_rounding("nearest", seed=5):
+        torch.add(a, a.t()), torch.mul(a, a.detach())
+        added, multiplied = torch.add(b, c.t()), torch.mul(b, c)
+    assert same_bytes(added, b + c.t()) and same_bytes(multiplied, b * c)
+
+
+def test_a_formula_is_kept_with_the_sign_of_a_zero() -> None:
+    zero, one = torch.full((3,), -0.0), torch.ones(3)
+    for value in (0.0, -0.0):
+        with random_rounding("nearest", seed=5):
+            found = torch.addcmul(zero, one, one, value=value)
+        assert same_bytes(found, torch.addcmul(zero, one, one, value=value))
+
+
 def test_a_normalization_is_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     run = program.Program.run

@@ -407,9 +407,6 @@ class Program:
         self._kept.append((x, None if x.is_inference() else x._version))
         if not mask and x.shape == shape and x.is_contiguous():
             return self._once(key, "memory", dtype, rows, extra=x.data_ptr())
-        if x.dim() > _MAX_DIMS:
-            x = x.contiguous()
-            self._kept.append((x, None))
         strides = len(self._fetched)
         name = "fetch_mask" if mask else "fetch"
         place = self._once(key, name, dtype, rows, [strides], extra=x.data_ptr())
@@ -510,10 +507,11 @@ class Template:
         self._operands = [n for n, x in enumerate(operands) if isinstance(x, torch.Tensor)]
         tensors = [operands[n] for n in self._operands]
         self._reads: list[tuple[int, int, int]] = []  # place in the code, operand, bytes from it
+        read = iter(trace.operands)  # in the order of the code; two can begin at one place
         for at, opcode in enumerate(self._code[::_FIELDS]):
             if opcode in _READS:
                 place = _FIELDS * at + _EXTRA
-                self._reads.append((place, *_origin(self._code[place], trace.operands, tensors)))
+                self._reads.append((place, *_origin(next(read), tensors)))
         places = {id(x): place for place, x in trace.made}
         if len(places) != len(results) or not all(id(x) in places for x in results):
             raise _NoTemplateError
@@ -557,18 +555,15 @@ def template(
         return None
 
 
-def _origin(
-    pointer: int, kept: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor]
-) -> tuple[int, int]:
-    """In which operand, and how many bytes from its beginning, a pointer of the code lies."""
-    source = next(x for x in kept if x.data_ptr() == pointer)
+def _origin(source: torch.Tensor, tensors: Sequence[torch.Tensor]) -> tuple[int, int]:
+    """In which operand, and how many bytes from its beginning, a tensor of the program lies."""
     same = [n for n, x in enumerate(tensors) if x is source]
     if not same:
         memory = source.untyped_storage().data_ptr()
         same = [n for n, x in enumerate(tensors) if x.untyped_storage().data_ptr() == memory]
         if len(same) != 1:
             raise _NoTemplateError
-    return same[0], pointer - tensors[same[0]].data_ptr()
+    return same[0], source.data_ptr() - tensors[same[0]].data_ptr()
 
 
 def _call(mode: bytes, start: int, head: array, code: array, strides: array) -> None:

@@ -127,10 +127,10 @@ class Operator:
         if context.accumulation == "probe":
             return None
         how = program.how(context.unkeyed)
-        kinds: list[Any] = [formula, *options.items(), self.name, context.selected, how]
-        for n, x in enumerate(operands):
+        kinds: list[Any] = [formula, *options, self.name, context.selected, how]
+        for n, x in enumerate((*operands, *options.values())):
             if isinstance(x, torch.Tensor):
-                if not x.is_cpu:
+                if not x.is_cpu or n >= len(operands):
                     return None
                 same = next(m for m, y in enumerate(operands) if y is x)
                 kinds += (n if same == n else same, x.shape, x.stride(), x.dtype)
