@@ -60,7 +60,7 @@ def test_the_native_engine_gives_the_same_bytes_by_every_variant(tmp_path: Path)
     """A minute or two: an experiment on a phantom, then all ways."""
     options = ["--experiment", "m", "--results", str(tmp_path / "results")]
     samples = ["--data", str(tmp_path / "data"), "--engine", "native", "--dataset", "phantom"]
-    samples += ["--size", "4mm", "--subjects", "1", "--runs", "4", "--yes"]
+    samples += ["--size", "4mm", "--subjects", "1", "--runs", "6", "--yes"]
     for words in (["inference", *options, *samples], ["machines", *options]):
         subprocess.run([sys.executable, str(ROOT / "python/morphbits"), *words], check=True)
     rows = read_table(tmp_path / "results/m/machines/machines.csv")
@@ -70,3 +70,4 @@ def test_the_native_engine_gives_the_same_bytes_by_every_variant(tmp_path: Path)
     assert not [row for row in rows if row.get("failed")]
     # nothing moves by more than random rounding does
     assert all(row["ratio"] < 3 for row in rows)
+    assert rows[-1]["computes"] == "two perturbed samples" and rows[-1]["ratio"] == 1

