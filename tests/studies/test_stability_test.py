@@ -257,6 +257,8 @@ def test_what_cannot_be_compared_is_said(root: Path, tmp_path: Path) -> None:
     reference = root / "results/reference"
     with pytest.raises(UserError, match="has no samples"):
         results.find(root / "results-11", root / "results-12", tmp_path)
+    with pytest.raises(UserError, match="is one of the samples"):
+        results.find(reference / "sample-01", root / "results-12", reference)
     with pytest.raises(UserError, match="no such file"):
         results.find(root / "nowhere", root / "results-12", reference)
     (tmp_path / "x.csv").write_text("a\n1\n")
@@ -264,7 +266,9 @@ def test_what_cannot_be_compared_is_said(root: Path, tmp_path: Path) -> None:
         words = tmp_path / f"words/sample-{k}/words.csv"
         words.parent.mkdir(parents=True)
         words.write_text("name\nof a region\n")
-    found = results.find(words.parent, words.parent, tmp_path / "words")
+    new = tmp_path / "new"
+    shutil.copytree(words.parent, new)
+    found = results.find(new, new, tmp_path / "words")
     with pytest.raises(UserError, match="no numbers"):
         results.compare_subject("all", found["all"])
     with pytest.raises(UserError, match="no file that is called"):

@@ -53,7 +53,7 @@ class Way:
     before: str = ""  # Python that runs first
 
 
-def ways(tensorflow: bool = True) -> Iterator[Way]:
+def ways() -> Iterator[Way]:
     """All ways of this machine, torch as it is installed first."""
     torch = {"engine": "ieee", "framework": "torch", "threads": 1}
     native = {"engine": "native", "framework": "torch", "mode": "nearest", "threads": 1}
@@ -64,13 +64,12 @@ def ways(tensorflow: bool = True) -> Iterator[Way]:
         environment = {"ATEN_CPU_CAPABILITY": aten, "ONEDNN_MAX_CPU_ISA": onednn}
         yield Way("torch", f"{name} at most", torch, environment)
     yield Way("torch", "without oneDNN", torch, before=WITHOUT_ONEDNN)
-    if tensorflow:
-        tf = {"engine": "ieee", "framework": "tensorflow", "threads": 1, "plain": True}
-        yield Way("TensorFlow", "with oneDNN", tf)
-        yield Way("TensorFlow", "with oneDNN, 2 threads", tf | {"threads": 2})
-        for name, _, _, onednn in here[1:]:
-            yield Way("TensorFlow", f"oneDNN, {name} at most", tf, {"ONEDNN_MAX_CPU_ISA": onednn})
-        yield Way("TensorFlow", "without oneDNN", tf | {"onednn": "off"})
+    tf = {"engine": "ieee", "framework": "tensorflow", "threads": 1, "plain": True}
+    yield Way("TensorFlow", "with oneDNN", tf)
+    yield Way("TensorFlow", "with oneDNN, 2 threads", tf | {"threads": 2})
+    for name, _, _, onednn in here[1:]:
+        yield Way("TensorFlow", f"oneDNN, {name} at most", tf, {"ONEDNN_MAX_CPU_ISA": onednn})
+    yield Way("TensorFlow", "without oneDNN", tf | {"onednn": "off"})
     for name, variant, _, _ in here:
         yield Way("native, nearest", name, native, {"MORPHBITS_VARIANT": variant})
     yield Way("native, nearest", "2 threads", native | {"threads": 2})

@@ -70,6 +70,12 @@ def find(a: Path, b: Path, reference: Path) -> dict[str, list[Compared]]:
         if name not in of_a or name not in of_b:
             raise UserError(f"{a if name in of_b else b}: has no {name}, though the other has it")
         samples = [found[name] for found in files if name in found]
+        for path in (of_a[name], of_b[name]):
+            if path.resolve() in [sample.resolve() for sample in samples]:
+                raise UserError(
+                    f"{path}: is one of the samples that the test compares with; give a result "
+                    "that is none of them"
+                )
         file = Compared(name, of_a[name], of_b[name], samples)
         compared.setdefault(file.subject, []).append(file)
     if not compared:
