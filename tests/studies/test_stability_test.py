@@ -42,10 +42,10 @@ def drawn(random: np.random.Generator, n: int, tail: float) -> np.ndarray:
 def test_results_from_the_samples_distribution_are_beyond_at_most_as_often_as_stated(
     tail: float,
 ) -> None:
-    """400 pairs, also where some results are far noisier than others. The bound holds for the
+    """200 pairs, also where some results are far noisier than others. The bound holds for the
     probability; the count may exceed it by chance, at 1e-4 here."""
     random = np.random.default_rng(1)
-    n, tries = 6, 400
+    n, tries = 6, 200
     beyond = 0
     for _ in range(tries):
         x = drawn(random, n + 2, tail)
@@ -73,8 +73,9 @@ def test_what_a_and_b_have_in_common_does_not_count() -> None:
 def test_plain_results_lie_closer_than_perturbed_ones() -> None:
     """Of a rounding with fraction f the plain error has mean square 1/12, the perturbed one 1/3
     (see the module): two plain results differ by 1/2 of what two samples do, a plain and a
-    perturbed one by √(5/8). The relative standard error of a distance over N numbers is
-    1/√(2 N) = 1.1 %, that of a ratio 1.6 %: 7 % is more than four of them."""
+    perturbed one by √(5/8). The squares are F of 1 and n − 3 = 17 degrees of freedom
+    (relative standard deviation 1.57), so a distance over 4000 numbers has a relative standard
+    error of 1.57 / (2 √4000) = 1.24 % and a ratio 1.75 %: 7 % is four of them."""
     random = np.random.default_rng(4)
     n, terms, numbers = 20, 12, 4000
 
