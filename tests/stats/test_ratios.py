@@ -85,6 +85,8 @@ def test_nothing_that_varies_and_too_few_people_have_no_ratio() -> None:
     stable = ratios(np.array([[1.0, 1.0], [2.0, 2.0]]))
     assert stable.npvr == stable.npvr_high == stable.navr == stable.drowned == 0
     assert stable.d_kept == 1
+    # the mean of three equal numbers need not be that number in float64
+    assert ratios(np.outer([0.1, 0.7], np.ones(3))).sigma_num == 0
     alone = ratios(np.array([[1.0, 3.0]]))
     assert alone.sigma_num == pytest.approx(math.sqrt(2)) and math.isnan(alone.npvr)
     noise = ratios(np.array([[1.0, 3.0], [3.0, 1.0]]))  # all of the spread is numerical

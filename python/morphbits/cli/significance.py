@@ -2,7 +2,7 @@
 
     morphbits significance --experiment smoke
 
-Writes significance.csv, variability.csv, repeatability.csv, accuracy.csv and maps/ into
+Writes tables (significance.csv, accuracy.csv, ratios.csv, …) and maps/ into
 results/<experiment>/ from the samples that are finished.
 """
 

@@ -56,11 +56,11 @@ def ratios(values_PS: np.ndarray, population: bool = True) -> Ratios:
     """From (subjects, samples ≥ 2) values of one measure. population: whether its spread over
     subjects means anything; without it, or with one subject, there are no ratios."""
     subjects, n = values_PS.shape
-    within = float(values_PS.var(axis=1, ddof=1).mean())
+    within = float(_variances(values_PS).mean())
     simple = Ratios(subjects, n, float(values_PS.mean()), math.sqrt(within))
     if not population or subjects < 2:
         return simple
-    between = float(values_PS.var(axis=0, ddof=1).mean())
+    between = float(_variances(values_PS.T).mean())
     if not between > 0:
         return simple
     anatomical = max(between - within, 0.0)
@@ -97,7 +97,7 @@ def variance_ratio_interval(
     another person; their intervals are narrower.
     """
     subjects, n = values_PS.shape
-    within = values_PS.var(axis=1, ddof=1).mean()
+    within = _variances(values_PS).mean()
     if within == 0:
         return math.inf, math.inf
     observed = n * values_PS.mean(axis=1).var(ddof=1) / within
@@ -116,6 +116,11 @@ def cohens_d_deviation(npvr: float, subjects: int) -> float:
 def drowned_difference(sigma_num: float, subjects: int) -> float:
     """`cohens_d_deviation` in the measure's own unit: 2 σ_num / √N."""
     return 2 * sigma_num / math.sqrt(subjects)
+
+
+def _variances(values: np.ndarray) -> np.ndarray:
+    """Of each row. Less its first value, a row of equal values has a variance of exactly 0."""
+    return (values - values[:, :1]).var(axis=1, ddof=1)
 
 
 def _inverse_root(ratio: float) -> float:
