@@ -46,7 +46,7 @@ def main() -> None:
     program = Program(command, given.compare, from_arguments(ProgramConfig, given), given.allow)
     folder = given.output or Path("results") / f"program-{_name(command)}"
     folders = repeat(program, folder, given.n, given.jobs, say)
-    rows = comparison.compare(folders)
+    rows = comparison.compare(folders, given.compare)
     operators = comparison.perturbed_operators(folders)
     plain, perturbed = comparison.seconds(folders)
     write_table(folder / "summary.csv", rows)

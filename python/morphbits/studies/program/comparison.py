@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ from morphbits import files
 from morphbits.errors import UserError
 from morphbits.stats.significance import significant_bits
 from morphbits.stats.values import Values, read
-from morphbits.studies.program.repetitions import PLAIN
+from morphbits.studies.program.repetitions import PLAIN, matching
 
 Row = dict[str, Any]
 
 
-def compare(folders: list[Path]) -> list[Row]:
-    """A row for each array of each file that the plain run wrote.
+def compare(folders: list[Path], patterns: Sequence[str]) -> list[Row]:
+    """A row for each array of each file that the plain run wrote and a pattern names.
 
     values: how many; bits, bits_median, bits_5: significant bits over the values that are not 0
     (mean, median, 5 % are below), `general` and relative to the mean of the perturbed runs; of:
@@ -32,7 +33,8 @@ def compare(folders: list[Path]) -> list[Row]:
     """
     plain = [folder for folder in folders if folder.name in PLAIN]
     runs = [folder for folder in folders if folder.name not in PLAIN]
-    written = sorted(p.relative_to(plain[0] / "outputs") for p in _files(plain[0]))
+    outputs = plain[0] / "outputs"
+    written = [path.relative_to(outputs) for path in matching(patterns, outputs)]
     rows = []
     for file in written:
         first, second = (_read(folder, file) for folder in plain)
@@ -50,10 +52,6 @@ def compare(folders: list[Path]) -> list[Row]:
             if value.affine is not None and bits is not None:
                 _save_map(plain[0].parent / "maps" / file, bits, value.affine)
     return rows
-
-
-def _files(folder: Path) -> list[Path]:
-    return [path for path in (folder / "outputs").rglob("*") if path.is_file()]
 
 
 def _read(folder: Path, file: Path) -> dict[str, Values]:

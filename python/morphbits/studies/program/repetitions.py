@@ -147,10 +147,11 @@ def _repeat(
         shutil.rmtree(leftover, ignore_errors=True)
     threads = max(1, machine.cores() // jobs) if jobs > 1 else None
     with ThreadPoolExecutor(jobs) as pool, _stopped(pool):
-        if missing[:1] == [PLAIN[0]]:  # what cannot be compared is found before all else is run
+        if missing[:1] == [PLAIN[0]]:
             say(f"{missing[0]}: {_run(program, folder, missing.pop(0), threads)}")
-            for path in sorted((folder / PLAIN[0] / "outputs").rglob("*.*")):
-                values.read(path)
+        # what cannot be compared is found before all else is run
+        for path in matching(program.compare, folder / PLAIN[0] / "outputs"):
+            values.read(path)
         futures = [pool.submit(_run, program, folder, name, threads) for name in missing]
         for name, future in zip(missing, futures, strict=True):
             say(f"{name}: {future.result()}")
@@ -184,15 +185,16 @@ def _claim(program: Program, folder: Path) -> None:
 
 
 def _refuse_existing(program: Program) -> None:
-    if found := _matches(program, Path()):
+    if found := matching(program.compare, Path()):
         raise UserError(
             f"{found[0]}: exists already, and each run is to write it: move it away, or have the "
             f"program write into {OUT}, which stands for a folder that each run has for itself"
         )
 
 
-def _matches(program: Program, root: Path) -> list[Path]:
-    found = {path for pattern in program.compare for path in root.glob(pattern)}
+def matching(patterns: Sequence[str], root: Path) -> list[Path]:
+    """The files below a folder that are compared."""
+    found = {path for pattern in patterns for path in root.glob(pattern)}
     return sorted(path for path in found if path.is_file())
 
 
@@ -232,7 +234,7 @@ def _run(program: Program, folder: Path, name: str, threads: int | None) -> str:
             "only in processes that it started"
         )
     if not program.into_out:
-        for path in _matches(program, Path()):
+        for path in matching(program.compare, Path()):
             (outputs / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.move(path, outputs / path)
     if STDOUT in program.compare:
