@@ -36,6 +36,7 @@ from morphbits.samples.outputs import staging
 CRATE = "ro-crate-metadata.json"
 BIBLIOGRAPHY = "references.bib"
 PAGE = "report.html"
+SOFTWARE = "#morphbits"  # what has written an archive, in its RO-Crate
 OTHER = ("tables", "provenance", PAGE, BIBLIOGRAPHY, CRATE)  # what BIDS has no name for
 MAPS = {
     "image": "Significant bits of each voxel of the moved image, general method, reference: mean"
@@ -60,7 +61,7 @@ def build(
         )
     content = reading.read(results, name)
     target = output or bids.experiment_file(results, name, "archive")
-    if target.exists() and not (target / CRATE).is_file():
+    if target.exists() and not _is_archive(target):
         raise UserError(f"{target}: is there and no archive; name another folder by --output")
     maps = bids.experiment_file(results, name, "maps")
     if not any(maps.glob("sub-*")):
@@ -97,6 +98,15 @@ def build(
         shutil.rmtree(target, ignore_errors=True)
         folder.rename(target)
     return target
+
+
+def _is_archive(folder: Path) -> bool:
+    """Whether this was written here; other RO-Crates have the same file."""
+    try:
+        entities = json.loads((folder / CRATE).read_text(encoding="utf-8"))["@graph"]
+        return SOFTWARE in {one["@id"] for one in entities}
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _write_provenance(experiment: Experiment, folder: Path) -> None:
@@ -151,7 +161,7 @@ def _crate(
     files = [_file(path, folder) for path in sorted(folder.rglob("*")) if path.is_file()]
     maps = [one for one in files if one["@id"].endswith("_bits.nii.gz")]
     software = {
-        "@id": "#morphbits",
+        "@id": SOFTWARE,
         "@type": "SoftwareApplication",
         "name": "morphbits",
         "version": experiment.configuration.get("versions", {}).get("morphbits", "unknown"),
