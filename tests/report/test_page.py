@@ -186,11 +186,12 @@ def test_measures_are_those_of_the_table(results: Path) -> None:
     assert len(shown) == len(content.ratios) > 0
     row = next(r for r in content.ratios if (r["measure"], r["tissue"]) == ("jacobian", "GM"))
     cells = shown["Jacobian determinant", "GM"]
-    numbers = (row["mean"], row["sigma_num"], row["sigma_anat"])
-    assert cells[2:7] == ["8", "5", *map(tables.small, numbers)]
+    mean, numbers = tables.number(row["mean"], 4), (row["sigma_num"], row["sigma_anat"])
+    assert cells[2:7] == ["8", "5", mean, *map(tables.small, numbers)]
     ends = [tables.small(row[name]) for name in ("npvr", "npvr_low", "npvr_high")]
     assert cells[7] == "{} ({} to {})".format(*ends)
-    assert cells[9:] == [tables.small(row["d_deviation"]), tables.small(row["drowned"])]
+    others = (row["navr"], row["d_deviation"], row["drowned"])
+    assert cells[8:] == [tables.small(value) for value in others]
     away = shown["framewise displacement (Power), mm", "brain"]
     assert away[5] != tables.MISSING and away[6:] == [tables.MISSING] * 5
 

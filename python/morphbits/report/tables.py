@@ -304,53 +304,57 @@ def accuracy(experiment: Experiment) -> Table:
 
 _RATIO_ROWS = 40  # a label map of a whole brain has some hundred; the others are in ratios.csv
 _MEASURED = {
-    "volume": "volume, mm³",
-    "dice": "Dice",
-    "displacement": "displacement, mm",
-    "jacobian": "Jacobian determinant",
-    "dice_ieee": "Dice with the unperturbed result",
-    "fd_power": "framewise displacement (Power), mm",
-    "fd_jenkinson": "framewise displacement (Jenkinson), mm",
+    "volume": ("volume, mm³", 0),
+    "dice": ("Dice", 4),
+    "displacement": ("displacement, mm", 4),
+    "jacobian": ("Jacobian determinant", 4),
+    "dice_ieee": ("Dice with the unperturbed result", 4),
+    "fd_power": ("framewise displacement (Power), mm", None),
+    "fd_jenkinson": ("framewise displacement (Jenkinson), mm", None),
 }
 
 
 def measures(experiment: Experiment) -> Table:
-    """Measures of regions: their spread over samples, beside that over subjects."""
+    """Measures of regions: their spread over samples, relative to that over subjects."""
     rows = experiment.ratios
     left = len(rows) - _RATIO_ROWS
     more = f"; {left} more rows are in ratios.csv" if left > 0 else ""
 
-    def interval(row: Row, name: str) -> str:
-        if row[name] != row[name]:
+    def average(row: Row) -> str:
+        digits = _MEASURED[row["measure"]][1]
+        return small(row["mean"]) if digits is None else number(row["mean"], digits)
+
+    def npvr(row: Row) -> str:
+        if row["npvr"] != row["npvr"]:
             return MISSING
-        low, high = small(row[f"{name}_low"]), small(row[f"{name}_high"])
-        return f"{small(row[name])} ({low} to {high})"
+        low, high = small(row["npvr_low"]), small(row["npvr_high"])
+        return f"{small(row['npvr'])} ({low} to {high})"
 
     return Table(
         caption="Measures of each region: mean, standard deviation over samples (σ num) and over"
-        " subjects (σ anat), their ratios with 95 % intervals, and the group differences that are"
-        f" lost in rounding{more}",
+        " subjects (σ anat), their ratios (NPVR with its 95 % interval), and the group differences"
+        f" that are lost in rounding{more}",
         header=[
             *("measure", "region", "subjects", "n", "mean", "σ num", "σ anat"),
             *("NPVR", "NAVR", "Cohen's d", "difference"),
         ],
         rows=[
             [
-                _MEASURED[row["measure"]],
+                _MEASURED[row["measure"]][0],
                 row["tissue"],
                 str(row["subjects"]),
                 str(row["n"]),
-                small(row["mean"]),
+                average(row),
                 small(row["sigma_num"]),
                 small(row["sigma_anat"]),
-                interval(row, "npvr"),
-                interval(row, "navr"),
+                npvr(row),
+                small(row["navr"]),
                 small(row["d_deviation"]),
                 small(row["drowned"]),
             ]
             for row in rows[:_RATIO_ROWS]
         ],
-        groups=[("", 7), ("σ num beside σ pop and σ anat", 2), ("lost below", 2)],
+        groups=[("", 7), ("σ num relative to σ pop, σ anat", 2), ("lost below", 2)],
         text_columns=2,
     )
 

@@ -8,7 +8,7 @@ Reads `results/<experiment>/sample-*/sub-*/` and writes beside them
     repeatability.csv  what differs with nothing perturbed: run again, other threads, plain
     accuracy.csv       Dice, distance to the true warp and folding, before and after registration
     measures.csv       volumes, displacements, Jacobians, overlap, motion of each sample, by region
-    ratios.csv         their spread over samples beside that over subjects: NPVR, NAVR, Cohen's d
+    ratios.csv         spread over samples relative to that over subjects: NPVR, NAVR, Cohen's d
     maps/              bits of image and warp as NIfTI; NaN where reference and samples are zero
 
 Every table is recomputed from the samples that are there; each row names its number of samples.

@@ -48,7 +48,7 @@ Values = dict[tuple[str, str], float]
 
 def region_names(labels: Iterable[int], path: Path) -> dict[int, str]:
     """Names of a label map's labels, without 0: tissues where there are no others than 1 to 3,
-    otherwise those of the table beside the file (BIDS: `_dseg.tsv`), otherwise `label 17`."""
+    otherwise those of the table next to the file (BIDS: `_dseg.tsv`), otherwise `label 17`."""
     found = sorted({int(label) for label in labels} - {0})
     if set(found) <= set(TISSUES):
         return {label: TISSUES[label] for label in found}

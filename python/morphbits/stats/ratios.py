@@ -1,4 +1,4 @@
-"""Numerical variability beside the differences between people: NPVR, NAVR, Cohen's d.
+"""Numerical variability compared with the differences between people: NPVR, NAVR, Cohen's d.
 
 - σ_num: standard deviation over the samples of a subject, root mean square over subjects.
 - σ_pop: standard deviation over subjects in one sample, root mean square over samples. It is what
