@@ -24,7 +24,10 @@ import sys, threading
 import numpy as np, torch
 x = torch.linspace(1, 2, 64)
 found = [x.sin()]
-thread = threading.Thread(target=lambda: found.append(x.exp()))
+class Exp(threading.Thread):
+    def run(self):
+        found.append(x.exp())
+thread = Exp()
 thread.start(); thread.join()
 np.save(sys.argv[1] + "/main.npy", found[0].numpy())
 np.save(sys.argv[1] + "/thread.npy", found[1].numpy())
@@ -174,6 +177,7 @@ def test_a_run_has_the_bytes_of_its_seed_in_every_thread(tmp_path: Path) -> None
         ("import numpy; numpy.save('x.npy', 1)", "run-01: nothing was perturbed"),
         ("import torch; torch.linalg.eig(torch.eye(3))", "--allow"),
         ("pass", "wrote no file x.npy"),
+        ("import os; os._exit(0)", "plain-1: the program ended Python by os._exit"),
     ],
 )
 def test_a_run_that_fails_says_why(tmp_path: Path, script: str, said: str) -> None:

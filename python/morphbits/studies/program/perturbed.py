@@ -49,15 +49,17 @@ class Perturbation:
             function()
 
     def _perturb_threads(self) -> None:
-        plain, outer, started = threading.Thread.run, self, Counter[str]()
+        start, outer, started = threading.Thread.start, self, Counter[str]()
 
         def perturbed(thread: threading.Thread) -> None:
             with outer._lock:
                 started["threads"] += 1
                 seed = (outer._options["seed"] + (started["threads"] << 32)) % 2**64
-            outer._in_region(seed, lambda: plain(thread))
+            run = thread.run  # of its own class, perhaps
+            thread.run = lambda: outer._in_region(seed, run)  # type: ignore[method-assign]
+            start(thread)
 
-        threading.Thread.run = perturbed  # type: ignore[method-assign, assignment]
+        threading.Thread.start = perturbed  # type: ignore[method-assign, assignment]
 
     def _count_fork(self) -> None:
         self.forked += 1

@@ -228,6 +228,11 @@ def _run(program: Program, folder: Path, name: str, threads: int | None) -> str:
     record = json.loads(record_file.read_text(encoding="utf-8")) if record_file.is_file() else {}
     if done.returncode:
         raise UserError(_failure(folder, partial, name, done.returncode, record))
+    if not record:
+        raise UserError(
+            f"{name}: the program ended Python by os._exit, or became another program by exec, so "
+            "nothing is known of its operations: have it end by sys.exit"
+        )
     if options is not None and not record["operations"]:
         raise UserError(
             f"{name}: nothing was perturbed: the program ran no operator of torch that rounds, or "
