@@ -130,10 +130,24 @@ def _torch(
             network(moving_BCXYZ, fixed_BCXYZ)
     with torch.no_grad(), engine.region(config, config.threads) as counts:
         start = time.perf_counter()
-        moved_BCXYZ, warp_BVXYZ = network(moving_BCXYZ, fixed_BCXYZ)
+        outputs = network(moving_BCXYZ, fixed_BCXYZ)
         seconds = time.perf_counter() - start
+    moved_BCXYZ, warp_BVXYZ = _checked(outputs, fixed_BCXYZ.shape[2:])
     warp_XYZV = np.moveaxis(warp_BVXYZ[0].numpy(), 0, -1)
     return moved_BCXYZ[0, 0].numpy(), warp_XYZV, counts, seconds
+
+
+def _checked(outputs: Any, shape: tuple[int, ...]) -> Any:
+    """A network's moved image and warp; UserError where it gave something else."""
+    found = [tuple(x.shape) if hasattr(x, "shape") else type(x).__name__
+             for x in (outputs if isinstance(outputs, tuple | list) else [outputs])]  # fmt: skip
+    expected = [(1, channels, *shape) for channels in (1, 3)]
+    if found != expected:
+        raise UserError(
+            f"the network gave {found}, not a moved image and a warp, {expected}: have its "
+            "forward return these two"
+        )
+    return outputs
 
 
 def _first_unperturbed(config: RegisterConfig) -> bool:

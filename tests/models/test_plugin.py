@@ -34,6 +34,17 @@ def network():
     return Shift()
 
 
+class Narrow(Shift):
+    def forward(self, moving, fixed):
+        return super().forward(moving, fixed)[1]
+
+
+class Short(Shift):
+    def forward(self, moving, fixed):
+        moved, warp = super().forward(moving, fixed)
+        return moved, warp[..., :-1]
+
+
 def number():
     return 3
 '''
@@ -91,3 +102,21 @@ def test_its_identity_is_its_code_and_its_numbers(folder: Path) -> None:
 def test_what_is_no_network_is_one_sentence(folder: Path, name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         open_model(folder / name, Arithmetic()).network()
+
+
+@pytest.mark.parametrize("kind", ["Narrow", "Short"])
+def test_a_network_that_gives_something_else_is_one_sentence(
+    folder: Path, pair: tuple[Image, Image], kind: str
+) -> None:
+    where, config = folder / f"plugin_of_a_test:{kind}", RegisterConfig()
+    prepared = registration.prepare(*pair, where, config)
+    with pytest.raises(UserError, match="not a moved image and a warp"):
+        registration.register(prepared, where, config)
+
+
+def test_weights_of_every_type_have_a_checksum(folder: Path) -> None:
+    (folder / "half_of_a_test.py").write_text(
+        "from torch import bfloat16, nn\ndef network(): return nn.Linear(2, 2).to(bfloat16)\n"
+    )
+    where = folder / "half_of_a_test:network"
+    assert open_model(where, Arithmetic()).identity(str)["model_weights"].startswith("sha256:")

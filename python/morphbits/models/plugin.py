@@ -125,8 +125,13 @@ def _network(path: Path) -> Any:
 
 @functools.cache
 def _weights(path: Path) -> str:
+    import torch
+
     found = hashlib.sha256()
     for name, tensor in sorted(_network(path).state_dict().items()):
+        if not isinstance(tensor, torch.Tensor):
+            raise UserError(f"model {path.name}: its state {name} is no tensor, so samples could "
+                            "not name it")  # fmt: skip
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        found.update(tensor.detach().cpu().contiguous().numpy())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return f"sha256:{found.hexdigest()}"
