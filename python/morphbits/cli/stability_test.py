@@ -15,15 +15,27 @@ Writes verdict.json, files.csv and stability-test.html into results/EXPERIMENT/s
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 
 from morphbits import bids, config
+from morphbits.errors import UserError
 from morphbits.samples.experiment import recorded_dataset
 from morphbits.studies.stability_test import page, results
 from morphbits.studies.stability_test.verdict import judge
 
 
 def main() -> int:
+    try:
+        return _main()
+    except (UserError, OSError):
+        raise
+    except Exception:  # a fault is no verdict: not 1, which means different
+        traceback.print_exc()
+        return 2
+
+
+def _main() -> int:
     parser = config.parser(__doc__)
     parser.add_argument("--a", type=Path, required=True, help="a result: a folder or a file")
     parser.add_argument("--b", type=Path, required=True, help="the other one")

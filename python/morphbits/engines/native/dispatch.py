@@ -186,7 +186,7 @@ class RandomRounding(Context, TorchDispatchMode):
         returned = operands.leaves((result,), {})
         if all(map(layouts.in_order, given)) and all(map(layouts.in_order, returned)):
             return result
-        return self.outside(layouts.laid_out, result, func, args, kwargs)
+        return self.as_framework(layouts.laid_out, result, func, args, kwargs)
 
     def _by_parts(self, wrappers: list[type], func: Any, args: Any, kwargs: Any) -> Any:
         """An operator on tensors of classes with a dispatch of their own: they make of it

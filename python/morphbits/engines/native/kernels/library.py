@@ -51,7 +51,7 @@ class Rounding:
 
     def as_c(self) -> _Rounding:
         variant = (*VARIANTS, "naive", "emulated").index(self.chosen_variant)
-        mode, format = MODES.index(self.mode), (self.format.bits, self.format.least)
+        mode, format = MODES.index(self.mode), (self.format.bits, self.format.emin)
         return _Rounding(mode, self.flush, self.threads, variant, self.key, *format)
 
 
@@ -80,7 +80,7 @@ class _Rounding(ctypes.Structure):
         ("variant", _I32),
         ("key", ctypes.c_uint64),
         ("precision", _I32),
-        ("least", _I32),
+        ("emin", _I32),
     )
 
 
@@ -276,7 +276,7 @@ def convolution(
     # outside the image the fast kernels multiply by zero
     if not on_gpu and (by_naive or not finite):
         rounding = replace(rounding, threads=1, variant="naive")
-    fits = rounding.format.least == FLOAT32.least
+    fits = rounding.format.emin == FLOAT32.emin
     call(load().morphbits_convolution, rounding, arguments, x.device, fits)
     return out
 

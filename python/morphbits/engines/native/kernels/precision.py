@@ -25,10 +25,10 @@ from morphbits.choices import parsed
 @dataclass(frozen=True)
 class Format:
     """A binary format: significant bits, and the exponent of its least normal number; the greatest
-    exponent is 1 − least. Below 2^least the last place stays (IEEE 754's subnormal numbers)."""
+    exponent is 1 − emin. Below 2^emin the last place stays (IEEE 754's subnormal numbers)."""
 
     bits: int = 24
-    least: int = -126
+    emin: int = -126
 
 
 FLOAT32 = Format()

@@ -587,7 +587,7 @@ def how(rounding: Rounding) -> bytes:
     if (*known, variant) not in _packed or format is not FLOAT32:
         fields = MODES.index(rounding.mode), rounding.flush, rounding.threads
         number = VARIANTS.index(variant)
-        packed = struct.pack("iiiiQii", *fields, number, 0, format.bits, format.least)
+        packed = struct.pack("iiiiQii", *fields, number, 0, format.bits, format.emin)
         _packed[(*known, variant)] = packed
     return _packed[(*known, variant)]
 

@@ -21,7 +21,7 @@ Kind = torch.dtype | Format
 
 def _format(kind: Kind) -> tuple[int, int, int]:
     if isinstance(kind, Format):
-        return kind.bits, kind.least - kind.bits + 1, 1 - kind.least
+        return kind.bits, kind.emin - kind.bits + 1, 1 - kind.emin
     return _FORMATS[kind]
 
 

@@ -348,7 +348,7 @@ class Operator:
         if context.accumulation != "probe" or not (torchs and context.probes(x)):
             context.not_probed(f"{self.name} (sums)", "chains of up to 256")
             return None
-        kernel = partial(context.outside, partial(torch.sum, dim=axes))
+        kernel = partial(context.as_framework, partial(torch.sum, dim=axes))
         found = probe_sums.sum_order(kernel, x, axes, context.threads)
         context.probed(f"{self.name} {found.layer}", found.words)
         return found if found.parts else None

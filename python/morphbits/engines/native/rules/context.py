@@ -172,7 +172,7 @@ class Context(ABC):
         self.not_probed(name, "one chain")
         return orders.terms(self.accumulation, taps, channels)
 
-    def outside(self, kernel: Callable[..., Any], *tensors: Any) -> Any:
+    def as_framework(self, kernel: Callable[..., Any], *tensors: Any) -> Any:
         """What the framework's kernel gives outside of this mode, which switches oneDNN off."""
         inside = torch._C._get_mkldnn_enabled()
         torch._C._set_mkldnn_enabled(self.onednn)

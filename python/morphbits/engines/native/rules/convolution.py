@@ -114,8 +114,8 @@ class _Own:
         among = f", in {self.groups} groups" if self.groups > 1 else ""
         layer = f"{op.name} {' by '.join(shapes)}{among}{part}"
         kernel = (layer, self.image.stride(), self.weight.stride(), self.image.shape)
-        outside = functools.partial(op.context.outside, convolve or self)
-        found = probe.order(outside, *tensors, steps, op.context.threads, kernel)
+        own_kernel = functools.partial(op.context.as_framework, convolve or self)
+        found = probe.order(own_kernel, *tensors, steps, op.context.threads, kernel)
         op.context.probed(layer, found.words)
         return found.terms
 

@@ -38,7 +38,7 @@ def product(
     if own is None:
         op.context.not_probed(op.name, "one chain")
     elif op.context.probes(a) and a.shape[2] > 1 and a.shape[0] * a.shape[1] * b.shape[2]:
-        kernel = partial(op.context.outside, own)
+        kernel = partial(op.context.as_framework, own)
         found = probe_sums.product_order(kernel, a, b, addend, op.context.threads)
         op.context.probed(f"{op.name} {found.layer}", found.words)
         if found.parts:

@@ -38,7 +38,7 @@ typedef struct {
     int32_t variant;
     uint64_t key;
     int32_t precision; /* significant bits of a float32 result, 2 to 24, and its least normal exponent: precision.h; */
-    int32_t least;     /* 24 and -126 are float32 itself; a convolution takes no other exponent. No flush below 24 */
+    int32_t emin;      /* 24 and -126 are float32 itself; a convolution takes no other exponent. No flush below 24 */
 } rounding;
 
 #define MAX_DIMS 8

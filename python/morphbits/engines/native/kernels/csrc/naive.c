@@ -90,14 +90,14 @@ static float raw_reduced(const rounding *r, control base, int direction, int ope
     const double odd = above == below ? inner : from_bits_f64(word_of_f64(inner) | 1);
     int exponent;
     frexp(odd, &exponent);
-    exponent = exponent - 1 < r->least ? r->least : exponent - 1;
+    exponent = exponent - 1 < r->emin ? r->emin : exponent - 1;
     double whole = ldexp(odd, r->precision - 1 - exponent);
     if (direction == NEAREST) whole = rint(whole);
     else if (direction == UPWARD) whole = ceil(whole);
     else if (direction == DOWNWARD) whole = floor(whole);
     else whole = trunc(whole);
     const double result = copysign(ldexp(whole, exponent - r->precision + 1), odd);
-    const double largest = ldexp(2 - ldexp(1, 1 - r->precision), 1 - r->least);
+    const double largest = ldexp(2 - ldexp(1, 1 - r->precision), 1 - r->emin);
     if (fabs(result) <= largest) return (float)result;
     const int outward = direction == NEAREST || direction == (result > 0 ? UPWARD : DOWNWARD);
     return (float)copysign(outward ? HUGE_VAL : largest, result);

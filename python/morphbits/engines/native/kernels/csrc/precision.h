@@ -10,7 +10,7 @@
 #include "morphbits.h"
 #include "stochastic.h"
 
-INLINE int reduced(const rounding *r) { return r->precision < 24 || r->least != -126; }
+INLINE int reduced(const rounding *r) { return r->precision < 24 || r->emin != -126; }
 
 enum fit { FIT_TO_ZERO, FIT_AWAY, FIT_NEAREST };
 
@@ -19,11 +19,11 @@ enum fit { FIT_TO_ZERO, FIT_AWAY, FIT_NEAREST };
 INLINE uint32_t fit(const rounding *r, uint32_t word, int way, uint32_t inexact) {
     const uint32_t sign = word & 0x80000000u, magnitude = word & 0x7fffffffu, field = magnitude >> 23;
     const int exponent = field ? (int)field - 127 : -126;
-    const int drop = 24 - r->precision + (exponent < r->least ? r->least - exponent : 0);
-    const uint32_t largest = ((uint32_t)(128 - r->least) << 23) | (0x7fffffu & ~((1u << (24 - r->precision)) - 1));
+    const int drop = 24 - r->precision + (exponent < r->emin ? r->emin - exponent : 0);
+    const uint32_t largest = ((uint32_t)(128 - r->emin) << 23) | (0x7fffffu & ~((1u << (24 - r->precision)) - 1));
     if (field == 255 || drop == 0 || magnitude == 0) return word;
     if (drop > 23) { /* less than the least number of the format */
-        const uint32_t least = (uint32_t)(r->least - r->precision + 128) << 23;
+        const uint32_t least = (uint32_t)(r->emin - r->precision + 128) << 23;
         const int beyond_half = drop == 24 && field && ((magnitude & 0x7fffffu) | inexact);
         return sign | (way == FIT_AWAY || (way == FIT_NEAREST && beyond_half) ? least : 0);
     }
@@ -42,7 +42,7 @@ INLINE uint32_t fit_nearest(const rounding *r, uint32_t up, uint32_t down) {
 
 /* Mode NEARNESS into the format, from a float64: see stochastic_f32. */
 INLINE float fit_stochastic(const rounding *r, double exact, uint32_t word) {
-    return stochastic_format(exact, word, r->precision, r->least);
+    return stochastic_format(exact, word, r->precision, r->emin);
 }
 
 #if !defined(__cplusplus)
@@ -50,7 +50,7 @@ INLINE float fit_stochastic(const rounding *r, double exact, uint32_t word) {
 
 static __attribute__((noinline)) void fit_directed_f32(const rounding *r, int64_t n, int up, float *x) {
     uint32_t *word = (uint32_t *)x;
-    if (r->least == -126) { /* the last place is the same number of bits everywhere: a mask */
+    if (r->emin == -126) { /* the last place is the same number of bits everywhere: a mask */
         const uint32_t mask = (1u << (24 - r->precision)) - 1, flip = up ? 0 : 0x80000000u;
         for (int64_t i = 0; i < n; ++i) {
             const uint32_t away = (word[i] ^ flip) >> 31 ? 0 : mask, out = (word[i] + away) & ~mask;

@@ -145,14 +145,14 @@ static inline int goes_up(const rounding *r, word_block block, uint32_t element,
     }
 }
 
-/* A value in `precision` bits with the least exponent `least` and the greatest value `largest`, as a float32. */
-static float narrowed(const rounding *r, word_block block, uint32_t element, float x, int precision, int least, double largest) {
+/* A value in `precision` bits with the least exponent `emin` and the greatest value `largest`, as a float32. */
+static float narrowed(const rounding *r, word_block block, uint32_t element, float x, int precision, int emin, double largest) {
     if (x != x) return NAN;
     if (x == 0 || isinf(x)) return x;
     int exponent;
     const double magnitude = fabs((double)x);
     frexp(magnitude, &exponent); /* magnitude in [2^(exponent - 1), 2^exponent) */
-    const int place = exponent - precision > least - precision + 1 ? exponent - precision : least - precision + 1;
+    const int place = exponent - precision > emin - precision + 1 ? exponent - precision : emin - precision + 1;
     const double steps = ldexp(magnitude, -place), below = floor(steps), rest = steps - below;
     double chosen = below;
     if (rest > 0) {
@@ -163,7 +163,7 @@ static float narrowed(const rounding *r, word_block block, uint32_t element, flo
         chosen += outward;
     }
     double value = ldexp(chosen, place);
-    if (r->flush && value < ldexp(1, least)) value = 0;
+    if (r->flush && value < ldexp(1, emin)) value = 0;
     if (value > largest) { /* beyond the greatest finite value lies infinity */
         const int nearest = r->mode == NEAREST || r->mode == NEARNESS;
         value = nearest || goes_up(r, block, element, x < 0) == (x > 0) ? INFINITY : largest;

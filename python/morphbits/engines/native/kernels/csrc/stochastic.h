@@ -21,10 +21,10 @@ INLINE float stochastic_f32(double exact, uint32_t word) {
 }
 
 /* The same into a format of precision.h: 53 - precision bits fall off, of which the leading 29 are compared. */
-INLINE float stochastic_format(double exact, uint32_t word, int precision, int least) {
+INLINE float stochastic_format(double exact, uint32_t word, int precision, int emin) {
     const uint64_t low = (UINT64_C(1) << (53 - precision)) - 1, u = word_of_f64(exact);
-    const double place = from_bits_f64((uint64_t)(1023 + least - precision + 1) << 52); /* of subnormal numbers */
-    const double largest = (2 - 2 / (double)(1 << precision)) * from_bits_f64((uint64_t)(1024 - least) << 52);
+    const double place = from_bits_f64((uint64_t)(1023 + emin - precision + 1) << 52); /* of subnormal numbers */
+    const double largest = (2 - 2 / (double)(1 << precision)) * from_bits_f64((uint64_t)(1024 - emin) << 52);
     const double sum = __builtin_fabs(exact) / place + (word >> 3) * 0x1p-29;
     double out = __builtin_copysign((double)(int32_t)(sum < 0x1p24 ? sum : 0) * place, exact);
     if (exact - exact != 0) return (float)exact;
