@@ -226,6 +226,10 @@ def test_a_warp_is_exported_and_read_again(tmp_path: Path, run: Run) -> None:
         (("--warp", warp), "give --moving and --moved"),
         (("--warp", warp, "--moved", moved), "give --moving and --moved"),
         (("--warp", warp, "--export", warp), "must not replace"),
+        ((*words[:4], "--moved", warp), "must not replace"),
+        ((*words[:4], "--moved", moving), "must not replace"),
+        ((*words[:4], "--export", moving), "must not replace"),
+        ((*words, "--export", moved), "must not replace"),
         (("--warp", warp, "--export", tmp_path / "a.nii", "--warp-format", "fsl"), "needs the mo"),
         (("--warp", warp, "--export", tmp_path / "a.mgz", "--warp-format", "itk"), "NIfTI file"),
     ):

@@ -48,6 +48,10 @@ def main() -> None:
     if not (args.moved or args.export) or (args.moved and not args.moving):
         raise UserError("give --moving and --moved (to move an image), or --export, or all three")
 
+    if args.export and (args.export.is_dir() or not args.export.suffix):
+        stem = args.warp.name.removesuffix(images.extension_of(args.warp))
+        args.export /= f"{stem}.nii.gz"
+    check_targets([args.moved, args.export], [args.moving, args.warp])
     moving = None
     if args.moving:
         load = images.load_labels if args.labels else images.load
@@ -61,13 +65,17 @@ def main() -> None:
         export(warp, args.export, form, moving)
 
 
+def check_targets(targets: list[Path | None], inputs: list[Path | None]) -> None:
+    """A UserError where a file would replace another one of this call."""
+    read = {path.resolve() for path in inputs if path}
+    for target in filter(None, targets):
+        if target.resolve() in read:
+            raise UserError(f"{target}: an output must not replace an input or the other output")
+        read.add(target.resolve())
+
+
 def export(warp: Image, target: Path, form: str, moving: Image | None) -> None:
-    """Write the warp in another format, and its sidecar; into a folder under its own name."""
-    assert warp.path is not None
-    if target.is_dir() or not target.suffix:
-        target /= warp.path.name.removesuffix(images.extension_of(warp.path)) + ".nii.gz"
-    if target.resolve() == warp.path.resolve():
-        raise UserError(f"{target}: --export must not replace the warp itself")
+    """Write the warp in another format, and its sidecar."""
     shift = np.zeros(3) if warp.shift is None else warp.shift
     images.save_warp(target, warp.data, warp.affine, shift, warp.codes, form, moving)
     describe_warp(target, form, [p for p in (warp.path, moving and moving.path) if p])
