@@ -16,7 +16,7 @@ from morphbits.cli import command
 from morphbits.engines.native import random_rounding
 from morphbits.errors import UserError
 from morphbits.stats.values import read
-from morphbits.studies.program.comparison import compare
+from morphbits.studies.program.comparison import compare, without_nan
 from morphbits.studies.program.repetitions import parse_command
 
 SCRIPT = """
@@ -120,6 +120,7 @@ def test_bits_and_spread_are_those_of_known_errors(tmp_path: Path) -> None:
     assert (rows["exact"]["bits"], rows["exact"]["differing"]) == (24, 0)
     assert rows["ragged"]["differing"] == 1 and np.isnan(rows["ragged"]["bits"])
     assert all(row["plain_repeats"] for row in rows.values())
+    json.dumps(without_nan(list(rows.values())), allow_nan=False)
 
 
 def test_a_program_that_does_not_repeat_itself_is_seen(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def main() -> None:
     write_json(
         folder / "summary.json",
         {"command": shlex.join(command), "seconds": {"plain": plain, "perturbed": perturbed},
-         **operators, "arrays": rows},
+         **operators, "arrays": comparison.without_nan(rows)},
     )  # fmt: skip
     _print(say, rows)
     names = list(operators["operators"])

@@ -54,6 +54,14 @@ def compare(folders: list[Path], patterns: Sequence[str]) -> list[Row]:
     return rows
 
 
+def without_nan(rows: list[Row]) -> list[Row]:
+    """The rows for JSON, which has no NaN and no infinity: null instead."""
+    return [
+        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        for row in rows
+    ]
+
+
 def _read(folder: Path, file: Path) -> dict[str, Values]:
     path = folder / "outputs" / file
     if not path.is_file():
