@@ -245,6 +245,9 @@ def test_evaluate_counts_the_shift_of_a_warp(tmp_path: Path, run: Run) -> None:
     images.save(tmp_path / "mask.nii.gz", np.ones((8, 8, 8), np.int32), affine)
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("a,b,mask\na.nii.gz,b.npz,mask.nii.gz\nb.npz,a.nii.gz,mask.nii.gz\n")
+    before = pairs.read_bytes()
+    status, said = run("evaluate", "--pairs", pairs, "--measure", "warp", "--output", pairs)
+    assert status == 2 and "must not replace" in said and pairs.read_bytes() == before
     printed = run("evaluate", "--pairs", pairs, "--measure", "warp")[1]
     assert [float(row["value"]) for row in csv.DictReader(printed.splitlines())] == [5] * 4
 

@@ -51,7 +51,7 @@ def read_pairs(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     try:
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read the list of pairs {path}: {error}") from error
     if not rows or any(not row.get(column) for row in rows for column in columns):
         raise UserError(
@@ -67,6 +67,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="CSV to write (default: print it)")
     args = parser.parse_args()
 
+    if args.output and args.output.resolve() == args.pairs.resolve():
+        raise UserError(f"{args.output}: --output must not replace the list of pairs")
     columns = ("a", "b", "mask") if args.measure == "warp" else ("a", "b")
     rows = []
     for row in read_pairs(args.pairs, columns):
