@@ -120,3 +120,28 @@ def test_weights_of_every_type_have_a_checksum(folder: Path) -> None:
     )
     where = folder / "half_of_a_test:network"
     assert open_model(where, Arithmetic()).identity(str)["model_weights"].startswith("sha256:")
+
+
+def test_what_its_module_imports_from_the_folder_is_part_of_it(folder: Path) -> None:
+    (folder / "user_of_a_test.py").write_text(
+        "from helper_of_a_test import SIZE\nfrom torch import nn\n"
+        "def network(): return nn.Linear(SIZE, SIZE)\n"
+    )
+    (folder / "helper_of_a_test.py").write_text("SIZE = 2\n")
+    (folder / "other_of_a_test.py").write_text("SIZE = 3\n")
+    model = open_model(folder / "user_of_a_test:network", Arithmetic())
+    found = model.identity(lambda path: f"checksum of {path.name}")
+    assert found["model_code"] == "checksum of user_of_a_test.py"
+    assert found["model_imports"] == {"helper_of_a_test.py": "checksum of helper_of_a_test.py"}
+
+
+def test_so_is_what_it_imports_from_its_package(folder: Path) -> None:
+    package = folder / "package_of_a_test"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "net.py").write_text(
+        "def network():\n    from . import layers\n    return layers.network()\n"
+    )
+    (package / "layers.py").write_text("from torch import nn\ndef network(): return nn.ReLU()\n")
+    model = open_model(folder / "package_of_a_test.net:network", Arithmetic())
+    assert [path.name for path in model.files] == ["net.py", "__init__.py", "layers.py"]

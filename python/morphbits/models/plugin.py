@@ -11,10 +11,12 @@ The package is looked for where Python looks, and in the folder that the model's
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
-import importlib
+import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,7 +43,7 @@ class Plugin:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return (_source(self.path),)
+        return tuple(_sources(self.path))
 
     @property
     def _orientation(self) -> str:
@@ -49,13 +51,16 @@ class Plugin:
         return "" if asked in ("auto", "fixed") else asked
 
     def identity(self, checksum: Callable[[Path], str]) -> dict[str, Any]:
-        """Checksums of the module's file and of the network's numbers, and the version of the
-        package where it is an installed one."""
+        """Checksums of the module's file, of those that it imports from its package or folder,
+        and of the network's numbers; the version of the package where it is an installed one."""
         package = self.path.name.partition(".")[0].partition(":")[0]
+        first, *others = self.files
+        imported = {os.path.relpath(file, first.parent): checksum(file) for file in others}
         installed = metadata.packages_distributions().get(package, [])
         return {
             "model": self.path.name,
-            "model_code": checksum(_source(self.path)),
+            "model_code": checksum(first),
+            **({"model_imports": imported} if imported else {}),
             "model_weights": _weights(self.path),
             "model_packages": {name: metadata.version(name) for name in sorted(set(installed))},
             "model_orientation": self._orientation or "fixed",
@@ -109,6 +114,54 @@ def _source(path: Path) -> Path:
     if file is None:
         raise UserError(f"model {path.name}: has no source file, so samples could not name it")
     return Path(file)
+
+
+def _sources(path: Path) -> list[Path]:
+    """The function's file, then those that it imports, directly or not, from its package, and
+    from the folder that this lies in, unless packages are installed there."""
+    first, name = _source(path), inspect.unwrap(_function(path)).__module__
+    top = name.partition(".")[0]
+    found, todo = {first}, [(name, first)]
+    while todo:
+        name, file = todo.pop()
+        package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+        for imported in _imports(file, package):
+            other = imported.partition(".")[0]
+            own = other == top or _folder(other) == _folder(top) != _folder("torch")
+            source = _file(imported) if own else None
+            if source and source.suffix == ".py" and source not in found:
+                found.add(source)
+                todo.append((imported, source))
+    return [first, *sorted(found - {first})]
+
+
+def _folder(top: str) -> Path | None:
+    """The one that a package or module lies in, that is not part of another."""
+    file = _file(top)
+    return file and file.parents[1 if file.name == "__init__.py" else 0]
+
+
+def _file(module: str) -> Path | None:
+    """Where a module would be imported from, whether it is yet or not."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError, AttributeError):
+        return None
+    return Path(spec.origin) if spec and spec.origin and spec.has_location else None
+
+
+def _imports(file: Path, package: str) -> set[str]:
+    """Names that may be those of modules that a file of this package imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            base = parts[: len(parts) - node.level + 1] if node.level else []
+            origin = ".".join([*base, *filter(None, [node.module])])
+            names |= {origin, *(f"{origin}.{alias.name}" for alias in node.names)}
+    return names | {name.rpartition(".")[0] for name in names}
 
 
 @functools.lru_cache(maxsize=1)
