@@ -135,6 +135,20 @@ def test_only_what_a_pattern_names_is_compared(tmp_path: Path) -> None:
     assert [row["file"] for row in compare(folders, ["*.npy"])] == ["x.npy"]
 
 
+@pytest.mark.slow
+def test_a_pattern_of_all_folders_leaves_the_results_where_they_are(tmp_path: Path) -> None:
+    (tmp_path / "prog.py").write_text(
+        "import numpy, torch; numpy.save('x.npy', torch.ones(3).div(3).numpy())"
+    )
+    words = ("--compare", "**/*.npy", "--output", "res", "--", "prog.py")
+    for runs in ("1", "2"):
+        done = morphbits_run("-n", runs, *words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    found = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.npy"))
+    names = ("plain-1", "plain-2", "run-01", "run-02")
+    assert found == [Path("res", name, "outputs", "x.npy") for name in names]
+
+
 def morphbits_run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*command("run"), *words], cwd=cwd, capture_output=True, text=True, timeout=600

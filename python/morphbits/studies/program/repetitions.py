@@ -142,7 +142,7 @@ def _repeat(
         say(f"{folder}: {len(todo) - len(missing)} of {len(todo)} runs are there")
     if missing and not program.into_out:
         jobs = 1
-        _refuse_existing(program)
+        _refuse_existing(program, folder)
     for leftover in folder.glob(".partial-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     threads = max(1, machine.cores() // jobs) if jobs > 1 else None
@@ -184,12 +184,19 @@ def _claim(program: Program, folder: Path) -> None:
     files.write_json(path, identity)
 
 
-def _refuse_existing(program: Program) -> None:
-    if found := matching(program.compare, Path()):
+def _refuse_existing(program: Program, folder: Path) -> None:
+    if found := _here(program, folder):
         raise UserError(
             f"{found[0]}: exists already, and each run is to write it: move it away, or have the "
             f"program write into {OUT}, which stands for a folder that each run has for itself"
         )
+
+
+def _here(program: Program, folder: Path) -> list[Path]:
+    """The files in the working folder that are compared, without the results of other runs."""
+    results = folder.resolve()
+    found = matching(program.compare, Path())
+    return [path for path in found if not path.resolve().is_relative_to(results)]
 
 
 def matching(patterns: Sequence[str], root: Path) -> list[Path]:
@@ -239,7 +246,7 @@ def _run(program: Program, folder: Path, name: str, threads: int | None) -> str:
             "only in processes that it started"
         )
     if not program.into_out:
-        for path in matching(program.compare, Path()):
+        for path in _here(program, folder):
             (outputs / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.move(path, outputs / path)
     if STDOUT in program.compare:
