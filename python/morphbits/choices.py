@@ -71,7 +71,7 @@ def model_orientation(value: str) -> str:
 
 def extent(value: int) -> int:
     """Voxels along an edge of a cube that a network of five halvings takes."""
-    if not 64 <= value <= 512 or value % 32:
+    if value % 32:
         raise ValueError(f"must be a multiple of 32 from 64 to 512, not {value}")
     return value
 

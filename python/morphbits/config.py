@@ -245,6 +245,8 @@ class Arithmetic(Perturbation, Reading):
         "joint, affine, rigid, deform: edge of the cube of 1 mm voxels that the network sees; "
         "mri_synthmorph has 256 or 192, multiples of 32 are possible",
         parse=choices.extent,
+        minimum=64,
+        maximum=512,
         models=FREESURFER_MODELS,
         hashed="never",  # it is, with the model, as `Model.identity` says it
         named="extent-{}",
@@ -565,10 +567,10 @@ def _checked(cls: type, spec: dataclasses.Field[Any], value: Any) -> Any:
     known, parse = spec.metadata["choices"], spec.metadata["parse"]
     if known and isinstance(value, str):
         choices.one_of(known, value)
-    if parse:
-        parse(value)
     if isinstance(value, int | float):
         check_number(value, spec.metadata["minimum"], spec.metadata["maximum"])
+    if parse:
+        parse(value)
     return value
 
 

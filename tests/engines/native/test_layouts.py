@@ -61,7 +61,8 @@ ELSEWISE = {"attention", "attention with a mask", "lstm", "prod"}
 @pytest.mark.parametrize("layout", [channels_last, permuted, spaced])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_results_have_torchs_strides(case: Case, layout: Callable[[Tensor], Tensor]) -> None:
-    """And a result the bytes that it has for operands in row-major order."""
+    """And a result the bytes that it has for operands in row-major order; but a determinant, of
+    which torch factors the transposed matrix where rows are stored."""
     case = deep(case)
     expected = compute(case, layout, nullcontext())
     found = compute(case, layout, random_rounding(seed=2))
@@ -69,7 +70,7 @@ def test_results_have_torchs_strides(case: Case, layout: Callable[[Tensor], Tens
     compared = 1 if case.name in ELSEWISE else len(expected)
     for one, other in list(zip(found, expected, strict=True))[:compared]:
         assert one.stride() == other.stride(), (one.shape, one.stride(), other.stride())
-    if case.name != "overlapping strides":
+    if not case.name.startswith(("overlapping strides", "determinant")):
         assert same_bytes(found[0].contiguous(), plain[0].contiguous())
 
 

@@ -81,11 +81,11 @@ class _Ranks:
                 "other modes, precisions or stages: give all the same"
             )
         own = context.seed
-        context.seed, context.position = int(rows_RN[0, 2]) % 2**64, number << 32
+        context.restart(int(rows_RN[0, 2]) % 2**64, number << 32)
         try:
             yield
         finally:
-            context.seed, context.position = own, int(rows_RN[:, 1].max()) + 1
+            context.restart(own, int(rows_RN[:, 1].max()) + 1)
 
     def _device(self) -> torch.device:
         cuda = torch.device("cuda", torch.cuda.current_device()) if _on_cuda(self.group) else None
@@ -108,7 +108,7 @@ class _Ranks:
         return [_as_values(part, like) for part in received.split(size)]
 
     def _join(self, parts: Sequence[Tensor]) -> Tensor:
-        op = self.op
+        op = Operator(self.op.context, self.op.func)  # of the stream that is open
 
         def joined(operation: str, a: Tensor, b: Tensor | int) -> Tensor:
             if a.dtype not in SIXTEEN_BITS:

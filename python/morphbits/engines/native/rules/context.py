@@ -67,8 +67,8 @@ class Context(ABC):
         precision: formats.Precision = formats.FULL,
     ) -> None:
         super().__init__()
-        self.mode, self.seed, self.accumulation, self.flush = mode, seed, accumulation, flush
-        self.start = _mix64(seed)
+        self.mode, self.accumulation, self.flush = mode, accumulation, flush
+        self.restart(seed, 0)
         self._unkeyed: dict[bool, Rounding] = {}  # by whether the stage that runs is selected
         self.threads = 1 if _alone else threads or torch.get_num_threads()
         self.onednn = torch._C._get_mkldnn_enabled()  # outside; inside, it is switched off
@@ -76,12 +76,15 @@ class Context(ABC):
         self._stages: set[str] = set()
         self.allowed: frozenset[str] = frozenset()
         self.statistics = Statistics()
-        self.position = 0  # in the stream: operators so far
         self._asking = False
         self._calls = 0  # of operators on tensors that are no wrappers
         self._widened = False  # an operator on float16 or bfloat16 is computed in float32
         self._process = os.getpid()
         self.refusal: str | None = None
+
+    def restart(self, seed: int, position: int) -> None:
+        """Go on in the stream of `seed`, after its first `position` operators."""
+        self.seed, self.start, self.position = seed, _mix64(seed), position
 
     def next_rounding(self, name: str, operations: int, accumulates: bool = False) -> Rounding:
         """Count an operator of `operations` elementary operations and give it its own random

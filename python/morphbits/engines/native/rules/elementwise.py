@@ -216,7 +216,7 @@ def _rsqrt(op: Operator, a: torch.Tensor) -> torch.Tensor:
 )
 @functional
 def _pow(op: Operator, a: Any, exponent: Any) -> torch.Tensor:
-    if isinstance(exponent, torch.Tensor):
+    if not isinstance(exponent, int | float | bool):
         return op.function("pow", a, exponent)
     match float(exponent):
         case 0.0:

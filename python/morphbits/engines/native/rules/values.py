@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from morphbits.engines.native.kernels.program import computed
 from morphbits.engines.native.rules.arithmetic import SIXTEEN_BITS, Operator
 from morphbits.engines.native.rules.registry import refused, rule
 from morphbits.errors import UserError
@@ -180,7 +181,7 @@ def _multinomial(
         best = chances.topk(count, 1)[1] if count > 1 else chances.argmax(1, keepdim=True)
     else:
         partial = op.chain("add", rows.t().contiguous(), scan=True)
-        partial = op.div(partial, partial[-1:])
+        partial = computed(op.div(partial, partial[-1:]))
         partial[-1] = 1
         drawn = torch.rand(len(rows), count, dtype=torch.float64, generator=generator)
         best = torch.searchsorted(partial.t().double().contiguous(), drawn)

@@ -396,8 +396,13 @@ def test_options_that_do_nothing_are_refused(
 
 
 def test_extents_that_no_network_takes_are_refused() -> None:
-    for extent in (0, 32, 100, 1024):
-        with pytest.raises(UserError, match="must be a multiple of 32 from 64 to 512"):
+    for extent, allowed in (
+        (0, "at least 64"),
+        (32, "at least 64"),
+        (100, "a multiple of 32 from 64 to 512"),
+        (1024, "at most 512"),
+    ):
+        with pytest.raises(UserError, match=f"extent must be {allowed}"):
             ExperimentConfig(extent=extent)
 
 
