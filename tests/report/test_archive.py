@@ -111,9 +111,12 @@ def test_each_sample_has_its_record_without_folders_of_the_user(results: Path, m
 def test_an_archive_is_replaced_and_nothing_else_is(results: Path, tmp_path: Path) -> None:
     target = tmp_path / "x"
     archive.build(results, "small", target)
-    (target / "old").touch()
+    (target / "mine.pdf").touch()
+    with pytest.raises(UserError, match=r"mine\.pdf: is not of the archive"):
+        archive.build(results, "small", target, page=False)
+    (target / "mine.pdf").unlink()
     assert archive.build(results, "small", target, page=False) == target
-    assert not (target / "old").exists() and not (target / "report.html").exists()
+    assert not (target / "report.html").exists()
     assert "report.html" not in (target / "README.md").read_text()
     assert list(tmp_path.iterdir()) == [target]
     (target / archive.CRATE).write_text('{"@graph": [{"@id": "./"}]}')  # of somebody else

@@ -17,7 +17,7 @@ from morphbits.engines.native import random_rounding
 from morphbits.errors import UserError
 from morphbits.stats.values import read
 from morphbits.studies.program.comparison import compare, without_nan
-from morphbits.studies.program.repetitions import parse_command
+from morphbits.studies.program.repetitions import Program, ProgramConfig, parse_command
 
 SCRIPT = """
 import sys, threading
@@ -209,3 +209,20 @@ def test_a_run_that_fails_says_why(tmp_path: Path, script: str, said: str) -> No
     done = morphbits_run(*options, "--", sys.executable, "prog.py", cwd=tmp_path)
     assert "x.npy: exists already" in done.stderr
     assert (tmp_path / "x.npy").read_text() == "mine"
+
+
+def test_runs_are_of_the_files_that_the_command_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pkg").mkdir()
+    for name in ("pkg/__main__.py", "prog.py", "scan.npy"):
+        Path(name).write_text("1")
+    identities = []
+    for words in (["prog.py", "scan.npy", "7"], ["-m", "pkg", "scan.npy"]):
+        program = Program(words, ["*.npy"], ProgramConfig(), [])
+        identities.append(list(program.identity()["files"]))
+        before = program.identity()
+        Path("scan.npy").write_text(words[0])
+        assert program.identity() != before
+    assert identities == [["prog.py", "scan.npy"], ["pkg/__main__.py", "scan.npy"]]

@@ -58,6 +58,8 @@ def _main() -> int:
     given = parser.parse_args()
     reference = bids.experiment_folder(given.results, given.experiment)
     files = results.find(given.a, given.b, reference)
+    if rest := results.left_out(given.a, given.b, files):
+        print(f"not compared, no sample has these names: {', '.join(map(str, rest))}", flush=True)
     subjects = []
     for subject, compared in files.items():
         subjects.append(results.compare_subject(subject, compared))

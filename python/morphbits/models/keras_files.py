@@ -157,6 +157,8 @@ def _part(name: str) -> str:
 
 # ---------------------------------------------------------------------- the kept file
 
+_VERSION = 2  # of the numbers that `_evaluated` gives: raised when they change
+
 
 def _keep(
     kept: Path, layers: Layers, path: Path, regularization: float, size: int, modified: int
@@ -165,6 +167,7 @@ def _keep(
         file.attrs.update(
             {
                 "what": f"{path.name}, its hypernetwork evaluated at this regularization",
+                "version": _VERSION,
                 "regularization": regularization,
                 "source_bytes": size,
                 "source_modified": modified,
@@ -187,7 +190,9 @@ def _read_kept(
         return None
     with open_h5(kept) as file:
         known = file.attrs.get
-        if known("regularization") != regularization or known("source_bytes") != size:
+        if known("version") != _VERSION or known("regularization") != regularization:
+            return None
+        if known("source_bytes") != size:
             return None
         if known("source_modified") != modified and known("source_sha256") != sha256(path):
             return None

@@ -63,6 +63,11 @@ def build(
     target = output or bids.experiment_file(results, name, "archive")
     if target.exists() and not _is_archive(target):
         raise UserError(f"{target}: is there and no archive; name another folder by --output")
+    if added := _added(target):
+        raise UserError(
+            f"{added[0]}: is not of the archive, which would be replaced; move it away, or name "
+            "another folder by --output"
+        )
     maps = bids.experiment_file(results, name, "maps")
     if not any(maps.glob("sub-*")):
         raise UserError(f"{maps} holds no maps; run morphbits significance --experiment {name}")
@@ -107,6 +112,15 @@ def _is_archive(folder: Path) -> bool:
         return SOFTWARE in {one["@id"] for one in entities}
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _added(folder: Path) -> list[Path]:
+    """Files in an archive that were not written here."""
+    if not folder.exists():
+        return []
+    entities = json.loads((folder / CRATE).read_text(encoding="utf-8"))["@graph"]
+    ours = {folder / one["@id"] for one in entities} | {folder / CRATE}
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path not in ours)
 
 
 def _write_provenance(experiment: Experiment, folder: Path) -> None:

@@ -34,6 +34,7 @@ from morphbits.stats import values
 OUT = "{out}"
 STDOUT = "stdout.txt"
 PLAIN = ("plain-1", "plain-2")
+_MODULE = (".py", "/__main__.py")
 _LINES = 8  # of a program that fails, repeated in the message
 
 
@@ -74,14 +75,22 @@ class Program:
         """Whether each run writes into a folder of its own."""
         return any(OUT in word for word in self.command)
 
+    def _files(self) -> list[Path]:
+        """The script or module, and the files that the command line names."""
+        first, *rest = map(Path, self.command)
+        if self.command[0] == "-m":
+            module = self.command[1].replace(".", "/")
+            places = (Path(p) / f"{module}{end}" for p in ("", *sys.path) for end in _MODULE)
+            first = next(filter(Path.is_file, places), first)
+        return [path for path in (first, *rest) if path.is_file()]
+
     def identity(self) -> dict[str, Any]:
         """What runs must agree in to be compared."""
-        script = None if self.command[0] == "-m" else Path(self.command[0])
         return {
             "command": self.command,
             "compare": self.compare,
             "options": self.config.region(1) | {"allow": self.allow},
-            "script": script and files.sha256(script),
+            "files": {str(path): files.sha256(path) for path in self._files()},
             "versions": provenance.versions("torch"),
             "engine": engine_version(),
         }

@@ -88,6 +88,13 @@ def find(a: Path, b: Path, reference: Path) -> dict[str, list[Compared]]:
     return compared
 
 
+def left_out(a: Path, b: Path, compared: dict[str, list[Compared]]) -> list[Path]:
+    """Files of A and of B that are compared with nothing, because no sample has their name."""
+    used = {path for files in compared.values() for file in files for path in (file.a, file.b)}
+    given = [path for folder in (a, b) if folder.is_dir() for path in _files(folder).values()]
+    return sorted(path for path in given if path not in used)
+
+
 def _files(folder: Path) -> dict[Path, Path]:
     """Files that can be read, by their path in the folder, without what describes others."""
     sidecars = {bids.sidecar(path) for path in folder.rglob("*") if path.suffix != ".json"}

@@ -450,7 +450,8 @@ class Program:
         code = self._code
         made: list[tuple[int, torch.Tensor]] = []
         for x, version in self._kept:
-            assert version is None or x._version == version, "changed after it was recorded"
+            if version not in (None, x._version):
+                raise RuntimeError("an operand was changed between its use and the computation")
         for index, reference in self._values.items():
             living = reference()
             if living is None:
