@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.lazy_tensorflow import reference
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, RATE = 50, 1e-3
@@ -41,8 +42,7 @@ def test_the_rule_is_keras_adam_step_by_step(tmp_path: Path) -> None:
     shorter than three learning rates here; their differences, and a rounding of 2^-25 of each
     weight below 1 at each step, add up over the steps.
     """
-    import tensorflow as tf
-
+    tf = reference.tf
     random = np.random.default_rng(1)
     start = random.normal(0, 0.1, 500).astype(np.float32)
     sizes = 10 ** random.uniform(-10, 0, 500)
