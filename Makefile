@@ -26,7 +26,7 @@ shell_files = scripts/*.sh .ci/run $(wildcard *.sh verrou/*.sh)
 api := morphbits '!morphbits.' morphbits.registration morphbits.stats.significance
 benchmark := PYTHONPATH=python $(venv) -m benchmarks
 pytest := cd python && ../$(venv) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
-with_tensorflow = -c pyproject.toml $$(grep -rl --include='test_*.py' mark.tensorflow ../tests)
+with_tensorflow = --dist worksteal -c pyproject.toml $$(grep -rl --include='test_*.py' mark.tensorflow ../tests)
 
 ##@ Run
 .PHONY: inference
