@@ -12,6 +12,7 @@ NOTES = Path(__file__).parents[1] / "notes"
 SECONDS_PER_CELL = 240  # a few on an idle machine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(NOTES.glob("*.ipynb")), ids=lambda path: path.name)
 def test_notebook_runs(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)

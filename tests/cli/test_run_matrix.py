@@ -60,7 +60,9 @@ def test_above_two_hours_it_asks(
     assert "2.0 h; YES=1 starts it" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("seconds", "asks"), [(299.0, False), (301.0, True)])
+@pytest.mark.parametrize(
+    ("seconds", "asks"), [pytest.param(299.0, False, marks=pytest.mark.slow), (301.0, True)]
+)
 def test_verrou_that_nobody_asked_for_asks_above_five_minutes(
     run_matrix: RunMatrix,
     monkeypatch: pytest.MonkeyPatch,

@@ -158,6 +158,7 @@ def test_setup_works_once_and_costs_nothing_twice(project: Project) -> None:
     assert len(list((project.root / ".cache").glob("venv-*"))) == 1
 
 
+@pytest.mark.slow
 def test_a_killed_setup_leaves_no_environment_and_the_next_one_completes(
     project: Project,
 ) -> None:

@@ -162,6 +162,7 @@ def test_ranks_hear_that_another_has_died(two: Path, tmp_path: Path) -> None:
     assert torch.load(tmp_path / "checkpoint.pt")["step"] == 4
 
 
+@pytest.mark.slow
 def test_a_rank_that_does_not_answer_ends_the_training_in_a_sentence(tmp_path: Path) -> None:
     said = train_ranks(2, tmp_path, silent=(1, 5), patience=5)
     assert "another process of the training does not answer" in said[0], said

@@ -87,7 +87,9 @@ def compare(folder: Path, shape: tuple[int, int, int], model: str, subnormals: b
         assert kept[1].tobytes() != reference[1].tobytes()
 
 
-@pytest.mark.parametrize("subnormals", [False, True], ids=["", "subnormals"])
+@pytest.mark.parametrize(
+    "subnormals", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "subnormals"]
+)
 def test_a_registration_has_tensorflows_bytes(tmp_path: Path, subnormals: bool) -> None:
     compare(tmp_path, (32, 48, 32), "narrow", subnormals)
 

@@ -450,7 +450,7 @@ class Program:
         code = self._code
         made: list[tuple[int, torch.Tensor]] = []
         for x, version in self._kept:
-            if version not in (None, x._version):
+            if version is not None and x._version != version:
                 raise RuntimeError("an operand was changed between its use and the computation")
         for index, reference in self._values.items():
             living = reference()
