@@ -117,6 +117,14 @@ def synthesis_bytes(config: TrainConfig, shape: tuple[int, ...]) -> float:
     return SYNTHESIS_BYTES + (SYNTHESIS_VOXEL_BYTES + config.maps) * math.prod(shape)
 
 
+def machine_bytes(
+    config: TrainConfig, ranks: Ranks, shape: tuple[int, ...], channels: int, synth_procs: int
+) -> float:
+    """Peak memory of all the training's processes on this machine."""
+    each = process_bytes(config, shape, channels, ranks.size)
+    return each * ranks.host_size + synthesis_bytes(config, shape) * synth_procs
+
+
 def describe(
     config: TrainConfig,
     ranks: Ranks,
@@ -134,12 +142,13 @@ def describe(
     left = duration(per_step * (config.total_steps - done))
     memory = process_bytes(config, shape, channels, ranks.size) / 1e9
     synthesis = synthesis_bytes(config, shape) / 1e9
+    whole = machine_bytes(config, ranks, shape, channels, synth_procs) / 1e9
     beside = f", {synthesis:.1f} GB for synthesis" if synthesis else ""
     lines = [
         f"pairs of {' x '.join(map(str, shape))} voxels, {channels} labels; "
         f"{config.total_steps - done} steps of about {per_step:.2g} s, about {left}; memory about "
         f"{memory:.1f} GB per process{beside}, "
-        f"{memory * ranks.host_size + synthesis * synth_procs:.1f} GB on this machine"
+        f"{whole:.1f} GB on this machine"
     ]
     assert config.threads is not None
     if config.threads * ranks.host_size > cores:
@@ -172,9 +181,7 @@ def check_memory(
 ) -> None:
     """Refuse a training that cannot fit into this machine, before the system ends it; arguments
     as for `describe`."""
-    each = process_bytes(config, shape, channels, ranks.size)
-    synthesis = synthesis_bytes(config, shape)
-    needed, free = each * ranks.host_size + synthesis * synth_procs, memory_free()
+    needed, free = machine_bytes(config, ranks, shape, channels, synth_procs), memory_free()
     if done < config.total_steps and needed > free:
         raise UserError(
             f"BATCH (--batch) {config.batch}: a step of such pairs, {' x '.join(map(str, shape))} "
