@@ -4,33 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from math import prod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from morphbits import images
-from morphbits.config import Arithmetic
-from morphbits.images import Image, NetworkGrid, Prepared
+from morphbits.models.on_network_grid import OnNetworkGrid
 
 NAME = "classical"
 
 
 @dataclass(frozen=True)
-class Classical:
-    """Affine and deformable registration by gradient descent; it reads no file."""
-
-    path: Path
-    config: Arithmetic
-    frameworks: ClassVar[tuple[str, ...]] = ("torch",)
+class Classical(OnNetworkGrid):
+    """Affine and deformable registration by gradient descent; it reads no file. Blocks of voxels
+    are averaged along the fixed file's axes."""
 
     @property
     def files(self) -> tuple[Path, ...]:
         return ()
-
-    @property
-    def _orientation(self) -> str:
-        asked = self.config.model_orientation
-        return "" if asked in ("auto", "fixed") else asked
 
     def identity(self, checksum: Callable[[Path], str]) -> dict[str, Any]:
         """Its schedule, and the axes that images are brought into."""
@@ -42,18 +31,6 @@ class Classical:
 
     def in_words(self) -> str:
         return "classical: affine and deformable, by gradient descent on the images (no network)"
-
-    def doubt(self, image: Image) -> str:
-        return ""
-
-    def prepare(self, moving: Image, fixed: Image) -> Prepared:
-        """See `images.prepare`; blocks of voxels are averaged along the fixed file's axes."""
-        return images.prepare(
-            moving, fixed, self.config.align, self.config.crop, self._orientation
-        )
-
-    def voxels(self, fixed_shape: tuple[int, ...]) -> int:
-        return prod(NetworkGrid.around(fixed_shape).size)
 
     def network(self) -> Any:
         from morphbits.models.classical_torch import Classical, Schedule

@@ -21,34 +21,22 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
-from math import prod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from morphbits import images
-from morphbits.config import Arithmetic
 from morphbits.errors import UserError
-from morphbits.images import Image, NetworkGrid, Prepared
+from morphbits.models.on_network_grid import OnNetworkGrid
 
 FEATURES = 256  # float32 values per voxel that a registration may need: an unknown network's guess
 
 
 @dataclass(frozen=True)
-class Plugin:
+class Plugin(OnNetworkGrid):
     """The network that the function `path.name` returns."""
-
-    path: Path
-    config: Arithmetic
-    frameworks: ClassVar[tuple[str, ...]] = ("torch",)
 
     @property
     def files(self) -> tuple[Path, ...]:
         return tuple(_sources(self.path))
-
-    @property
-    def _orientation(self) -> str:
-        asked = self.config.model_orientation
-        return "" if asked in ("auto", "fixed") else asked
 
     def identity(self, checksum: Callable[[Path], str]) -> dict[str, Any]:
         """Checksums of the module's file, of those that it imports from its package or folder,
@@ -69,18 +57,6 @@ class Plugin:
     def in_words(self) -> str:
         count = sum(parameter.numel() for parameter in self.network().parameters())
         return f"{self.path.name} from {_source(self.path)}, {count:,} parameters"
-
-    def doubt(self, image: Image) -> str:
-        return ""
-
-    def prepare(self, moving: Image, fixed: Image) -> Prepared:
-        """See `images.prepare`."""
-        return images.prepare(
-            moving, fixed, self.config.align, self.config.crop, self._orientation
-        )
-
-    def voxels(self, fixed_shape: tuple[int, ...]) -> int:
-        return prod(NetworkGrid.around(fixed_shape).size)
 
     def network(self) -> Any:
         return _network(self.path)

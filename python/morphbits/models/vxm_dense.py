@@ -7,13 +7,13 @@ import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
 from morphbits import images
-from morphbits.config import DEMO_MODEL, Arithmetic
-from morphbits.images import Image, NetworkGrid, Prepared
+from morphbits.config import DEMO_MODEL
+from morphbits.images import Image
+from morphbits.models.on_network_grid import OnNetworkGrid
 from morphbits.models.weights import model_orientation, read_architecture
 
 # Litres that a head has, and no brain. Extracted brains: two scans 1.6 and 2.0 (extracted
@@ -22,11 +22,9 @@ LARGEST_BRAIN = 2.4
 
 
 @dataclass(frozen=True)
-class VxmDense:
+class VxmDense(OnNetworkGrid):
     """The network in the file `path`."""
 
-    path: Path
-    config: Arithmetic
     frameworks: ClassVar[tuple[str, ...]] = ("torch", "tensorflow")
 
     @property
@@ -57,15 +55,6 @@ class VxmDense:
             f"warning: {volume:.1f} litres of it are brighter than its background, so this seems "
             "to be a whole head; the demo model registers extracted brains only (make preprocess)"
         )
-
-    def prepare(self, moving: Image, fixed: Image) -> Prepared:
-        """See `images.prepare`."""
-        return images.prepare(
-            moving, fixed, self.config.align, self.config.crop, self._orientation
-        )
-
-    def voxels(self, fixed_shape: tuple[int, ...]) -> int:
-        return prod(NetworkGrid.around(fixed_shape).size)
 
     def network(self) -> Any:
         return _network(self.path, os.stat(self.path).st_mtime_ns)

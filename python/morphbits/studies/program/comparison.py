@@ -14,7 +14,7 @@ import numpy as np
 
 from morphbits import files
 from morphbits.errors import UserError
-from morphbits.stats.significance import significant_bits
+from morphbits.stats.significance import quantiles, significant_bits
 from morphbits.stats.values import Values, read
 from morphbits.studies.program.repetitions import PLAIN, matching
 
@@ -96,11 +96,8 @@ def _row(plain: Values, given: list[np.ndarray]) -> tuple[Row, np.ndarray | None
     if not plain.bits or len(given) < 2:
         return row, None
     bits = significant_bits(samples, None, most=plain.bits)
-    known = bits[~np.isnan(bits)]
-    if known.size:
-        row["bits"] = float(known.mean(dtype=np.float64))
-        row["bits_median"] = float(np.median(known))
-        row["bits_5"] = float(np.quantile(known, 0.05))
+    found = quantiles(bits)
+    row |= {"bits": found["mean"], "bits_median": found["median"], "bits_5": found["q05"]}
     with np.errstate(invalid="ignore", over="ignore"):
         row["spread"] = float(np.max(samples.std(axis=0, dtype=np.float64, ddof=1)))
     return row, bits
@@ -113,13 +110,18 @@ def _save_map(path: Path, bits: np.ndarray, affine: np.ndarray) -> None:
     files.write_atomically(path, gzip.compress(content, mtime=0))
 
 
+def _record(folder: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    return record
+
+
 def perturbed_operators(folders: list[Path]) -> Row:
     """The records of the perturbed runs, summed: operators, those let pass, processes forked."""
     total: Row = {"operations": 0, "operators": {}, "unperturbed": {}, "forked_processes": 0}
     for folder in folders:
         if folder.name in PLAIN:
             continue
-        record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        record = _record(folder)
         total["operations"] += record["operations"]
         total["forked_processes"] += record["forked_processes"]
         for key in ("operators", "unperturbed"):
@@ -132,6 +134,5 @@ def seconds(folders: list[Path]) -> tuple[float, float]:
     """Seconds of a run in the mean: plain, perturbed."""
     times: dict[bool, list[float]] = {True: [], False: []}
     for folder in folders:
-        record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-        times[folder.name in PLAIN].append(record["seconds"])
+        times[folder.name in PLAIN].append(_record(folder)["seconds"])
     return float(np.mean(times[True])), float(np.mean(times[False]))
