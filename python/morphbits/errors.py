@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import sys
+import traceback
 from collections.abc import Callable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FAULT = 70  # exit status of a fault of the program (BSD's EX_SOFTWARE): Python's 1 is an answer
 
 
 class UserError(Exception):
@@ -33,8 +35,9 @@ def in_words(full: OSError) -> str:
 
 
 def run_cli(main: Callable[[], int | None]) -> None:
-    """Run an entry script: a UserError, and a full disk whoever met it, become one line on stderr
-    and exit status 2."""
+    """Run an entry script, whose result is the exit status. A UserError, and a full disk whoever
+    met it, become one line on stderr and exit status 2, any other exception a traceback and
+    FAULT."""
     try:
         sys.exit(main() or 0)
     except ReportedElsewhere:
@@ -42,11 +45,12 @@ def run_cli(main: Callable[[], int | None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:
-        if not (full := disk_full(error)):
-            raise
-        print(f"error: {in_words(full)}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if isinstance(error, OSError) and (full := disk_full(error)):
+            print(f"error: {in_words(full)}", file=sys.stderr)
+            sys.exit(2)
+        traceback.print_exc()
+        sys.exit(FAULT)

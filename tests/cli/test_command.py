@@ -94,3 +94,17 @@ def test_run_as_a_folder_and_as_a_module_from_anywhere(tmp_path: Path) -> None:
     (tmp_path / "morphbits" / "stats.py").touch()
     words = [sys.executable, str(tmp_path / "morphbits")]
     assert subprocess.run(words, env={}, capture_output=True, text=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("fault", [ZeroDivisionError("a fault"), PermissionError(13, "a fault")])
+def test_a_fault_has_a_status_that_no_verb_answers_with(  # type: ignore[no-untyped-def]
+    answer, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    """Python's is 1, by which stability-test says that results differ, verify that files do."""
+
+    def main() -> int:
+        raise fault
+
+    monkeypatch.setattr("morphbits.cli.stability_test.main", main)
+    status, _, error = answer("stability-test")
+    assert status == 70 and "Traceback" in error and "a fault" in error

@@ -4,38 +4,27 @@
     morphbits stability-test --a old_T1w.nii.gz --b new_T1w.nii.gz --experiment smoke --alpha 0.1
 
 A and B: two results of the same computation (two machines, versions, numbers of threads), as
-folders or files: NIfTI or MGH images, warps, label maps, .npy, .npz, .pt, .csv, .tsv or .json.
-results/EXPERIMENT is the reference: perturbed samples of the same subjects, in sample-01,
-sample-02, …; A's and B's files have the samples' paths or names.
+folders or files: NIfTI or MGH images, warps, label maps, affine transforms (.txt, .tfm, .mat),
+.npy, .npz, .pt, .csv, .tsv or .json. results/EXPERIMENT is the reference: perturbed samples of the
+same subjects, in sample-01, sample-02, …; A's and B's files have the samples' paths or names.
 
-Exit status: 0 same, 1 different, 2 cannot tell (too few samples, and how many would do, or an
-error). Under `make` it is 2 for all but same: a program asks `morphbits`, or reads verdict.json.
+Exit status: 0 same, 1 different, 2 cannot tell (too few samples, and how many would do, or the
+command or a file is wrong), 70 a fault of morphbits. Under `make` it is 2 for all but same: a
+program asks `morphbits`, or reads verdict.json.
 Writes verdict.json, files.csv and stability-test.html into results/EXPERIMENT/stability-test/.
 """
 
 from __future__ import annotations
 
-import traceback
 from pathlib import Path
 
 from morphbits import bids, config
-from morphbits.errors import UserError
 from morphbits.samples.experiment import recorded_dataset
 from morphbits.studies.stability_test import page, results
 from morphbits.studies.stability_test.verdict import judge
 
 
 def main() -> int:
-    try:
-        return _main()
-    except (UserError, OSError):
-        raise
-    except Exception:  # a fault is no verdict: not 1, which means different
-        traceback.print_exc()
-        return 2
-
-
-def _main() -> int:
     parser = config.parser(__doc__)
     parser.add_argument("--a", type=Path, required=True, help="a result: a folder or a file")
     parser.add_argument("--b", type=Path, required=True, help="the other one")
