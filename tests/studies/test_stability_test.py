@@ -6,10 +6,12 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from scipy import stats
 from support.small_experiment import make_dataset, make_experiment
 
@@ -220,6 +222,11 @@ def test_a_shifted_warp_is_different_in_mm(root: Path, monkeypatch: pytest.Monke
     warps = [row for row in found["files"] if "_xfm" in row["file"]]
     # half a voxel of 2 mm; the samples' own noise is below 1e-3 mm (18.5 bits of 2 voxels)
     assert all(row["rms_mm"] == pytest.approx(1, abs=1e-3) for row in warps)
+    # a translation: both framewise displacements are its length. The fit to 18.5 bits of 2 voxels
+    # of 2 mm turns by less than 1e-5 rad, and 50 mm times three such angles are 1.5e-3 mm
+    for name in ("fd_power", "fd_jenkinson"):
+        assert all(row[name] == pytest.approx(1, abs=3e-3) for row in warps)
+        assert not [row for row in found["files"] if row not in warps and row[name] is not None]
     assert found["p"] == pytest.approx(1 / 36)
 
 
@@ -252,6 +259,55 @@ def test_tables_of_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "b/sub-2/volumes.csv").unlink()
     with pytest.raises(UserError, match="csv, though the other has it"):
         run(tmp_path, monkeypatch, "a", "b")
+
+
+def as_text(path: Path, matrix: np.ndarray) -> None:
+    np.savetxt(path, matrix)
+
+
+def as_itk(path: Path, matrix: np.ndarray) -> None:
+    """In ITK's axes."""
+    flipped = np.diag([-1, -1, 1, 1]) @ matrix @ np.diag([-1, -1, 1, 1])
+    transform = sitk.AffineTransform(flipped[:3, :3].ravel().tolist(), flipped[:3, 3].tolist())
+    sitk.WriteTransform(transform, str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "save"),
+    [
+        ("sub-1_from-T1w_to-MNI_xfm.txt", as_text),
+        ("sub-1_from-T1w_to-MNI_xfm.npy", np.save),
+        ("flirt.mat", as_text),
+        ("itk.txt", as_itk),
+        ("itk.tfm", as_itk),
+        ("0GenericAffine.mat", as_itk),
+    ],
+)
+def test_affine_files_are_compared_and_have_a_framewise_displacement(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    save: Callable[[Path, np.ndarray], None],
+) -> None:
+    """B turns by 0.01 rad about the third axis and moves by 0.3 and -0.4 mm: Power's is 0.3 + 0.4
+    + 50 · 0.01 mm; Jenkinson's √(80²/5 · tr AᵀA + |t|²), where tr AᵀA = 4 (1 - cos 0.01)."""
+    c, s = math.cos(0.01), math.sin(0.01)
+    matrices = {"a": np.eye(4), "b": np.eye(4)}
+    matrices["b"][:3] = [[c, -s, 0, 0.3], [s, c, 0, -0.4], [0, 0, 1, 0]]
+    random = np.random.default_rng(9)
+    for k in range(4):
+        noisy = np.eye(4)
+        noisy[:3] += 1e-9 * random.standard_normal((3, 4))
+        matrices[f"results/reference/sample-{k + 1:02d}"] = noisy
+    for folder, matrix in matrices.items():
+        (tmp_path / folder).mkdir(parents=True)
+        save(tmp_path / folder / name, matrix)
+    assert run(tmp_path, monkeypatch, "a", "b", "--alpha", "0.4") == DIFFERENT
+    row = written(tmp_path)["files"][0]
+    assert row["fd_power"] == pytest.approx(1.2, rel=1e-9)
+    assert row["fd_jenkinson"] == pytest.approx(
+        math.sqrt(80**2 / 5 * 4 * (1 - c) + 0.25), rel=1e-9
+    )
 
 
 def test_what_cannot_be_compared_is_said(root: Path, tmp_path: Path) -> None:

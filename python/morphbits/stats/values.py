@@ -15,6 +15,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import scipy.io
 import torch
 from nibabel.filebasedimages import ImageFileError
 
@@ -146,6 +147,16 @@ def _text(path: Path) -> Iterator[tuple[str, Values]]:
     yield "", _numbers(np.array([float(word) for word in found], np.float64))
 
 
+def _mat(path: Path) -> Iterator[tuple[str, Values]]:
+    """FSL's are text; ITK's and MATLAB's (up to version 7.2) hold named arrays."""
+    if b"\0" not in path.read_bytes():
+        yield from _text(path)
+        return
+    for name, array in scipy.io.loadmat(path).items():
+        if isinstance(array, np.ndarray) and array.dtype.kind in "biufc":
+            yield name, _numbers(array)
+
+
 READERS: dict[str, Callable[[Path], Iterator[tuple[str, Values]]]] = {
     ".npy": _npy,
     ".npz": _npz,
@@ -158,6 +169,8 @@ READERS: dict[str, Callable[[Path], Iterator[tuple[str, Values]]]] = {
     ".csv": _table,
     ".tsv": _table,
     ".json": _json,
+    ".mat": _mat,
+    ".tfm": _text,
     ".txt": _text,
     ".log": _text,
 }

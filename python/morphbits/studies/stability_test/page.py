@@ -17,7 +17,13 @@ from morphbits.report import html
 from morphbits.report.figures import COLOURS, GREY, STYLE, Figure, svg
 from morphbits.report.tables import Table, number, small
 from morphbits.stats.analysis import Row, write_table
-from morphbits.studies.stability_test.results import Compared, dice, is_warp, millimetres
+from morphbits.studies.stability_test.results import (
+    Compared,
+    dice,
+    framewise_displacement,
+    is_warp,
+    millimetres,
+)
 from morphbits.studies.stability_test.verdict import BOUND, FileResult, SubjectResult, Verdict
 
 DRAWN = 60  # subjects at most in the figure
@@ -108,11 +114,15 @@ def _rows(
             "outside_bonferroni": result.beyond_bonferroni,
             "rms_mm": None,
             "max_mm": None,
+            "fd_power": None,
+            "fd_jenkinson": None,
             "dice": None,
         }
         if is_warp(file):
             apart = millimetres(file)
             row |= {"rms_mm": apart.root_mean_square, "max_mm": apart.largest}
+        if moved := framewise_displacement(file, dataset):
+            row["fd_power"], row["fd_jenkinson"] = moved
         if overlap := dice(file, dataset):
             row["dice"] = min(overlap.values())
         rows.append(row)
@@ -150,7 +160,7 @@ def files_table(rows: list[Row]) -> Table:
         header=[
             "subject", "file", "numbers that differ", "bits that agree", "largest difference",
             f"% outside the {1 - BOUND:.0%} bounds", "outside Bonferroni’s", "warp: RMS, mm",
-            "largest, mm", "smallest Dice",
+            "largest, mm", "framewise displacement, mm", "smallest Dice",
         ],
         rows=[
             [
@@ -163,6 +173,7 @@ def files_table(rows: list[Row]) -> Table:
                 str(row["outside_bonferroni"]),
                 _small(row["rms_mm"]),
                 _small(row["max_mm"]),
+                _small(row["fd_power"]),
                 number(row["dice"], 4),
             ]
             for row in rows

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 
 from morphbits import bids, images
 from morphbits.bids import Dataset, Subject
 from morphbits.errors import UserError
-from morphbits.stats import accuracy
+from morphbits.stats import accuracy, measures
+from morphbits.stats.analysis import tissue_masks
 from morphbits.stats.values import READERS, read
 from morphbits.studies.stability_test.verdict import (
     MINIMUM,
@@ -22,6 +24,8 @@ from morphbits.studies.stability_test.verdict import (
     judge_subject,
 )
 
+AFFINES = (".txt", ".tfm", ".mat", ".npy")  # files that may hold a matrix
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's axes
 _SUBJECT = re.compile(r"sub-[A-Za-z0-9]+")
 ONE = "all"  # the name of the only subject where files do not name one
 
@@ -171,7 +175,7 @@ class Millimetres:
 
 
 def is_warp(file: Compared) -> bool:
-    return "_xfm" in file.name.name
+    return "_xfm" in file.name.name and not file.name.name.lower().endswith(AFFINES)
 
 
 def millimetres(file: Compared) -> Millimetres:
@@ -182,6 +186,70 @@ def millimetres(file: Compared) -> Millimetres:
     apart += shift_a - shift_b
     squares = np.square(apart).sum(axis=-1)
     return Millimetres(float(np.sqrt(squares.mean())), float(np.sqrt(squares.max())))
+
+
+def framewise_displacement(file: Compared, dataset: Dataset | None) -> tuple[float, float] | None:
+    """Power's and Jenkinson's, in mm, from A to B: of warps that of their affine parts over the
+    brain of the dataset's fixed image, or over the grid where that is not there; of files that
+    hold an affine transform around the brain's centre, or the origin. None of other files."""
+    fixed = dataset.fixed() if dataset else None
+    brain = None
+    if dataset and fixed and fixed.is_file() and (is_warp(file) or affine(file.a) is not None):
+        image = images.load(fixed)
+        brain = tissue_masks(dataset, image)["brain"], image.affine
+    if is_warp(file):
+        warps = [images.load_warp(path) for path in (file.a, file.b)]
+        grid = warps[0].data.shape[:3]
+        if brain is None or brain[0].shape != grid:
+            brain = np.ones(grid, bool), warps[0].affine
+        points_NV = _points(*brain)
+        one, other = (
+            measures.affine_part(points_NV, measures.displacements(warp, brain[0]))
+            for warp in warps
+        )
+        centre = points_NV.mean(axis=0)
+    else:
+        matrices = [m for path in (file.a, file.b) if (m := affine(path)) is not None]
+        if len(matrices) < 2:
+            return None
+        one, other = matrices
+        centre = np.zeros(3) if brain is None else _points(*brain).mean(axis=0)
+    return (
+        measures.framewise_displacement_power(other, one, centre),
+        measures.framewise_displacement_jenkinson(other, one, centre),
+    )
+
+
+def _points(mask_XYZ: np.ndarray, to_mm: np.ndarray) -> np.ndarray:
+    """Its voxels, (N, 3) mm."""
+    return np.argwhere(mask_XYZ) @ to_mm[:3, :3].T + to_mm[:3, 3]
+
+
+def affine(path: Path) -> np.ndarray | None:
+    """The transform in a file, (4, 4), mm to mm, RAS where the format says what the axes are:
+    ITK's linear ones, and the numbers of a matrix whose last row is 0 0 0 1 (FSL's are in the
+    scaled voxels of its images). None where there is none."""
+    if not path.name.lower().endswith(AFFINES):
+        return None
+    content = path.read_bytes()
+    if content.startswith(b"#Insight Transform File") or (
+        path.suffix == ".mat" and b"\0" in content
+    ):
+        try:
+            transform = sitk.ReadTransform(str(path))
+        except RuntimeError:  # another program's arrays
+            return None
+        if transform.GetDimension() != 3 or not transform.IsLinear():
+            return None
+        origin = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
+        axes = [transform.TransformPoint(tuple(axis)) - origin for axis in np.eye(3)]
+        matrix = np.vstack([np.column_stack([*axes, origin]), [0, 0, 0, 1]])
+        return LPS @ matrix @ LPS
+    numbers = read(path).get("")
+    if numbers is None or numbers.array.size != 16:
+        return None
+    matrix = numbers.array.reshape(4, 4).astype(np.float64)
+    return matrix if np.array_equal(matrix[3], [0, 0, 0, 1]) and np.linalg.det(matrix) else None
 
 
 def dice(file: Compared, dataset: Dataset | None) -> dict[int, float]:
