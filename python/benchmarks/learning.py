@@ -4,9 +4,9 @@
 
 The same first weights, the same pairs (phantoms of 48³ voxels, one a step), loss (Dice and
 gradient, λ = 1) and learning rate (1e-4), those of voxelmorph 0.2's SynthMorph script, on a small
-network. Two trainings of the same rule part too, by the order in which their operations add; the
-distance of weights tells how much of it is the rule. Prints Markdown tables and writes them to
-notes/benchmarks/.
+network. Two trainings of the same rule part too, by the order in which their operations add: how
+far, a second training of voxelmorph's tells, with TensorFlow's own kernels in place of oneDNN's.
+Prints a Markdown table and writes it, with a figure, to notes/benchmarks/.
 """
 
 from __future__ import annotations
@@ -15,20 +15,26 @@ import contextlib
 import csv
 import io
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure as Canvas
 
 from benchmarks.harness import Report, measured, note, processor
 from benchmarks.training import ONE_THREAD, SHAPE, reference
 from morphbits import config
 from morphbits.errors import run_cli
 from morphbits.models.weights import Architecture, init_weights, read_weights
+from morphbits.report.figures import GREY, STYLE, Figure, svg
 
 ENC, DEC = (8, 16, 16, 16), (16, 16, 16, 16, 8, 8)
 RATE, SEED, EPOCH = 1e-4, 1, 50
-RULES = ("keras-adam", "torch-adam")
+OURS = ("keras-adam", "torch-adam")
+THEIRS = {"voxelmorph": "1", "voxelmorph again": "0"}  # TF_ENABLE_ONEDNN_OPTS
+COLOURS = dict(zip((*THEIRS, *OURS), ("#111827", GREY, "#0072B2", "#D55E00"), strict=True))
 
 
 def first_weights() -> dict[str, np.ndarray]:
@@ -53,7 +59,7 @@ def torch_curve(rule: str, epochs: int, folder: str) -> list[float]:
 
 
 def tensorflow_curve(epochs: int, folder: str) -> list[float]:
-    """The same of voxelmorph's network, losses and optimizer."""
+    """The same of voxelmorph's network, losses and optimizer; leaves weights in a row."""
     from morphbits.synthesis import phantom_pairs
 
     model = reference((ENC, DEC), 1, RATE)
@@ -69,6 +75,7 @@ def tensorflow_curve(epochs: int, folder: str) -> list[float]:
         losses.append(float(model.train_on_batch([x.movedim(1, -1).numpy() for x in inputs])))
         if step == 0 or (step + 1) % EPOCH == 0:
             values = [x.ravel() for name in names for x in layers[name].get_weights()]
+            Path(folder).mkdir(exist_ok=True)
             np.save(Path(folder) / f"step-{step + 1}.npy", np.concatenate(values))
     return losses
 
@@ -95,33 +102,34 @@ def main() -> None:
         f"Network {ENC}, {DEC}; pairs of {' x '.join(map(str, SHAPE))} voxels, the same for all; "
         f"Dice and gradient loss, learning rate {RATE:g}. Loss: mean over {EPOCH} steps. Weights: "
         "how far they have moved, and how far they are from voxelmorph's, root mean squares in "
-        "learning rates."
+        "learning rates. *voxelmorph again*: without oneDNN."
     )
+    steps = [1, *range(EPOCH, arguments.epochs * EPOCH + 1, EPOCH)]
     with tempfile.TemporaryDirectory() as folder:
-        curves = {
-            "voxelmorph": measured(
-                tensorflow_curve, arguments.epochs, folder, environment=ONE_THREAD
+        curves, weights = {}, {}
+        for name, one_dnn in THEIRS.items():
+            place = Path(folder) / name
+            curves[name] = measured(
+                tensorflow_curve,
+                arguments.epochs,
+                str(place),
+                environment=ONE_THREAD | {"TF_ENABLE_ONEDNN_OPTS": one_dnn},
             )
-        }
-        for rule in RULES:
-            curves[rule] = measured(
-                torch_curve, rule, arguments.epochs, folder, environment=ONE_THREAD
+            for step in steps:
+                weights[name, step] = np.load(place / f"step-{step}.npy")
+        for name in OURS:
+            curves[name] = measured(
+                torch_curve, name, arguments.epochs, folder, environment=ONE_THREAD
             )
-        steps = [1, *range(EPOCH, arguments.epochs * EPOCH + 1, EPOCH)]
-        moved, distant = {}, {}
-        start = vector(first_weights())
-        for step in steps:
-            theirs = np.load(Path(folder) / f"step-{step}.npy")
-            moved["voxelmorph", step] = _size(theirs - start)
-            for rule in RULES:
-                name = "one/model.h5" if step == 1 else f"all/epoch-{step // EPOCH:04d}.h5"
-                ours = vector(read_weights(Path(folder) / rule / name))
-                moved[rule, step] = _size(ours - start)
-                distant[rule, step] = _size(ours - theirs)
+            for step in steps:
+                file = "one/model.h5" if step == 1 else f"all/epoch-{step // EPOCH:04d}.h5"
+                weights[name, step] = vector(read_weights(Path(folder) / name / file))
+    start, (first, *others) = vector(first_weights()), curves
+    moved = {key: _size(x - start) for key, x in weights.items()}
+    distant = {(n, s): _size(weights[n, s] - weights[first, s]) for n in others for s in steps}
     report.table(
-        *("steps", "loss, voxelmorph", *(f"loss, {rule}" for rule in RULES)),
-        *("moved, voxelmorph", *(f"moved, {rule}" for rule in RULES)),
-        *(f"distance, {rule}" for rule in RULES),
+        *("steps", *(f"loss, {name}" for name in curves), *(f"moved, {name}" for name in curves)),
+        *(f"distance, {name}" for name in others),
     )
     for step in steps:
         block = slice(max(0, step - EPOCH), step)
@@ -129,8 +137,32 @@ def main() -> None:
             f"{step}",
             *(f"{np.mean(curve[block]):.4f}" for curve in curves.values()),
             *(f"{moved[name, step]:.3g}" for name in curves),
-            *(f"{distant[rule, step]:.3g}" for rule in RULES),
+            *(f"{distant[name, step]:.3g}" for name in others),
         )
+    picture = report.path.with_suffix(".svg")
+    picture.write_bytes(draw(curves, distant, steps).content)
+    report.add("", f"![Loss, and distance of weights, by step]({picture.name})")
+
+
+def draw(
+    curves: Mapping[str, Sequence[float]],
+    distant: Mapping[tuple[str, int], float],
+    steps: list[int],
+) -> Figure:
+    """Loss of each training, means over ten steps; and distance of weights to voxelmorph's."""
+    with matplotlib.rc_context(STYLE):
+        canvas = Canvas(figsize=(7.2, 5.2), layout="constrained")
+        loss, distance = canvas.subplots(2, 1, sharex=True)
+        for name, curve in curves.items():
+            means = np.reshape(curve, (-1, 10)).mean(1)
+            style = {"color": COLOURS[name], "label": name, "linewidth": 1.4}
+            loss.plot(np.arange(len(means)) * 10 + 5, means, **style)
+            if (name, 1) in distant:
+                distance.plot(steps, [distant[name, step] for step in steps], marker="o", **style)
+        loss.set_ylabel("loss")
+        loss.legend(frameon=False, ncols=2)
+        distance.set(xlabel="step", ylabel="distance of weights to\nvoxelmorph's, learning rates")
+        return svg(canvas, "learning curves")
 
 
 def _size(difference: np.ndarray) -> float:
