@@ -97,7 +97,7 @@ localize: $(stamp) ## which part of the network loses the bits, by Verrou's delt
 ##@ Train
 recipe = $(call options,EXPERIMENT EPOCHS STEPS BATCH SEED THREADS ENGINE MODE ACCUMULATION SUBNORMALS PRECISION PERTURB SIZE LOSS \
 	OPTIMIZER LEARNING_RATE SMOOTHNESS LABELS TARGETS DATA RESULTS) $(if $(LABELS),--source synthmorph)
-training = $(recipe) $(call options,MODEL_DIR SYNTH_PROCS) $(call flag,RESUME)
+training = $(recipe) $(call options,MODEL_DIR KEEP_EVERY SYNTH_PROCS) $(call flag,RESUME)
 
 .PHONY: train-single
 train-single: $(stamp) ## train a model in one process (EXPERIMENT=train-demo: minutes; RESUME=1 continues)
@@ -339,6 +339,7 @@ LABELS ?=        ## train on SynthMorph's images from label maps: shapes, phanto
 TARGETS ?=       ## labels whose overlap to optimize: fs, all, numbers (default: fs for corr, else all)
 SYNTH_PROCS ?=   ## processes that make these images, on each machine (default: 1)
 MODEL_DIR ?=     ## folder of the training (default: results/EXPERIMENT)
+KEEP_EVERY ?=    ## keep the model of every so many epochs; accuracy.csv and loss.png then show them
 RESUME ?=        ## 1 continues from the last checkpoint
 NPROC ?=         ## processes on a machine (default: 2)
 NNODES ?=        ## machines (default: 1)

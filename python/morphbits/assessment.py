@@ -18,7 +18,7 @@ import torch
 from morphbits import config
 from morphbits.config import RegisterConfig
 from morphbits.datasets import phantom
-from morphbits.files import sha256
+from morphbits.files import csv_of, sha256, write_atomically
 from morphbits.images import Image
 from morphbits.models.weights import model_orientation
 from morphbits.registration import prepare, register
@@ -27,6 +27,7 @@ from morphbits.training import TrainConfig
 
 # Phantoms of seed 1, which are those that a dataset holds by default.
 HELD_OUT = {"4mm": range(1, 9), "2mm": range(1, 9), "1mm": range(1, 3)}
+CURVE = 13  # epochs at most, besides the last, of which the accuracy is computed
 ASSESSED = {"4mm": ("4mm",), "2mm": ("2mm", "1mm"), "1mm": ("1mm",)}  # by the training's size
 CAUTION = (
     "Trained for minutes on T1-like phantoms, all of them deformations of one template, against "
@@ -80,32 +81,79 @@ def accuracy_of(subject: phantom.Phantom, warp: np.ndarray, size: str) -> Accura
     )
 
 
-def assess(path: Path, size: str, subjects: Iterable[int], seed: int = 1) -> str:
-    """The model in `path` on phantoms of a dataset: lines of TOML, means over subjects."""
+@dataclass(frozen=True)
+class Assessment:
+    """A model on phantoms of one size: means over them of what Accuracy has, sum of the folds."""
+
+    size: str
+    seed: int
+    phantoms: list[int]
+    dice: dict[str, tuple[float, float]]
+    error_mm: tuple[float, float]
+    folds: int
+
+    def toml(self) -> str:
+        """Its lines in model.toml."""
+        pairs = {f"dice_{name}": pair for name, pair in self.dice.items()}
+        lines = [f"seed = {self.seed}", f"phantoms = {self.phantoms}"]
+        for name, (before, after) in {**pairs, "true_warp_error_mm": self.error_mm}.items():
+            lines.append(f"{name} = {{ before = {before:.3f}, after = {after:.3f} }}")
+        return "\n".join([*lines, f"folded_voxels = {self.folds}", ""])
+
+    def sentence(self) -> str:
+        """What the model does, for who has trained it."""
+        tissues = [f"{name.upper()} {a:.3f} → {b:.3f}" for name, (a, b) in self.dice.items()]
+        return (
+            f"on {len(self.phantoms)} phantoms of {self.size} that it has not seen, before → "
+            f"after registration: distance to the true warp {self.error_mm[0]:.2f} → "
+            f"{self.error_mm[1]:.2f} mm, Dice {', '.join(tissues)}; {self.folds} folded voxels"
+        )
+
+    def row(self, epoch: int) -> dict[str, float]:
+        """Its row of accuracy.csv; epoch 0 is before registration."""
+        when = min(epoch, 1)
+        dice = {f"dice_{name}": pair[when] for name, pair in self.dice.items()}
+        folds = {"folded_voxels": self.folds * when}
+        return {"epoch": epoch, **dice, "true_warp_error_mm": self.error_mm[when], **folds}
+
+
+def assess(path: Path, size: str, subjects: Iterable[int], seed: int = 1) -> Assessment:
+    """The model in `path` on phantoms of a dataset."""
     subjects = list(subjects)
     outcomes = [assess_phantom(path, seed, index, size) for index in subjects]
 
-    def pair(values: Iterable[tuple[float, float]]) -> str:
-        before, after = np.mean(list(values), axis=0)
-        return f"{{ before = {before:.3f}, after = {after:.3f} }}"
+    def mean(pairs: Iterable[tuple[float, float]]) -> tuple[float, float]:
+        before, after = np.mean(list(pairs), axis=0).tolist()
+        return before, after
 
-    lines = [f"seed = {seed}", f"phantoms = {subjects}"]
-    lines += [f"dice_{name} = {pair(o.dice[name] for o in outcomes)}" for name in TISSUES.values()]
-    lines.append(f"true_warp_error_mm = {pair(o.error_mm for o in outcomes)}")
-    lines.append(f"folded_voxels = {sum(o.folds for o in outcomes)}")
-    return "\n".join(lines) + "\n"
+    dice = {name: mean(o.dice[name] for o in outcomes) for name in TISSUES.values()}
+    error, folds = mean(o.error_mm for o in outcomes), sum(o.folds for o in outcomes)
+    return Assessment(size, seed, subjects, dice, error, folds)
 
 
-def describe(path: Path, recipe: TrainConfig, processes: int = 1) -> Path:
-    """Write what is known of the model in `path` beside it, as TOML; returns that file."""
+def describe(path: Path, recipe: TrainConfig, processes: int = 1) -> list[Assessment]:
+    """Write what is known of the model in `path` beside it: model.toml, and accuracy.csv, with
+    rows for epochs whose models were kept. Returns how well it registers, by size."""
+    found = [assess(path, size, HELD_OUT[size]) for size in ASSESSED[recipe.size]]
     text = f'caution = "{CAUTION}"\n' if recipe.source == "phantom-pairs" else ""
     text += f'sha256 = "{sha256(path)}"\n'
     text += f'orientation = "{model_orientation(path)}"\n'
     text += f"parameters = {recipe.architecture().parameters()}\nprocesses = {processes}\n"
     text += f"\n[recipe]\n{config.to_toml(recipe)}"
     text += f'\n[versions]\ntorch = "{torch.__version__}"\n'
-    for size in ASSESSED[recipe.size]:
-        text += f'\n[accuracy."{size}"]\n{assess(path, size, HELD_OUT[size])}'
-    file = path.with_suffix(".toml")
-    file.write_text(text, encoding="utf-8")
-    return file
+    text += "".join(f'\n[accuracy."{each.size}"]\n{each.toml()}' for each in found)
+    path.with_suffix(".toml").write_text(text, encoding="utf-8")
+
+    last = found[0]
+    kept = {int(p.stem.removeprefix("epoch-")): p for p in path.parent.glob("epoch-*.h5")}
+    epochs = sorted(kept.keys() - {recipe.epochs})
+    by_epoch = {e: assess(kept[e], last.size, last.phantoms) for e in _spread(epochs)}
+    by_epoch[recipe.epochs] = last
+    rows = [last.row(0), *(each.row(epoch) for epoch, each in by_epoch.items())]
+    write_atomically(path.parent / "accuracy.csv", csv_of(rows))
+    return found
+
+
+def _spread(epochs: list[int]) -> list[int]:
+    """At most CURVE of them, the latest among them."""
+    return epochs[:: -max(1, -(-len(epochs) // CURVE))][::-1]

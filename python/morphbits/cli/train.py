@@ -4,8 +4,9 @@
 
 The recipe is python/experiments/NAME.toml; options given here override it. Writes to --model-dir
 (RESULTS/NAME): model.h5, which `morphbits register` and voxelmorph load, model.toml (recipe,
-versions, accuracy on phantoms it never saw), loss.png, log.csv, times.csv, TensorBoard's events
-and checkpoint.pt. --resume continues where a training was stopped or killed, to the same bytes.
+versions, accuracy on phantoms it never saw), accuracy.csv (the same by epoch, of the models that
+--keep-every keeps), loss.png, log.csv, times.csv, TensorBoard's events and checkpoint.pt. --resume
+continues where a training was stopped or killed, to the same bytes.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ def train(description: str | None, ranks: Ranks) -> None:
         print(estimate.headline(asked.experiment, config, ranks), flush=True)
     model = loop.train(config, asked.folder, asked.run, ranks)
     if ranks.rank == 0:
-        plot_loss(asked.folder)
-        print(describe(model, config, ranks.size).read_text(encoding="utf-8"))
+        for each in describe(model, config, ranks.size):
+            print(each.sentence())
+        print(f"{plot_loss(asked.folder)}: its loss and accuracy over the steps")
         print(f"morphbits register --model {model} … registers with it")
