@@ -218,6 +218,10 @@ bench: $(stamp) ## time native and plain torch (FULL=1: at full size too), into 
 bench-kernels: $(stamp) ## time kernels, also relative to a core's peak, and operators, into notes/benchmarks/
 	$(benchmark).kernels
 
+.PHONY: bench-peers
+bench-peers: $(stamp) ## time native on PRISM's and other networks, into notes/benchmarks/ (SMALL, THREADS)
+	$(benchmark).peers $(call options,THREADS) $(call flag,SMALL)
+
 .PHONY: function-errors
 function-errors: $(stamp) ## compare vector functions with the C library on all 2^32 arguments (hours, resumable)
 	$(benchmark).function_errors
@@ -262,7 +266,10 @@ lock: $(stamp) ## resolve python/*.in into the lock files (keeps versions that s
 	cd python; compile="../.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes"; \
 	export UV_CUSTOM_COMPILE_COMMAND='make lock'; \
 	$$compile --no-emit-package tensorflow --no-emit-package torch requirements.in -o requirements.lock; \
-	$$compile --no-config torch-cuda.in -o torch-cuda.lock -c requirements.lock
+	$$compile --no-config torch-cuda.in -o torch-cuda.lock -c requirements.lock; \
+	suite=$$(sed -nE '/^(voxelmorph|neurite)=/d; s/^([a-z].*[^ ]) *\\$$/\1/p' requirements.lock); \
+	$$compile peers.in -o peers.lock -c <(echo "$$suite") --no-emit-package torch \
+		$$(sed -E 's/==.*//; s/^/--no-emit-package /' <<< "$$suite")
 
 .PHONY: clean
 clean: ## remove what make can rebuild; results/ and data/ stay
@@ -350,4 +357,5 @@ PYTHON ?=        ## a Python 3.11, 3.12 or 3.13 (default: the first one found)
 TORCH ?=         ## cpu or cuda: which build of torch (default: cpu)
 DEVICE ?=        ## bench: cpu, or cuda (default: cpu)
 FULL ?=          ## bench: 1 times the full size as well (20 GB of memory)
+SMALL ?=         ## bench-peers: 1 takes smaller networks and inputs
 BY ?=            ## localize: task (layers and steps) or symbol (compiled functions)

@@ -75,7 +75,7 @@ def test_only_what_the_user_sets_is_passed_on() -> None:
 def test_every_variable_of_inference_is_an_option_of_its_script() -> None:
     passed = command("inference", *(f"{name}=1" for name in VARIABLES), "WAIT=0")
     options = {word.partition("=")[0] for word in passed if word.startswith("--")}
-    others = set("PYTHON TORCH FULL SOURCE TABLE ROUTE AGAIN CONTAINER VERROU BY".split())
+    others = set("PYTHON TORCH FULL SMALL SOURCE TABLE ROUTE AGAIN CONTAINER VERROU BY".split())
     others |= set(
         "EPOCHS STEPS BATCH MODEL_DIR KEEP_EVERY RESUME NPROC NNODES RDZV RUN_ID".split()
     )
