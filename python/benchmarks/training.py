@@ -1,4 +1,5 @@
-"""Time and memory of training steps: torch in 1, 2 and 4 processes, and voxelmorph's TensorFlow.
+"""Time and memory of training steps: torch in 1, 2 and 4 processes, the native engine in one, and
+voxelmorph's TensorFlow.
 
     make bench-train
 
@@ -6,8 +7,9 @@ A step of N processes of one thread, a pair each, is compared with a TensorFlow 
 N threads: what voxelmorph 0.2's SynthMorph script compiles (VxmDense, Dice and gradient loss,
 Adam), on images of the same shape that are ready in memory. The torch trainer draws its pairs
 meanwhile; the share of time in which it waits for them is a column. Every measurement is a job of
-its own; they take turns, and the ratio is the median over neighbouring runs. Prints a Markdown
-table and writes it to notes/benchmarks/.
+its own; they take turns, and a ratio is the median over neighbouring runs. CPU seconds are of all
+threads and processes, and change less with what else the machine does. Prints a Markdown table and
+writes it to notes/benchmarks/.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import re
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,27 +45,35 @@ WARM_UP = 4
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
-def torch_steps(network: str, steps: int) -> dict | None:
-    """One rank of the trainer's own loop; the first returns seconds of each step, the share of
-    waiting, and the memory of all ranks."""
+def torch_steps(network: str, steps: int, engine: str) -> dict | None:
+    """One rank of the trainer's own loop; the first returns seconds of each step, CPU seconds of
+    one, the share of waiting, and the memory of all ranks."""
     from morphbits.training import TrainConfig, train
     from morphbits.training.group import processes
 
     enc, dec = (" ".join(map(str, widths)) for widths in NETWORKS[network])
     config = TrainConfig(
-        enc=enc, dec=dec, size="4mm", epochs=1, steps=steps + WARM_UP, loss="dice", threads=1
+        enc=enc, dec=dec, size="4mm", epochs=1, loss="dice", threads=1, engine=engine
     )
     with tempfile.TemporaryDirectory() as folder, processes() as ranks:
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
-            train(config, Path(folder), ranks=ranks)
+        cpu = []
+        for length in (1, WARM_UP, WARM_UP + steps):  # the first loads what all need
+            start = time.process_time()
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                train(replace(config, steps=length), Path(folder) / str(length), ranks=ranks)
+            cpu.append(time.process_time() - start)
         if ranks.rank:
             return None
-        with (Path(folder) / "times.csv").open(newline="") as file:
+        with (Path(folder) / str(WARM_UP + steps) / "times.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))[WARM_UP:]
     seconds, waited = ([float(row[name]) for row in rows] for name in ("seconds", "waited"))
     (memory,) = re.findall(r"([\d.]+) GB in all", printed.getvalue())
-    share = sum(waited) / sum(seconds)
-    return {"seconds": seconds, "waited": share, "memory": float(memory) * 1e9}
+    return {
+        "seconds": seconds,
+        "cpu": ranks.size * (cpu[2] - cpu[1]) / steps,
+        "waited": sum(waited) / sum(seconds),
+        "memory": float(memory) * 1e9,
+    }
 
 
 def reference(network: tuple, batch: int, rate: float = 1e-4) -> Any:
@@ -92,8 +103,9 @@ def reference(network: tuple, batch: int, rate: float = 1e-4) -> Any:
     return model
 
 
-def tensorflow_steps(network: str, batch: int, steps: int) -> dict:
-    """voxelmorph's training on `batch` pairs and threads: seconds of each step, memory."""
+def tensorflow_steps(network: str, steps: int, batch: int) -> dict:
+    """voxelmorph's training on `batch` pairs and threads: seconds of each step, CPU seconds of
+    one, memory."""
     import numpy as np
 
     model = reference(NETWORKS[network], batch)
@@ -101,41 +113,46 @@ def tensorflow_steps(network: str, batch: int, steps: int) -> dict:
     inputs = [
         random.random((batch, *SHAPE, channels), np.float32) for channels in (1, 1, LABELS, LABELS)
     ]
-    seconds = []
-    for _ in range(steps + WARM_UP):
+    seconds, cpu = [], 0.0
+    for step in range(WARM_UP + steps):
+        if step == WARM_UP:
+            cpu = time.process_time()
         start = time.perf_counter()
         model.train_on_batch(inputs)
         seconds.append(time.perf_counter() - start)
-    memory = machine.peak_memory()
-    return {"seconds": seconds[WARM_UP:], "memory": memory}
+    cpu = (time.process_time() - cpu) / steps
+    return {"seconds": seconds[WARM_UP:], "cpu": cpu, "memory": machine.peak_memory()}
 
 
 def case(report: Report, network: str, processes: int, rounds: int, steps: int) -> None:
-    """Rows of the table: both frameworks in turn, `rounds` times."""
-    frameworks = ("torch", "tensorflow")
-    runs: dict[str, list[dict]] = {name: [] for name in frameworks}
+    """Rows of the table: all in turn, `rounds` times."""
+    engines = {"torch": "ieee"} | ({"torch, native engine": "native"} if processes == 1 else {})
+    runs: dict[str, list[dict]] = {name: [] for name in (*engines, "tensorflow")}
     for _ in range(rounds):
-        torch_run = measured(torch_steps, network, steps, ranks=processes, environment=ONE_THREAD)
-        runs["torch"].append(torch_run)
+        for name, engine in engines.items():
+            job = measured(
+                torch_steps, network, steps, engine, ranks=processes, environment=ONE_THREAD
+            )
+            runs[name].append(job)
         runs["tensorflow"].append(
-            measured(tensorflow_steps, network, processes, steps, environment=ONE_THREAD)
+            measured(tensorflow_steps, network, steps, processes, environment=ONE_THREAD)
         )
-    times = {f: [statistics.median(run["seconds"]) for run in runs[f]] for f in frameworks}
-    for framework in frameworks:
-        pairs = zip(times[framework], times["tensorflow"], strict=True)
-        ratio = statistics.median(own / reference for own, reference in pairs)
-        seconds = statistics.median(times[framework])
-        waits = [f"{run['waited']:.1%}" for run in runs[framework] if "waited" in run]
+    for name, found in runs.items():
+        cells = []
+        for seconds_of in (lambda run: statistics.median(run["seconds"]), lambda run: run["cpu"]):
+            times, others = ([seconds_of(run) for run in of] for of in (found, runs["tensorflow"]))
+            pairs = zip(times, others, strict=True)
+            ratio = statistics.median(own / reference for own, reference in pairs)
+            cells += [f"{statistics.median(times):.3f}", f"{ratio:.2f}"]
+        waits = [f"{run['waited']:.1%}" for run in found if "waited" in run]
         report.row(
             network,
-            f"{processes} x 1" if framework == "torch" else f"1 x {processes}",
+            f"1 x {processes}" if name == "tensorflow" else f"{processes} x 1",
             processes,
-            framework,
-            f"{seconds:.3f}",
-            f"{ratio:.2f}",
-            f"{processes / seconds:.1f}",
+            name,
+            *cells,
             max(waits, default=""),
-            f"{max(run['memory'] for run in runs[framework]) / 1e9:.1f}",
+            f"{max(run['memory'] for run in found) / 1e9:.1f}",
         )
 
 
@@ -158,14 +175,15 @@ def main() -> None:
     report.add(
         f"Pairs of {' x '.join(map(str, SHAPE))} voxels and {LABELS} labels, loss of SynthMorph's "
         f"training script. {arguments.rounds} runs of {arguments.steps} steps of each, in turn. "
-        "Seconds: median of a step; ratio: median of paired runs against TensorFlow (below 1: "
-        "faster); waited: share of the time in which the slowest process waits for its pairs; "
+        "Seconds: median of a step; CPU seconds: mean of a step, of all threads and processes; "
+        "ratio: median of paired runs against TensorFlow (below 1: faster); waited: share of the "
+        "time in which the slowest process waits for its pairs; "
         "memory: peak of all processes together. torch draws phantoms meanwhile, TensorFlow draws "
         "nothing."
     )
     report.table(
         *("network", "processes x threads", "pairs per step", "framework", "seconds", "ratio"),
-        *("pairs/s", "waited", "memory, GB"),
+        *("CPU seconds", "ratio", "waited", "memory, GB"),
     )
     for network, processes in CASES:
         case(report, network, processes, arguments.rounds, arguments.steps)

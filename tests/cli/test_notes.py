@@ -25,6 +25,19 @@ def test_every_link_leads_to_a_file(page: Path) -> None:
     assert [path for path in links(page) if not path.exists()] == []
 
 
+def test_every_test_that_a_note_names_is_there() -> None:
+    files = {path.name: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    tests = re.findall(r"def (test_\w+)", "\n".join(files.values()))
+    named = re.findall(r"(?<![-\w])(test_\w+)(…|\.py)?", "\n".join(p.read_text() for p in PAGES))
+    assert len(named) > 50
+    for name, how in named:
+        if how == ".py":
+            assert f"{name}.py" in files, name
+        else:
+            matching = [test for test in tests if test.startswith(name)]
+            assert name in matching or (how and matching), name
+
+
 def test_the_index_names_every_note() -> None:
     listed = {*links(NOTES / "README.md")}
     notes = {p for p in NOTES.rglob("*.md") if p.parent.name not in ("decisions", "benchmarks")}

@@ -59,8 +59,8 @@ class _Convolution(torch.autograd.Function):
 def deterministic(threads: int) -> Iterator[None]:
     """Reproducible operators only, on `threads` threads; what was set before comes back.
 
-    On a GPU, three operators of the loss have no deterministic derivative: torch warns, and the
-    bytes may differ from run to run.
+    On a GPU, torch warns of the derivative of pooling: it may add in any order, but blocks do not
+    overlap here, and it adds nothing.
     """
     memory: Any = torch.utils.deterministic
     enabled, cores = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
