@@ -6,7 +6,8 @@ The same first weights, the same pairs (phantoms of 48³ voxels, one a step), lo
 gradient, λ = 1) and learning rate (1e-4), those of voxelmorph 0.2's SynthMorph script, on a small
 network. Two trainings of the same rule part too, by the order in which their operations add: how
 far, a second training of voxelmorph's tells, with TensorFlow's own kernels in place of oneDNN's.
-Prints a Markdown table and writes it, with a figure, to notes/benchmarks/.
+SynthMorph's own network takes one step. Prints Markdown tables and writes them, with a figure, to
+notes/benchmarks/.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import contextlib
 import csv
 import io
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,54 +31,86 @@ from morphbits.errors import run_cli
 from morphbits.models.weights import Architecture, init_weights, read_weights
 from morphbits.report.figures import GREY, STYLE, Figure, svg
 
-ENC, DEC = (8, 16, 16, 16), (16, 16, 16, 16, 8, 8)
+NETWORKS = {
+    "small": ((8, 16, 16, 16), (16, 16, 16, 16, 8, 8)),
+    "SynthMorph": ((64,) * 4, (64,) * 6),
+}
 RATE, SEED, EPOCH = 1e-4, 1, 50
 OURS = ("keras-adam", "torch-adam")
 THEIRS = {"voxelmorph": "1", "voxelmorph again": "0"}  # TF_ENABLE_ONEDNN_OPTS
+Curves = tuple[dict[str, list[float]], dict[tuple[str, int], np.ndarray]]
 COLOURS = dict(zip((*THEIRS, *OURS), ("#111827", GREY, "#0072B2", "#D55E00"), strict=True))
 
 
-def first_weights() -> dict[str, np.ndarray]:
+def first_weights(network: str) -> dict[str, np.ndarray]:
     """As a training of this suite starts."""
     from morphbits.training.loop import FLOW_STD
 
-    return init_weights(Architecture(ENC, DEC), SEED, FLOW_STD)
+    return init_weights(Architecture(*NETWORKS[network]), SEED, FLOW_STD)
 
 
-def torch_curve(rule: str, epochs: int, folder: str) -> list[float]:
-    """The loss of each step; leaves models after steps 1, 50, 100 …"""
+def torch_curve(network: str, rule: str, steps: int, folder: str) -> list[float]:
+    """The loss of each step; leaves weights after steps 1, 50, 100 … in a row."""
     from morphbits.training import RunConfig, TrainConfig, train
 
-    widths = {"enc": " ".join(map(str, ENC)), "dec": " ".join(map(str, DEC))}
-    asked = TrainConfig(**widths, size="4mm", optimizer=rule, threads=1, seed=SEED)  # type: ignore[arg-type]
-    with contextlib.redirect_stdout(io.StringIO()):
-        for name, length in (("one", (1, 1)), ("all", (epochs, EPOCH))):
-            recipe = replace(asked, epochs=length[0], steps=length[1])
-            train(recipe, Path(folder) / rule / name, RunConfig(keep_every=1))
-    with (Path(folder) / rule / "all" / "log.csv").open(newline="") as file:
-        return [float(row["loss"]) for row in csv.DictReader(file)]
+    enc, dec = (" ".join(map(str, widths)) for widths in NETWORKS[network])
+    asked = TrainConfig(enc=enc, dec=dec, size="4mm", optimizer=rule, threads=1, seed=SEED)
+    losses: list[float] = []
+    for epochs, each in ((1, 1), (steps // EPOCH, EPOCH)):
+        if epochs:
+            recipe = replace(asked, epochs=epochs, steps=each)
+            place = Path(folder) / f"steps of {each}"
+            with contextlib.redirect_stdout(io.StringIO()):
+                train(recipe, place, RunConfig(keep_every=1))
+            for epoch in range(1, epochs + 1):
+                values = vector(read_weights(place / f"epoch-{epoch:04d}.h5"))
+                np.save(Path(folder) / f"step-{epoch * each}.npy", values)
+            with (place / "log.csv").open(newline="") as file:
+                losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    return losses
 
 
-def tensorflow_curve(epochs: int, folder: str) -> list[float]:
-    """The same of voxelmorph's network, losses and optimizer; leaves weights in a row."""
+def tensorflow_curve(network: str, steps: int, folder: str) -> list[float]:
+    """The same of voxelmorph's network, losses and optimizer."""
     from morphbits.synthesis import phantom_pairs
 
-    model = reference((ENC, DEC), 1, RATE)
+    model = reference(NETWORKS[network], 1, RATE)
     layers = {layer.name: layer for layer in model.layers}
-    weights = first_weights()
-    names = [layer.name for layer in Architecture(ENC, DEC).convolutions()]
+    weights = first_weights(network)
+    names = [layer.name for layer in Architecture(*NETWORKS[network]).convolutions()]
     for name in names:
         layers[name].set_weights([weights[f"{name}/{part}"] for part in ("kernel", "bias")])
     losses = []
-    for step in range(epochs * EPOCH):
+    Path(folder).mkdir()
+    for step in range(steps):
         pair = phantom_pairs.draw(SEED, step, "4mm")
         inputs = (pair.moving, pair.fixed, pair.moving_tissues, pair.fixed_tissues)
         losses.append(float(model.train_on_batch([x.movedim(1, -1).numpy() for x in inputs])))
         if step == 0 or (step + 1) % EPOCH == 0:
             values = [x.ravel() for name in names for x in layers[name].get_weights()]
-            Path(folder).mkdir(exist_ok=True)
             np.save(Path(folder) / f"step-{step + 1}.npy", np.concatenate(values))
     return losses
+
+
+def trained(network: str, steps: int, folder: str, names: Iterable[str]) -> Curves:
+    """The losses of each training, and where its weights are after steps 1, 50, 100 …, counted
+    in learning rates from where all began."""
+    start = vector(first_weights(network))
+    losses, weights = {}, {}
+    for name in names:
+        place = f"{folder}/{network} {name}"
+        if name in THEIRS:
+            environment = ONE_THREAD | {"TF_ENABLE_ONEDNN_OPTS": THEIRS[name]}
+            losses[name] = measured(
+                tensorflow_curve, network, steps, place, environment=environment
+            )
+        else:
+            losses[name] = measured(
+                torch_curve, network, name, steps, place, environment=ONE_THREAD
+            )
+        for step in (1, *range(EPOCH, steps + 1, EPOCH)):
+            weights[name, step] = (np.load(f"{place}/step-{step}.npy") - start) / RATE
+    return losses, weights
 
 
 def vector(weights: dict[str, np.ndarray]) -> np.ndarray:
@@ -98,35 +131,20 @@ def main() -> None:
         "make bench-learning",
         *("torch", "tensorflow-cpu", "voxelmorph"),
     )
+    small = ", ".join(map(str, NETWORKS["small"]))
     report.add(
-        f"Network {ENC}, {DEC}; pairs of {' x '.join(map(str, SHAPE))} voxels, the same for all; "
-        f"Dice and gradient loss, learning rate {RATE:g}. Loss: mean over {EPOCH} steps. Weights: "
-        "how far they have moved, and how far they are from voxelmorph's, root mean squares in "
+        f"Network {small}; pairs of {' x '.join(map(str, SHAPE))} voxels, the same for all; Dice "
+        f"and gradient loss, learning rate {RATE:g}. Loss: mean over {EPOCH} steps. Weights: how "
+        "far they have moved, and how far they are from voxelmorph's, root mean squares in "
         "learning rates. *voxelmorph again*: without oneDNN."
     )
-    steps = [1, *range(EPOCH, arguments.epochs * EPOCH + 1, EPOCH)]
     with tempfile.TemporaryDirectory() as folder:
-        curves, weights = {}, {}
-        for name, one_dnn in THEIRS.items():
-            place = Path(folder) / name
-            curves[name] = measured(
-                tensorflow_curve,
-                arguments.epochs,
-                str(place),
-                environment=ONE_THREAD | {"TF_ENABLE_ONEDNN_OPTS": one_dnn},
-            )
-            for step in steps:
-                weights[name, step] = np.load(place / f"step-{step}.npy")
-        for name in OURS:
-            curves[name] = measured(
-                torch_curve, name, arguments.epochs, folder, environment=ONE_THREAD
-            )
-            for step in steps:
-                file = "one/model.h5" if step == 1 else f"all/epoch-{step // EPOCH:04d}.h5"
-                weights[name, step] = vector(read_weights(Path(folder) / name / file))
-    start, (first, *others) = vector(first_weights()), curves
-    moved = {key: _size(x - start) for key, x in weights.items()}
-    distant = {(n, s): _size(weights[n, s] - weights[first, s]) for n in others for s in steps}
+        curves, weights = trained("small", arguments.epochs * EPOCH, folder, COLOURS)
+        _, wide = trained("SynthMorph", 1, folder, ("voxelmorph", *OURS))
+    first, *others = curves
+    steps = [step for name, step in weights if name == first]
+    moved = {key: size(x) for key, x in weights.items()}
+    distant = {(n, s): size(weights[n, s] - weights[first, s]) for n in others for s in steps}
     report.table(
         *("steps", *(f"loss, {name}" for name in curves), *(f"moved, {name}" for name in curves)),
         *(f"distance, {name}" for name in others),
@@ -139,6 +157,12 @@ def main() -> None:
             *(f"{moved[name, step]:.3g}" for name in curves),
             *(f"{distant[name, step]:.3g}" for name in others),
         )
+    first_steps = (f"{name} {size(x):.3g}" for (name, _), x in wide.items())
+    report.add(
+        "",
+        "SynthMorph's own network (64 features) is moved by its first step, in learning rates: "
+        f"{', '.join(first_steps)}.",
+    )
     picture = report.path.with_suffix(".svg")
     picture.write_bytes(draw(curves, distant, steps).content)
     report.add("", f"![Loss, and distance of weights, by step]({picture.name})")
@@ -165,8 +189,9 @@ def draw(
         return svg(canvas, "learning curves")
 
 
-def _size(difference: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(difference, dtype=np.float64)))) / RATE
+def size(difference: np.ndarray) -> float:
+    """Its root mean square."""
+    return float(np.sqrt(np.mean(np.square(difference, dtype=np.float64))))
 
 
 if __name__ == "__main__":
