@@ -43,6 +43,7 @@ from morphbits.training.group import Group
 from morphbits.training.log import COLUMNS
 from morphbits.training.loop import resolve
 from morphbits.training.network import TERMS
+from morphbits.wording import duration
 
 STEPS = TOY.total_steps
 RECIPES = Path(__file__).parents[2] / "python" / "experiments"
@@ -615,6 +616,21 @@ def test_estimates_are_of_the_right_size() -> None:
         assert least / 1.25 < found < 1.25 * most, enc
     tiny = replace(demo, enc="2 2", dec="2 2", engine="verrou")
     assert estimate.seconds_per_step(tiny, (48, 48, 48), Ranks()) == pytest.approx(15, rel=0.2)
+
+
+def test_estimates_count_the_coarse_epochs_as_such() -> None:
+    """The demo model's: 20 epochs of pairs of 48³ voxels, then 6 of 80 x 96 x 80."""
+    demo = config.from_toml(TrainConfig, RECIPES / "demo-model.toml")
+    shape, small = (80, 96, 80), (48, 48, 48)
+    assert estimate.stages(demo, shape) == [(2000, small), (600, shape)]
+    assert estimate.stages(demo, shape, 1999) == [(1, small), (600, shape)]
+    assert estimate.stages(demo, shape, 2300) == [(300, shape)]
+    assert estimate.stages(demo, shape, demo.total_steps) == []
+    assert estimate.stages(replace(demo, epochs=5), shape) == [(500, small)]
+    said = estimate.describe(demo, Ranks(), shape, 1500)
+    coarse, fine = (estimate.seconds_per_step(demo, at, Ranks()) for at in (small, shape))
+    assert f"500 steps of about {coarse:.2g} s, then 600 steps of about {fine:.2g} s" in said
+    assert f"about {duration(500 * coarse + 600 * fine)};" in said
 
 
 def test_estimates_count_the_gradients_of_all_ranks() -> None:

@@ -11,7 +11,9 @@ import math
 from typing import NamedTuple
 
 from morphbits import machine
+from morphbits.datasets.phantom import SIZES
 from morphbits.errors import UserError
+from morphbits.images import NetworkGrid
 from morphbits.machine import memory_free
 from morphbits.models.weights import Architecture
 from morphbits.synthesis.settings import Ranks
@@ -93,6 +95,16 @@ def seconds_per_step(
     return seconds
 
 
+def stages(
+    config: TrainConfig, shape: tuple[int, ...], done: int = 0
+) -> list[tuple[int, tuple[int, ...]]]:
+    """Steps from `done` on, and the shape of their pairs: `coarse_epochs` first, then `shape`."""
+    coarse = min(config.coarse_epochs * config.steps, config.total_steps)
+    steps = max(0, coarse - done), config.total_steps - max(coarse, done)
+    shapes = NetworkGrid.around(SIZES["4mm"].voxels).size, shape
+    return [(n, at) for n, at in zip(steps, shapes, strict=True) if n > 0]
+
+
 def process_bytes(
     config: TrainConfig, shape: tuple[int, ...], channels: int = 3, processes: int = 1
 ) -> float:
@@ -138,15 +150,19 @@ def describe(
     channels: labels of the pairs. synth_procs: synthesis processes on this machine, if any.
     """
     cores = machine.cores()
-    per_step = seconds_per_step(config, shape, ranks, channels, synth_procs)
-    left = duration(per_step * (config.total_steps - done))
+    costs = [
+        (steps, seconds_per_step(config, at, ranks, channels, synth_procs))
+        for steps, at in stages(config, shape, done)
+    ]
+    taken = ", then ".join(f"{steps} steps of about {seconds:.2g} s" for steps, seconds in costs)
+    left = duration(sum(steps * seconds for steps, seconds in costs))
     memory = process_bytes(config, shape, channels, ranks.size) / 1e9
     synthesis = synthesis_bytes(config, shape) / 1e9
     whole = machine_bytes(config, ranks, shape, channels, synth_procs) / 1e9
     beside = f", {synthesis:.1f} GB for synthesis" if synthesis else ""
     lines = [
         f"pairs of {' x '.join(map(str, shape))} voxels, {channels} labels; "
-        f"{config.total_steps - done} steps of about {per_step:.2g} s, about {left}; memory about "
+        f"{taken or '0 steps'}, about {left}; memory about "
         f"{memory:.1f} GB per process{beside}, "
         f"{whole:.1f} GB on this machine"
     ]

@@ -190,7 +190,11 @@ def describe(experiment: str, planned: Sequence[Run], jobs: int) -> str:
     recipe = planned[0].recipe
     shape = NetworkGrid.around(phantom.SIZES[recipe.size].voxels).size
     seconds = sum(
-        RUN_SECONDS + recipe.total_steps * estimate.seconds_per_step(run.recipe, shape, Ranks())
+        RUN_SECONDS
+        + sum(
+            steps * estimate.seconds_per_step(run.recipe, at, Ranks())
+            for steps, at in estimate.stages(run.recipe, shape)
+        )
         for run in planned
         if not run.done
     )
