@@ -69,6 +69,14 @@ precision: $(stamp) ## how few bits per operation the registration needs; float1
 orders: $(stamp) ## how much the order of additions in convolutions changes, compared with perturbation
 	$(layers) orders $(layer_options)
 
+.PHONY: one-run
+one-run: $(stamp) ## bits of every stage from one run; cancellation, subnormals (CHECK, EXPERIMENT, SUBJECT)
+	$(layers) one-run $(layer_options) $(call flag,CHECK)
+
+.PHONY: flips
+flips: $(stamp) ## which ReLU, max-pool and floor decisions differ between RUNS samples, and where
+	$(layers) flips $(layer_options)
+
 layers = $(morphbits) layers
 layer_options = $(call options,SUBJECT RUNS MODE ACCUMULATION SUBNORMALS DATASET FIXED BIDS_FILTER SIZE MODEL ALIGN \
 	MODEL_ORIENTATION EXTENT REGULARIZATION ORIENTATION NAN EXPERIMENT SEED THREADS DATA RESULTS) $(call flag,CROP) \
@@ -322,8 +330,9 @@ TASK_SAMPLES ?=  ## Slurm: samples of one task (default: ten minutes' worth)
 WAIT ?=          ## Slurm: 0 returns once the samples are submitted; the same command later collects them
 DRY_RUN ?=       ## 1 lists what would run, with an estimate, and stops
 YES ?=           ## 1 starts even what takes more than two hours
-SUBJECT ?=       ## layers, precision, orders, machines: number of the subject (default: 1)
-NOTES ?=         ## layers, precision, orders: 1 writes the tables to notes/benchmarks/ as well
+SUBJECT ?=       ## layers, precision, orders, one-run, flips, machines: number of the subject (default: 1)
+NOTES ?=         ## layers, precision, orders, one-run, flips: 1 writes the tables to notes/benchmarks/ too
+CHECK ?=         ## one-run: 1 makes RUNS samples as well, and compares
 AGAIN ?=         ## verify: number of samples to make again (default: 2)
 A ?=             ## stability-test: a result, file or folder
 B ?=             ## stability-test: another result of the same subjects

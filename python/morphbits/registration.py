@@ -24,6 +24,7 @@ import functools
 import os
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,17 +62,25 @@ class Result:
     """what happened: seconds, operations, operators, order, steps"""
 
 
-def register(prepared: Prepared, model: Path, config: RegisterConfig) -> Result:
+def register(
+    prepared: Prepared,
+    model: Path,
+    config: RegisterConfig,
+    watch: AbstractContextManager[Any] | None = None,
+) -> Result:
     """Register a pair that `prepare` gave for this model.
 
     Only the network runs under the engine; its results are then cropped to the fixed grid,
-    unperturbed. `config.threads` sets torch's number of threads.
+    unperturbed. `config.threads` sets torch's number of threads. `watch` is entered inside of the
+    engine's region (torch): a mode of torch's dispatcher that looks on (`engines.shadow`).
     """
     engine = engines.get(config.engine)
     opened = open_model(model, config)
     check_memory(model, opened.memory(int(prepared.fixed.size), config.engine), prepared)
-    compute = _tensorflow if config.framework == "tensorflow" else _torch
-    moved_XYZ, warp_XYZV, counts, seconds = compute(engine, prepared, opened, config)
+    if config.framework == "tensorflow":
+        moved_XYZ, warp_XYZV, counts, seconds = _tensorflow(engine, prepared, opened, config)
+    else:
+        moved_XYZ, warp_XYZV, counts, seconds = _torch(engine, prepared, opened, config, watch)
     for name, array in (("moved image", moved_XYZ), ("warp", warp_XYZV)):
         if not np.isfinite(array).all():
             raise UserError(
@@ -113,7 +122,11 @@ _Computed = tuple[np.ndarray, np.ndarray, engines.Counts, float]
 
 
 def _torch(
-    engine: engines.Engine, prepared: Prepared, model: Model, config: RegisterConfig
+    engine: engines.Engine,
+    prepared: Prepared,
+    model: Model,
+    config: RegisterConfig,
+    watch: AbstractContextManager[Any] | None,
 ) -> _Computed:
     import torch
 
@@ -130,7 +143,8 @@ def _torch(
             network(moving_BCXYZ, fixed_BCXYZ)
     with torch.no_grad(), engine.region(config, config.threads) as counts:
         start = time.perf_counter()
-        outputs = network(moving_BCXYZ, fixed_BCXYZ)
+        with watch or nullcontext():
+            outputs = network(moving_BCXYZ, fixed_BCXYZ)
         seconds = time.perf_counter() - start
     moved_BCXYZ, warp_BVXYZ = _checked(outputs, fixed_BCXYZ.shape[2:])
     warp_XYZV = np.moveaxis(warp_BVXYZ[0].numpy(), 0, -1)

@@ -80,7 +80,7 @@ def test_every_variable_of_inference_is_an_option_of_its_script() -> None:
         "EPOCHS STEPS BATCH MODEL_DIR KEEP_EVERY RESUME NPROC NNODES RDZV RUN_ID".split()
     )
     others |= set(
-        "LABELS TARGETS SYNTH_PROCS SUBJECT NOTES DEVICE A B ALPHA FLOOR LICENSE".split()
+        "LABELS TARGETS SYNTH_PROCS SUBJECT NOTES CHECK DEVICE A B ALPHA FLOOR LICENSE".split()
     )
     others |= set("LOSS SMOOTHNESS OPTIMIZER LEARNING_RATE".split())
     assert len(options) == len(set(VARIABLES) - others)
@@ -142,13 +142,14 @@ def test_inference_passes_on_every_option_of_an_experiment() -> None:
     assert passed_on("inference") == names(ExperimentConfig, ExecutionConfig)
 
 
-@pytest.mark.parametrize("verb", ["layers", "precision", "orders"])
+@pytest.mark.parametrize("verb", ["layers", "precision", "orders", "one-run", "flips"])
 def test_a_study_of_layers_passes_on_what_the_native_engine_knows(verb: str) -> None:
     chosen_there = {"engine", "framework", "precision", "perturb"}
     without = chosen_there | {"subjects", "jobs", "dry-run", "yes", "wait", "executor"}
     without |= {"slurm-options", "slurm-container", "task-samples"}
     expected = names(ExperimentConfig, ExecutionConfig, engine="native") - without
-    assert passed_on(verb) == expected | {"subject", "notes"}
+    own = {"subject", "notes"} | ({"check"} if verb == "one-run" else set())
+    assert passed_on(verb) == expected | own
 
 
 @pytest.mark.parametrize(

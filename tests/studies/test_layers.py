@@ -45,7 +45,7 @@ def test_every_stage_has_a_row_and_the_page_shows_it(case: Case, tmp_path: Path)
     leaves = page._leaves(rows)
     assert {row["stage"] for row in leaves} == {*STAGES} - {"network", "integration"}
     write_table(tmp_path / "stages.csv", rows)
-    write_table(tmp_path / "activations.csv", computation.activations(case, 2))
+    write_table(tmp_path / "activations.csv", computation.activations(case, 2)[0])
     html = Path(page.write(tmp_path, case)).read_text()
     assert "What each stage costs" in html and "At how many bits" not in html
     assert all(re.search(f">{name}( \\(in|<)", html) for name in STAGES)
@@ -53,9 +53,9 @@ def test_every_stage_has_a_row_and_the_page_shows_it(case: Case, tmp_path: Path)
 
 
 def test_activations_are_those_of_the_samples(case: Case) -> None:
-    rows = computation.activations(case, 3)
+    rows, samples = computation.activations(case, 3)
     assert [row["stage"] for row in rows] == [name for name in STAGES if name != "network"]
-    found = computation.bits(computation.make(case, 3))
+    found = computation.bits(samples)
     last = {row["stage"]: row for row in rows}
     # the page's numbers are over the padded grid, these over the fixed one
     assert abs(last["sampling"]["mean"] - found["image"]) < 1

@@ -220,8 +220,9 @@ class _Activation:
     samples: int = 1
 
 
-def activations(case: Case, runs: int) -> list[Row]:
-    """Significant bits of every stage's result, everything before it perturbed too.
+def activations(case: Case, runs: int) -> tuple[list[Row], Samples]:
+    """Significant bits of every stage's result, everything before it perturbed too, and the
+    samples that they are of.
 
     Mean and quantiles over its numbers, general method, the samples' mean as reference.
     """
@@ -239,7 +240,7 @@ def activations(case: Case, runs: int) -> list[Row]:
         np.maximum(one.greatest, values, out=one.greatest)
 
     with stages.observed(observe):
-        make(case, runs)
+        samples = make(case, runs)
     rows: list[Row] = []
     for name, one in kept.items():
         mean_N = (one.total / one.samples).astype(np.float32).ravel()
@@ -247,7 +248,8 @@ def activations(case: Case, runs: int) -> list[Row]:
         found = significant_bits(ends_SN, mean_N, "ieee")
         shape = "×".join(map(str, one.total.shape[1:]))
         rows.append({"stage": name, "shape": shape, **quantiles(found), "runs": one.samples})
-    return [row for row in rows if row["stage"] != "network"]  # the same numbers as flow
+    # network's are the same numbers as flow's
+    return [row for row in rows if row["stage"] != "network"], samples
 
 
 # ---------------------------------------------------------------------- precision

@@ -25,9 +25,13 @@ from morphbits.report.figures import COLOURS, GREY, STYLE, Figure, svg
 from morphbits.report.tables import Table, number, small
 from morphbits.stats.analysis import Row, read_table
 from morphbits.stats.significance import FLOAT32_BITS
+from morphbits.studies.layers import one_run_page
 from morphbits.studies.layers.computation import Case
 
-TABLES = ("stages", "activations", "precision", "orders", "schemes", "found")
+TABLES = (
+    *("stages", "activations", "precision", "orders", "schemes", "found"),
+    *("one_run", "counters", "decisions", "flips"),
+)
 NOTES = Path(__file__).parents[4] / "notes" / "benchmarks"
 # a registration counts as broken by a precision when rounding to nearest in it costs more than
 DICE_LOST = 0.01
@@ -66,11 +70,15 @@ def render(where: Path, case: Case, rows: dict[str, list[Row]]) -> str:
         dataset=case.dataset.name,
         model=case.settings.model.name,
         settings=case.settings,
-        figures={name: make(rows[name]) if rows[name] else None for name, make in FIGURES.items()},
+        figures={name: make(rows[name]) if rows[name] else None for name, make in FIGURES.items()}
+        | {name: make(where) for name, make in MAPS.items()},
         tables={name: make(rows) for name, make in TABLE_MAKERS.items()},
         words={name: make(rows) for name, make in WORDS.items()},
         downloads=[f"{name}.csv" for name in TABLES if rows[name]],
-        **{name: bool(rows[name]) for name in ("stages", "precision", "orders")},
+        **{
+            name: bool(rows[name])
+            for name in ("stages", "precision", "orders", "one_run", "flips")
+        },
     )
 
 
@@ -80,7 +88,8 @@ def markdown(case: Case, rows: dict[str, list[Row]], cpu: str) -> str:
     lines = [
         f"# Where the bits go, {cpu}, {date.today().isoformat()}",
         "",
-        "`make layers`, `make precision`, `make orders`, with `NOTES=1`: "
+        "`make layers`, `make precision`, `make orders`, `make one-run`, `make flips`, with "
+        "`NOTES=1`: "
         f"{case.subject.entities} of {case.dataset.name}, {settings.model.name}, native engine, "
         f"mode {settings.mode}, accumulation {settings.accumulation}.",
     ]
@@ -501,7 +510,9 @@ FIGURES: dict[str, Any] = {
     "stages": stages_figure,
     "activations": activations_figure,
     "precision": precision_figure,
+    "one_run": one_run_page.one_run_figure,
 }
+MAPS = {"bits": one_run_page.bits_figure, "flips": one_run_page.flips_figure}
 TABLE_MAKERS = {
     "stages": stages_table,
     "activations": activations_table,
@@ -510,6 +521,9 @@ TABLE_MAKERS = {
     "orders": orders_table,
     "schemes": schemes_table,
     "found": found_table,
+    "one_run": one_run_page.one_run_table,
+    "counters": one_run_page.counters_table,
+    "flips": one_run_page.flips_table,
 }
 WORDS = {
     "stages": stages_words,
@@ -517,4 +531,7 @@ WORDS = {
     "precision": precision_words,
     "formats": formats_words,
     "orders": orders_words,
+    "one_run": one_run_page.one_run_words,
+    "counters": one_run_page.counters_words,
+    "flips": one_run_page.flips_words,
 }
