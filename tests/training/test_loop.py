@@ -503,6 +503,15 @@ def test_prefetched_pairs_come_in_order_and_no_more_than_asked_for_are_drawn() -
     assert asked == keys[: len(asked)] and len(asked) <= 3 + 2 + 1
 
 
+def test_products_on_a_gpu_are_asked_to_add_in_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    for set_before, found in ((None, ":4096:8"), (":16:8", ":16:8")):
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", set_before or "")
+        if set_before is None:
+            monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+        with network.deterministic(1):
+            assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == found
+
+
 def test_settings_of_torch_come_back() -> None:
     memory = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     before = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -69,6 +70,8 @@ def deterministic(threads: int) -> Iterator[None]:
     torch.set_num_threads(threads)
     # it fills what is about to be overwritten, and costs an eighth of a step
     memory.fill_uninitialized_memory = False
+    # with it cuBLAS adds in one order; torch reads it at the first product on a GPU
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
         yield
     finally:
