@@ -34,7 +34,7 @@ inference: $(stamp) ## register SUBJECTS x RUNS samples, then significance and t
 	$(morphbits) inference $(call options,SUBJECTS RUNS ENGINE MODE DATASET FIXED BIDS_FILTER SIZE MODEL EXPERIMENT SEED \
 		JOBS THREADS ACCUMULATION PRECISION PERTURB SUBNORMALS REGION LIBM ONEDNN ALIGN MODEL_ORIENTATION EXTENT \
 		REGULARIZATION ORIENTATION NAN \
-		FRAMEWORK DATA RESULTS EXECUTOR SLURM_OPTIONS SLURM_CONTAINER TASK_SAMPLES) $(call off,WAIT) $(call flag,CROP) $(call flag,DRY_RUN) $(call flag,YES)
+		FRAMEWORK DATA RESULTS EXECUTOR SLURM_OPTIONS SLURM_CONTAINER TASK_SAMPLES VIEWER) $(call off,WAIT) $(call flag,CROP) $(call flag,DRY_RUN) $(call flag,YES)
 
 .PHONY: paper
 paper: $(stamp) ## the published study: CoRR, preprocessing, 35 x 10 samples, comparison (ENGINE, DRY_RUN)
@@ -50,8 +50,8 @@ verify: $(stamp) ## check an EXPERIMENT's files by their checksums, and make som
 	$(morphbits) verify $(call options,EXPERIMENT RESULTS AGAIN SEED)
 
 .PHONY: report
-report: $(stamp) ## the HTML page of an EXPERIMENT
-	$(morphbits) report $(call options,EXPERIMENT RESULTS)
+report: $(stamp) ## the HTML page of an EXPERIMENT (VIEWER)
+	$(morphbits) report $(call options,EXPERIMENT RESULTS VIEWER)
 
 .PHONY: archive
 archive: $(stamp) ## an EXPERIMENT as a folder to publish: maps, tables, provenance (LICENSE)
@@ -328,6 +328,7 @@ SLURM_OPTIONS ?= ## more options for sbatch, such as --partition=long
 SLURM_CONTAINER ?= ## run Slurm's tasks in the image, by apptainer, podman or docker (IMAGE=)
 TASK_SAMPLES ?=  ## Slurm: samples of one task (default: ten minutes' worth)
 WAIT ?=          ## Slurm: 0 returns once the samples are submitted; the same command later collects them
+VIEWER ?=        ## inference, report: N adds a page to look through the volumes of N subjects
 DRY_RUN ?=       ## 1 lists what would run, with an estimate, and stops
 YES ?=           ## 1 starts even what takes more than two hours
 SUBJECT ?=       ## layers, precision, orders, one-run, flips, machines: number of the subject (default: 1)

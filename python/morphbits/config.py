@@ -397,6 +397,13 @@ class ExecutionConfig:
         "slurm: wait for the samples; --no-wait returns once they are submitted, and the same "
         "command later collects them",
     )
+    viewer: int = option(
+        0,
+        "also write a page in which the volumes of the first N subjects can be looked through, "
+        "report-viewer.html; its viewer, niivue, is fetched once",
+        minimum=0,
+        maximum=10_000,
+    )
     dry_run: bool = option(False, "list what would run, with an estimate, and stop")
     yes: bool = option(False, "start although the estimate is above two hours")
 

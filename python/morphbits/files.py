@@ -97,6 +97,17 @@ def csv_of(rows: Iterable[Mapping[str, Any]], columns: Sequence[str] = ()) -> by
     return text.getvalue().encode()
 
 
+def user_cache(what: str) -> Path:
+    """The user's folder for what can be made or fetched again, which need not be there yet."""
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without a home
+        raise UserError(
+            f"no place for {what}: this user has no home; name a folder by XDG_CACHE_HOME"
+        ) from None
+    return home / "morphbits"
+
+
 def sha256(path: Path) -> str:
     """Hexadecimal; the file is read again only when its size or time has changed."""
     status = path.stat()

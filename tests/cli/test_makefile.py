@@ -146,7 +146,7 @@ def test_inference_passes_on_every_option_of_an_experiment() -> None:
 def test_a_study_of_layers_passes_on_what_the_native_engine_knows(verb: str) -> None:
     chosen_there = {"engine", "framework", "precision", "perturb"}
     without = chosen_there | {"subjects", "jobs", "dry-run", "yes", "wait", "executor"}
-    without |= {"slurm-options", "slurm-container", "task-samples"}
+    without |= {"slurm-options", "slurm-container", "task-samples", "viewer"}
     expected = names(ExperimentConfig, ExecutionConfig, engine="native") - without
     own = {"subject", "notes"} | ({"check"} if verb == "one-run" else set())
     assert passed_on(verb) == expected | own

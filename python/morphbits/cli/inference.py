@@ -27,6 +27,8 @@ def main() -> None:
     if execution.dry_run:
         print(experiment.listing(plan))
         return
+    if execution.viewer:
+        _obtain_viewer()
     unasked = settings.engine == "auto" and plan.settings.engine == "verrou"
     if seconds > (estimate.UNASKED if unasked else estimate.LONG) and not execution.yes:
         faster = ", ENGINE=native is hundreds of times faster" if unasked else ""
@@ -43,17 +45,26 @@ def main() -> None:
     if failures:
         print(failures, file=sys.stderr)
     if plan.settings.runs > 1:
-        _analyse(plan)
+        _analyse(plan, execution.viewer)
     else:
         print("one sample of each subject has no spread: no significance, no report")
     if failures:
         raise UserError("samples failed, as listed above; the same command tries them again")
 
 
-def _analyse(plan: experiment.Plan) -> None:
+def _obtain_viewer() -> None:
+    """Before the samples are made: it may not be there to be had."""
+    from morphbits.report import viewer
+
+    viewer.obtain()
+
+
+def _analyse(plan: experiment.Plan, volumes: int) -> None:
     from morphbits import report
     from morphbits.stats.analysis import analyse
 
     analyse(plan.results, plan.name, plan.dataset, min(plan.jobs, estimate.cores()))
     print(report.summarize(plan.results, plan.name))
     print(report.build(plan.results, plan.name))
+    if volumes:
+        print(report.build_viewer(plan.results, plan.name, volumes))

@@ -1,9 +1,12 @@
 """The page of an experiment: one HTML file that opens offline, from the tables and maps there.
 
     morphbits report --experiment smoke
+    morphbits report --experiment smoke --viewer 2
 
 Needs significance.csv, which `morphbits significance` makes; writes
-results/<experiment>/report.html.
+results/<experiment>/report.html, with --viewer also report-viewer.html, the same page with the
+volumes of the first subjects and niivue to look through them. niivue is fetched once, by npm or
+from a server, checked, and kept in the user's cache.
 """
 
 from __future__ import annotations
@@ -19,6 +22,12 @@ def main() -> None:
     parser.add_argument(
         "--results", type=Path, default=Path("results"), help="folder of all experiments"
     )
+    parser.add_argument(
+        "--viewer", type=config.whole(0), default=0, metavar="N",
+        help="also write report-viewer.html, with the volumes of the first N subjects",
+    )  # fmt: skip
     given = parser.parse_args()
     print(report.summarize(given.results, given.experiment))
     print(report.build(given.results, given.experiment))
+    if given.viewer:
+        print(report.build_viewer(given.results, given.experiment, given.viewer))

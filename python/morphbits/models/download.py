@@ -25,7 +25,11 @@ from morphbits.files import sha256
 
 SUMS = "SHA256SUMS"
 TIMEOUT = 30  # seconds without a byte after which a server counts as gone
-MAGIC = {".h5": b"\x89HDF\r\n\x1a\n", ".mgz": b"\x1f\x8b"}  # how such a file begins: HDF5, gzip
+MAGIC = {  # how such a file begins: HDF5, gzip, a function in JavaScript
+    ".h5": b"\x89HDF\r\n\x1a\n",
+    ".mgz": b"\x1f\x8b",
+    ".js": b"(functio",
+}
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,11 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"data_uri": data_uri, "number": number, "small": small}
+    folder = Path(__file__).parent
     environment.globals |= {
-        "style": (Path(__file__).parent / "page.css").read_text(encoding="utf-8"),
+        "style": (folder / "page.css").read_text(encoding="utf-8"),
+        "viewer_script": (folder / "viewer.js").read_text(encoding="utf-8"),
+        "niivue_licence": (folder / "niivue-licence.txt").read_text(encoding="utf-8"),
         "version": morphbits.__version__,
     }
     return environment

@@ -18,7 +18,15 @@ from morphbits.datasets import corr
 from morphbits.errors import UserError
 from morphbits.files import write_atomically
 from morphbits.report import experiment as reading
-from morphbits.report import figures, html, methods_text, references, registrations, tables
+from morphbits.report import (
+    figures,
+    html,
+    methods_text,
+    references,
+    registrations,
+    tables,
+    viewer,
+)
 from morphbits.report.experiment import Experiment, mean, select
 from morphbits.report.figures import Figure
 from morphbits.stats.intervals import Interval, over_subjects
@@ -45,16 +53,31 @@ TABLES = (
 
 def build(results: Path, experiment: str) -> Path:
     """Write `results/<experiment>/report.html`, and its figures as files into `figures/` beside
-    it; returns the path of the page."""
+    it; returns the path of the page. An earlier page with a viewer, of other numbers, goes."""
     content = reading.read(results, experiment)
     drawn = draw(content)
     path = bids.experiment_file(results, experiment, "report.html")
     write_atomically(path, render(content, drawn).encode())
+    _viewer_page(results, experiment).unlink(missing_ok=True)
     folder = bids.experiment_file(results, experiment, "figures")
     folder.mkdir(exist_ok=True)
     for name, figure in drawn.items():
         write_atomically(folder / f"{name}{figure.extension}", figure.content)
     return path
+
+
+def build_viewer(results: Path, experiment: str, subjects: int) -> Path:
+    """Write `results/<experiment>/report-viewer.html`, the same page with a viewer of the volumes
+    of the first subjects; returns its path."""
+    content = reading.read(results, experiment)
+    volumes = viewer.content(content, figures.map_scale(content), subjects)
+    path = _viewer_page(results, experiment)
+    write_atomically(path, render(content, draw(content), volumes).encode())
+    return path
+
+
+def _viewer_page(results: Path, experiment: str) -> Path:
+    return bids.experiment_file(results, experiment, "report-viewer.html")
 
 
 def draw(experiment: Experiment) -> dict[str, Figure]:
@@ -83,8 +106,10 @@ def draw(experiment: Experiment) -> dict[str, Figure]:
     return {name: figure for name, figure in drawn.items() if figure}
 
 
-def render(experiment: Experiment, drawn: dict[str, Figure]) -> str:
-    """The page as HTML, with everything that it shows inside it."""
+def render(
+    experiment: Experiment, drawn: dict[str, Figure], volumes: dict[str, Any] | None = None
+) -> str:
+    """The page as HTML, with everything that it shows inside it. volumes: see `viewer.content`."""
     seen = [
         subject
         for subject in experiment.subjects
@@ -106,6 +131,7 @@ def render(experiment: Experiment, drawn: dict[str, Figure]) -> str:
         facts=facts(experiment),
         seen=seen,
         shown=SUBJECTS_SHOWN,
+        viewer=volumes,
         map_scale=figures.map_scale(experiment),
         method=method(experiment),
         model=model_card(experiment),

@@ -43,13 +43,14 @@ def read(experiment: Experiment) -> dict[str, Registration]:
     """Of each subject whose images are there still: the registration with nothing perturbed."""
     found = {}
     for record in experiment.of_sample("ieee"):
-        subject, files = record.subject.entities, _files(experiment, record)
+        subject, files = record.subject.entities, paths(experiment, record)
         if subject in experiment.subjects and all(path.is_file() for path in files.values()):
             found[subject] = _read(experiment, files)
     return found
 
 
-def _files(experiment: Experiment, record: Record) -> dict[str, Path]:
+def paths(experiment: Experiment, record: Record) -> dict[str, Path]:
+    """Moving, fixed and moved image and warp of a sample; whether they are there or not."""
     subject = record.subject
     unit = bids.sample_folder(experiment.results, experiment.name, record.sample, subject)
     inputs = record.provenance.get("files", {})
@@ -67,7 +68,7 @@ def _read(experiment: Experiment, files: dict[str, Path]) -> Registration:
     moved, warp = images.load(files["moved"]), images.load_warp(files["warp"])
     before = images.move(moving, replace(warp, data=np.zeros_like(warp.data)))
     brain_XYZ = fixed.data > fixed.data.min()
-    displacement_XYZ = np.linalg.norm(warp.data @ fixed.affine[:3, :3].T, axis=-1)
+    displacement_XYZ = displacement(warp, fixed)
     in_brain = displacement_XYZ[brain_XYZ]
     to_ras = turn_to(fixed.affine, "RAS")
     middle = [int(np.mean(axis)) for axis in np.nonzero(to_ras.array(brain_XYZ))]
@@ -85,12 +86,22 @@ def _read(experiment: Experiment, files: dict[str, Path]) -> Registration:
     )
 
 
+def displacement(warp: Image, fixed: Image) -> NDArray[np.float32]:
+    """How far each voxel is displaced, (X, Y, Z) mm."""
+    return np.linalg.norm(warp.data @ fixed.affine[:3, :3].T, axis=-1)
+
+
+def white(image: Image) -> float:
+    """How far above its minimum an image is shown as white."""
+    above = image.data - image.data.min()
+    seen = above[above > 0]
+    return float(np.quantile(seen, WHITE)) if seen.size else 1.0
+
+
 def _levels(image: Image) -> NDArray[np.uint8]:
     """An image in LEVELS steps of brightness, from its minimum to its brightest voxels."""
     above = image.data - image.data.min()
-    seen = above[above > 0]
-    white = float(np.quantile(seen, WHITE)) if seen.size else 1.0
-    return np.rint(np.clip(above / white, 0, 1) * (LEVELS - 1)).astype(np.uint8)
+    return np.rint(np.clip(above / white(image), 0, 1) * (LEVELS - 1)).astype(np.uint8)
 
 
 def limit(found: Iterable[Registration]) -> int:

@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 
 from morphbits.errors import UserError, run_cli
-from morphbits.files import locked
+from morphbits.files import locked, user_cache
 from morphbits.machine import cores
 
 SOURCES = Path(__file__).parent / "csrc"
@@ -79,14 +79,7 @@ def library_path() -> Path:
         folder if folder.exists() else folder.parent, os.W_OK
     ):
         return folder / name
-    try:
-        cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # a user without a home
-        raise UserError(
-            f"no place for the compiled kernels: {folder} cannot be written and this user has no "
-            "home; name a folder for them by XDG_CACHE_HOME"
-        ) from None
-    return cache_home / "morphbits" / name
+    return user_cache("the compiled kernels") / name
 
 
 def build() -> Path:
