@@ -60,6 +60,10 @@ def test_each_folder_of_results_is_a_valid_derivative(made: Path, folder: str) -
     assert errors(made / "results/here" / folder) == []
 
 
+def test_the_committed_archive_is_a_valid_derivative() -> None:
+    assert errors(Path(__file__).resolve().parents[1] / "shapes/archive") == []
+
+
 def test_the_validator_sees_what_is_wrong(made: Path) -> None:
     """That the tests above can fail."""
     folder = made / "results/here/sample-02"
