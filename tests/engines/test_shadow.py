@@ -136,6 +136,22 @@ def test_a_shadow_is_the_program_in_float64() -> None:
     assert not torch.equal(results[0].double(), wide[0])
 
 
+@pytest.mark.parametrize("options", [{"padding": 1}, {"stride": 2, "dilation": 2}])
+def test_a_large_convolution_is_computed_in_slabs(
+    options: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("morphbits.engines.shadow.COLUMNS", 20_000)
+    draw = torch.Generator().manual_seed(3)
+    sizes = ((1, 2, 11, 8, 9), (3, 2, 3, 3, 3), (3,))
+    image, weight, bias = (torch.randn(size, generator=draw) for size in sizes)
+    with Shadow() as shadow:
+        result = F.conv3d(image, weight, bias, **options)
+    exact = F.conv3d(image.double(), weight.double(), bias.double(), **options)
+    # 54 products and sums, each wrong by 2^-53 of numbers below 64
+    assert float((shadow.of(result) - exact).abs().max()) < 54 * 64 * 2.0**-53
+    assert not shadow.unshadowed
+
+
 def test_what_float64_cannot_follow_is_exact_and_counted() -> None:
     with Shadow() as shadow:
         third = ONE / 3

@@ -23,7 +23,6 @@ from morphbits.models.synthmorph_torch import init_model
 from morphbits.models.weights import Architecture
 from morphbits.registration import register
 from morphbits.stats.analysis import write_table
-from morphbits.stats.significance import significant_bits
 from morphbits.studies.layers import computation, flips, one_run, one_run_page, page
 from morphbits.studies.layers.computation import Case
 
@@ -36,28 +35,6 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     init_model(Architecture((4, 4), (4, 4), 2), seed=1, flow_std=0.3).save(root / "m.h5")
     settings = ExperimentConfig(dataset=str(dataset.root), model=root / "m.h5")
     return computation.open_case(settings, ExecutionConfig(threads=1), 1)
-
-
-@pytest.mark.parametrize("bits", [10, 17])
-@pytest.mark.parametrize(("mode", "ratio"), [("random", 3), ("nearness", 2)])
-def test_the_estimate_is_what_samples_give(bits: int, mode: str, ratio: int) -> None:
-    """Samples whose spread is as many times the error of the one run as the mode says."""
-    rng = np.random.default_rng(2)
-    exact = rng.uniform(1, 2, 20_000)
-    spread = 2.0**-bits * exact
-    samples = (exact + spread * rng.standard_normal((10, exact.size))).astype(np.float32)
-    run = (exact + spread / math.sqrt(ratio) * rng.standard_normal(exact.size)).astype(np.float32)
-    found = one_run.estimated_bits(run, exact, 10, mode)
-    # 20,000 draws whose logarithms spread by 1.6 bits: 0.011 for one standard error
-    assert abs(found.mean() - significant_bits(samples, None).mean()) < 0.05
-
-
-def test_zeros_and_numbers_without_error() -> None:
-    values = np.array([0, 0, 2, 2, np.inf, np.nan], np.float32)
-    exact = np.array([0, 1e-3, 2, 2 + 2.0**-10, 1, np.nan])
-    found = one_run.estimated_bits(values, exact, 10)
-    assert np.isnan(found[0]) and found[1] == 0 and found[2] == 24 and 5 < found[3] < 12
-    assert found[4] == found[5] == 0
 
 
 def test_a_map_is_a_mean_over_the_voxels_that_have_bits() -> None:

@@ -15,8 +15,11 @@ import torch
 from morphbits.cli import command
 from morphbits.engines.native import random_rounding
 from morphbits.errors import UserError
+from morphbits.stats.analysis import read_table
+from morphbits.stats.significance import significant_bits
 from morphbits.stats.values import read
 from morphbits.studies.program.comparison import compare, without_nan
+from morphbits.studies.program.one_run import OneRun
 from morphbits.studies.program.repetitions import Program, ProgramConfig, parse_command
 
 SCRIPT = """
@@ -133,6 +136,43 @@ def test_only_what_a_pattern_names_is_compared(tmp_path: Path) -> None:
     folders = runs_of(tmp_path, {"x": [np.ones(3, np.float32)] * 3})
     (folders[0] / "outputs" / "figure.png").touch()
     assert [row["file"] for row in compare(folders, ["*.npy"])] == ["x.npy"]
+
+
+def test_one_run_has_a_row_for_each_module() -> None:
+    torch.manual_seed(1)
+    network = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU())
+    inputs, call = torch.randn(16, 64), torch.nn.Module.__call__
+    watched = OneRun("random", 10)
+    with random_rounding(mode="nearest"), torch.no_grad():
+        watched.watch(lambda: network(inputs))
+    assert torch.nn.Module.__call__ is call
+    tables = watched.tables()
+    rows = {row["stage"]: row for row in tables["one_run"]}
+    assert list(rows) == ["Sequential.0", "Sequential.1", "Sequential"]
+    assert [row["stage"] for row in tables["counters"]] == ["Sequential.0"]
+    samples = []
+    for seed in range(10):
+        with random_rounding(mode="random", seed=seed), torch.no_grad():
+            samples.append(network[0](inputs).numpy())
+    found = significant_bits(np.stack(samples), None).mean()
+    assert abs(rows["Sequential.0"]["bits"] - found) < 1
+    json.dumps(tables, allow_nan=False)
+
+
+@pytest.mark.slow
+def test_one_run_of_a_program(tmp_path: Path) -> None:
+    (tmp_path / "prog.py").write_text(
+        "import numpy, torch; torch.manual_seed(1)\n"
+        "numpy.save('x.npy', torch.nn.Linear(8, 4)(torch.rand(2, 8)).detach().numpy())"
+    )
+    options = ("-n", "2", "--compare", "x.npy", "--output", "res", "--one-run")
+    done = morphbits_run(*options, "--", "prog.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "of 24  Linear, 8 numbers" in done.stdout
+    (row,) = read_table(tmp_path / "res" / "counters.csv")
+    assert (row["stage"], row["sums"]) == ("Linear", 8)
+    done = morphbits_run(*options, "--mode", "upward", "--", "prog.py", cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
 
 
 @pytest.mark.slow

@@ -10,6 +10,9 @@ without it, runs follow each other here and their files are moved into the resul
 relative to {out}, or to this folder; stdout.txt is what the program prints. Compared: .npy, .npz,
 .pt, NIfTI, MGH, .csv, .tsv, .json, and the numbers in .txt and .log, with the digits they have.
 
+--one-run adds a run to nearest with a float64 shadow: the bits of what each module of torch
+returns, estimated from this run alone, and the bits lost by cancellation in it.
+
 Perturbed is what torch computes in the program's process, in all its threads, on the CPU; numpy,
 and processes that the program starts, are not. The runs in the results folder are kept, and
 only missing ones are made: a larger N later adds runs.
@@ -22,6 +25,7 @@ import functools
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 from morphbits import config
 from morphbits.config import add_arguments, from_arguments
@@ -29,7 +33,13 @@ from morphbits.errors import UserError
 from morphbits.files import write_json
 from morphbits.stats.analysis import write_table
 from morphbits.studies.program import comparison
-from morphbits.studies.program.repetitions import Program, ProgramConfig, parse_command, repeat
+from morphbits.studies.program.repetitions import (
+    Program,
+    ProgramConfig,
+    one_run,
+    parse_command,
+    repeat,
+)
 
 
 def main() -> None:
@@ -72,7 +82,20 @@ def main() -> None:
             "warning: two plain runs do not agree; the spread is not of rounding alone. Seed the "
             "program's random numbers"
         )
+    if given.one_run:
+        _print_one_run(say, folder, one_run(program, folder, given.n, say))
     say(str(folder / "summary.csv"))
+
+
+def _print_one_run(say: functools.partial[None], folder: Path, record: dict[str, Any]) -> None:
+    """Write and print what one run with a shadow found."""
+    for name in ("one_run", "counters"):
+        write_table(folder / f"{name}.csv", record[name])
+    say("from one run, bits of what each module returns:")
+    for row in record["one_run"]:
+        say(f"  {row['bits']:5.2f} of {row['of']}  {row['stage']}, {row['numbers']} numbers")
+    if record["unshadowed"]:
+        say(f"not computed in float64, taken as exact: {', '.join(record['unshadowed'])}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,6 +117,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--jobs", type=config.whole(1), default=1, help="runs at a time, with {out} (default: 1)"
     )
+    parser.add_argument(
+        "--one-run", action="store_true",
+        help="estimate the bits of each module's results from one run with a float64 shadow",
+    )  # fmt: skip
     add_arguments(parser, ProgramConfig)
     return parser
 

@@ -29,6 +29,7 @@ from morphbits.engines.decisions import base_name, decided, kind_of
 from morphbits.engines.native.rules.registry import RULES, short_name
 
 BITS = 24  # of float32
+COLUMNS = 1 << 28  # bytes that a convolution in float64 may take for its copies
 ALL = BITS + 1  # the place in a histogram of sums that are 0, of terms that are not
 _WIDE = {
     torch.float16: torch.float64,
@@ -169,6 +170,8 @@ class Shadow(TorchDispatchMode):
                 space = 3 if "3d" in name else 2
                 flat = args[0].flatten(-space).gather(-1, indices.flatten(-space))
                 values = flat.view(indices.shape)
+            elif name == "convolution":
+                values = _convolution(func, *args)
             else:
                 shadows = _floating(func(*args, **kwargs))
                 if len(shadows) != len(outputs):
@@ -220,6 +223,36 @@ class Shadow(TorchDispatchMode):
         storage = tensor.untyped_storage()
         self._kept[storage._cdata] = StorageWeakRef(storage), flat, tensor.dtype
         return flat
+
+
+def _convolution(
+    func: Any,
+    image: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    *rest: Any,
+) -> Tensor:
+    """A convolution in slabs along the first axis of space: torch's own in float64 copies each
+    number once for every tap."""
+    columns = image.numel() * weight[0, 0].numel() * image.element_size()
+    parts = min(-(-columns // COLUMNS), image.shape[2])
+    if transposed or parts == 1:
+        return func(image, weight, bias, stride, padding, dilation, transposed, *rest)
+    edge, *others = list(padding) * (1 if len(padding) > 1 else image.ndim - 2)
+    border = image.new_zeros((*image.shape[:2], edge, *image.shape[3:]))
+    padded = torch.cat([border, image, border], 2)
+    reach = dilation[0] * (weight.shape[2] - 1) + 1
+    rows = (padded.shape[2] - reach) // stride[0] + 1
+    step, results = -(-rows // parts), []
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        slab = padded[:, :, start * stride[0] : (stop - 1) * stride[0] + reach]
+        results.append(func(slab, weight, bias, stride, [0, *others], dilation, transposed, *rest))
+    return torch.cat(results, 2)
 
 
 def _is_floating(x: Any) -> bool:

@@ -5,8 +5,6 @@ Shape legend: X Y Z space (voxels of the fixed grid), V warp component.
 
 from __future__ import annotations
 
-import functools
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,53 +13,16 @@ from scipy import ndimage
 from torch import Tensor
 
 from morphbits import provenance, stages
-from morphbits.engines.shadow import ALL, Counts, Shadow
+from morphbits.engines.shadow import Shadow
 from morphbits.errors import UserError
 from morphbits.models.model import open_model
-from morphbits.registration import register
+from morphbits.registration import check_memory, register
 from morphbits.stats.analysis import Row
+from morphbits.stats.one_run import SPREAD, counter_row, estimated_bits
 from morphbits.stats.significance import FLOAT32_BITS, quantiles, significant_bits
 from morphbits.studies.layers.computation import Case, Samples
 
-# What random rounding spreads a result by, as a multiple of the error of rounding to nearest: an
-# operation's error has variance 1/12 ulp² to nearest, 1/4 up or down with equal chances, and 1/6,
-# the mean of t(1 − t), by distance.
-SPREAD = {"random": math.sqrt(3), "nearness": math.sqrt(2)}
-# E log2|x| of a standard normal x: −(γ + ln 2) / (2 ln 2)
-LOG_NORMAL = -(np.euler_gamma + math.log(2)) / (2 * math.log(2))
-MANY = 8  # bits lost in one addition or sum that are worth a column
 WINDOW = 5  # voxels along each axis over which a map is averaged
-
-
-def estimated_bits(
-    values: np.ndarray, shadow: np.ndarray, runs: int, mode: str = "random"
-) -> np.ndarray:
-    """The bits that `significant_bits` (general, the samples' mean as reference) would find in
-    `runs` samples, estimated from one result rounded to nearest and its shadow; NaN where both
-    are 0, one number each.
-
-    The error of each number is one draw: its logarithm is that of the standard deviation plus
-    noise of known mean (the error taken for normal, the sum of many), so that averages over many
-    numbers estimate, and a single one says little. The samples' spread is `SPREAD` times the
-    error's. The general method counts the largest deviation of `runs`, in whole bits. An error
-    of 0 counts as 24 bits; other numbers are not cut there, or the average would be too low.
-    """
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        error = np.abs(values.astype(np.float64) - shadow)
-        found = -np.log2(error / np.abs(values)) + LOG_NORMAL - math.log2(SPREAD[mode])
-        found = np.maximum(np.floor(found - _largest(runs)), 0)
-    found[error == 0] = FLOAT32_BITS
-    found[(error == 0) & (values == 0)] = np.nan
-    found[~np.isfinite(error)] = 0
-    return found
-
-
-@functools.cache
-def _largest(runs: int) -> float:
-    """E log2 of the largest |deviation from the mean| of so many standard normal numbers, to
-    0.002 (100,000 draws whose standard deviation is below half a bit)."""
-    draws = np.random.default_rng(1).standard_normal((100_000, runs))
-    return float(np.log2(np.abs(draws - draws.mean(axis=1, keepdims=True)).max(axis=1)).mean())
 
 
 def averaged(bits_XYZ: np.ndarray) -> np.ndarray:
@@ -104,10 +65,15 @@ def one_run(case: Case, runs: int) -> OneRun:
             rows[name] = _row(name, values[0], exact[0], bits)
 
     def hook(module: Any, inputs: Any, results: Any) -> None:
-        outputs[:] = [shadow.of(result)[0].numpy() for result in results]
+        if isinstance(results, tuple | list) and all(isinstance(x, Tensor) for x in results):
+            outputs[:] = [shadow.of(x)[0].numpy() for x in results]
 
     config = case.config(mode="nearest")
-    network = open_model(case.settings.model, config).network()
+    model = open_model(case.settings.model, config)
+    voxels = int(case.prepared.fixed.size)
+    # float32, its shadow of twice the size, and a float64 result while it is copied
+    check_memory(case.settings.model, 4 * model.memory(voxels, "native"), case.prepared)
+    network = model.network()
     handle = network.register_forward_hook(hook)
     try:
         with stages.observed(observe):
@@ -135,7 +101,7 @@ def one_run(case: Case, runs: int) -> OneRun:
     return OneRun(
         {
             "one_run": list(rows.values()),
-            "counters": [_counter_row(name, counts) for name, counts in counted.items()],
+            "counters": [counter_row(name, counts) for name, counts in counted.items()],
             "decisions": decisions,
         },
         {
@@ -171,29 +137,6 @@ def _row(name: str, values: np.ndarray, exact: np.ndarray, bits: np.ndarray) -> 
         "error_rms": float(np.sqrt(np.mean(error**2))),
         "error_max": float(np.abs(error).max()),
         "without_error": float(np.mean(error == 0)),
-    }
-
-
-def _counter_row(name: str, counts: Counts) -> Row:
-    def share(part: float, whole: int) -> float:
-        return float(part / whole) if whole else math.nan
-
-    row: Row = {"stage": name}
-    for kind, total, lost in (
-        ("additions", counts.additions, counts.lost),
-        ("sums", counts.sums, counts.sums_lost),
-    ):
-        row |= {
-            kind: total,
-            f"{kind}_lost_mean": share(float(lost[:ALL] @ np.arange(ALL)), total),
-            f"{kind}_lost_{MANY}": share(lost[MANY:ALL].sum(), total),
-            f"{kind}_lost_all": share(lost[ALL], total),
-        }
-    return row | {
-        "results": counts.results,
-        "subnormal": counts.subnormal,
-        "operations": counts.operations,
-        "exact": share(counts.exact, counts.operations),
     }
 
 

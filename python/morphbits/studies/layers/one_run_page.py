@@ -16,8 +16,8 @@ from morphbits import images
 from morphbits.report.figures import STYLE, Figure, strip, svg
 from morphbits.report.tables import Table, number, small
 from morphbits.stats.analysis import Row
+from morphbits.stats.one_run import MANY
 from morphbits.studies.layers.computation import Case
-from morphbits.studies.layers.one_run import MANY
 
 Rows = Mapping[str, Sequence[Row]]
 

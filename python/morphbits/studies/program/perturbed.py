@@ -2,8 +2,10 @@
 
     python -m morphbits.studies.program.perturbed OPTIONS RECORD SCRIPT [WORD]...
 
-OPTIONS: the arguments of `random_rounding` as JSON, or null: then nothing is perturbed. At the end
-RECORD says what was. The script runs as `python SCRIPT` would run it; `-m MODULE` as well.
+OPTIONS: the arguments of `random_rounding` as JSON, or null: then nothing is perturbed. With
+`shadow`, {mode, runs}, the main thread's numbers have a float64 shadow, and each module of torch
+is a stage, whose results' bits are estimated for so many runs in that mode. At the end RECORD says
+what was. The script runs as `python SCRIPT` would run it; `-m MODULE` as well.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,11 @@ class Perturbation:
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = options
+        self._one_run: Any = None
+        if "shadow" in options:
+            from morphbits.studies.program.one_run import OneRun
+
+            self._one_run = OneRun(**options.pop("shadow"))
         self._all: list[Statistics] = []
         self._lock = threading.Lock()
         self.forked = 0
@@ -41,6 +49,8 @@ class Perturbation:
         """Call the program in its region."""
         self._perturb_threads()
         os.register_at_fork(after_in_parent=self._count_fork)
+        if self._one_run:
+            program = partial(self._one_run.watch, program)
         self._in_region(self._options["seed"], program)
 
     def _in_region(self, seed: int, function: Callable[[], None]) -> None:
@@ -76,6 +86,7 @@ class Perturbation:
             "operators": dict(operators.most_common()),
             "unperturbed": dict(unperturbed.most_common()),
             "forked_processes": self.forked,
+            **(self._one_run.tables() if self._one_run else {}),
         }
 
 

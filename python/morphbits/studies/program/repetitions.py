@@ -3,6 +3,7 @@
 FOLDER/program.json              what is repeated: command, options, versions
 FOLDER/plain-1, plain-2          two runs without perturbation: do they agree?
 FOLDER/run-01 …                  perturbed
+FOLDER/one-run                   to nearest, with a float64 shadow, where asked for
   outputs/                       the files that are compared
   stdout.txt, stderr.txt, record.json
 """
@@ -34,6 +35,7 @@ from morphbits.stats import values
 OUT = "{out}"
 STDOUT = "stdout.txt"
 PLAIN = ("plain-1", "plain-2")
+ONE_RUN = "one-run"
 _MODULE = (".py", "/__main__.py")
 _LINES = 8  # of a program that fails, repeated in the message
 
@@ -214,10 +216,27 @@ def matching(patterns: Sequence[str], root: Path) -> list[Path]:
     return sorted(path for path in found if path.is_file())
 
 
-def _run(program: Program, folder: Path, name: str, threads: int | None) -> str:
+def one_run(program: Program, folder: Path, runs: int, say: Callable[[str], None]) -> dict:
+    """What one run with a float64 shadow records; it is made unless it is there. `runs`: of the
+    samples whose bits are estimated."""
+    if program.config.mode not in STOCHASTIC_MODES:
+        raise UserError(f"--one-run estimates what --mode {' or '.join(STOCHASTIC_MODES)} gives")
+    path = folder / ONE_RUN / "record.json"
+    if not path.is_file():
+        if not program.into_out:
+            _refuse_existing(program, folder)
+        say(f"{ONE_RUN}: {_run(program, folder, ONE_RUN, None, runs)}")
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record
+
+
+def _run(program: Program, folder: Path, name: str, threads: int | None, runs: int = 1) -> str:
     """One run, into its folder; what to say of it."""
-    options = None
-    if name not in PLAIN:
+    options: dict[str, Any] | None = None
+    if name == ONE_RUN:
+        options = program.config.region(1) | {"allow": program.allow, "mode": "nearest"}
+        options["shadow"] = {"mode": program.config.mode, "runs": runs}
+    elif name not in PLAIN:
         options = program.config.region(int(name.partition("-")[2])) | {"allow": program.allow}
     partial = Path(tempfile.mkdtemp(dir=folder, prefix=".partial-"))
     outputs = partial / "outputs"
