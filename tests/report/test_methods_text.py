@@ -44,6 +44,8 @@ def experiment(dataset: str = "phantom-2mm", model: str = "x.h5", **changed: Any
         ({"dataset": "ds1", "model": "data/models/joint"}, "the model joint of FreeSurfer's",
          {"hoffmann2024"}),
         ({"dataset": "ds1", "model": "own.net:make"}, "by the network own.net:make", set()),
+        ({"dataset": "ds1", "model": "classical"}, "by the classical registration of morphbits",
+         {"avants2008"}),
         ({"model": str(DEMO_MODEL)}, "by the demonstration model of morphbits",
          {"fonov2011", "hoffmann2022"}),
         ({"engine": "verrou"}, "10 times. Verrou (Févotte and Lathuilière, 2016) perturbed the",

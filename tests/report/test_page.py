@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import re
@@ -26,6 +27,7 @@ from morphbits.report import page as module
 from morphbits.stats.analysis import analyse
 from morphbits.stats.intervals import over_subjects
 
+A, B = ("sha256:" + letter * 64 for letter in "ab")
 VOID = {"meta", "link", "img", "br", "hr", "input", "col"}
 
 
@@ -208,6 +210,40 @@ def test_no_option_without_a_value_and_no_raw_key_is_shown(results: Path) -> Non
         {"caution": "x", "a_b": 1, "accuracy": {"2mm": {"dice_gm": {"c_d": 2}}}}
     )
     assert card.rows == [["a b", "1"], ["accuracy, 2mm, dice gm, c d", "2"]]
+
+
+@pytest.mark.parametrize(
+    ("file", "identity", "row"),
+    [
+        ("m/demo.h5", {"model": A}, "demo.h5 (sha256:aaaaaaaaaaaa…)"),
+        (
+            "m/joint",
+            {"model": "joint", "affine_weights": A, "deform_weights": B},
+            "joint of FreeSurfer 8's mri_synthmorph (affine weights sha256:aaaaaaaaaaaa…, "
+            "deform weights sha256:bbbbbbbbbbbb…)",
+        ),
+        (
+            "net:make",
+            {"model": "net:make", "model_code": A, "model_weights": B},
+            "net:make (code sha256:aaaaaaaaaaaa…, weights sha256:bbbbbbbbbbbb…)",
+        ),
+        ("classical", {"model": "classical"}, "classical"),
+    ],
+)
+def test_the_row_of_the_model_has_the_checksums_of_what_it_is_made_of(
+    results: Path, file: str, identity: dict[str, str], row: str
+) -> None:
+    experiment = reading.read(results, "whole")
+    records = [
+        dataclasses.replace(
+            r,
+            configuration={k: v for k, v in r.configuration.items() if k != "model"} | identity,
+            provenance=r.provenance | {"files": {"model": file}},
+        )
+        for r in experiment.records
+    ]
+    rows = tables.what_was_run(dataclasses.replace(experiment, records=records)).rows
+    assert dict(map(tuple, rows))["model"] == row
 
 
 def test_with_more_samples_than_the_study_its_number_is_compared(tmp_path: Path) -> None:

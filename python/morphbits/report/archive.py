@@ -243,18 +243,20 @@ def _file(path: Path, folder: Path) -> dict[str, Any]:
 
 def _inputs(experiment: Experiment) -> Iterable[dict[str, Any]]:
     """Moving images, fixed image and model, by their checksums."""
-    for record in experiment.perturbed:
-        for name in ("moving", "fixed", "model"):
-            checksum = record.configuration.get(name)
-            if checksum:
-                of = f" of {record.subject.entities}" if name == "moving" else ""
-                words = {"moving": "moving image", "fixed": "fixed image"}.get(name, name)
-                yield {
-                    "@id": f"#{checksum}",
-                    "@type": "CreativeWork",
-                    "name": f"{words}{of}",
-                    "identifier": checksum,
-                }
+    named = [
+        (f"{role} image{f' of {record.subject.entities}' if role == 'moving' else ''}", checksum)
+        for record in experiment.perturbed
+        for role in ("moving", "fixed")
+        if (checksum := record.configuration.get(role))
+    ]
+    named += [(f"model {part}".strip(), x) for part, x in experiment.model_checksums.items()]
+    for name, checksum in named:
+        yield {
+            "@id": f"#{checksum}",
+            "@type": "CreativeWork",
+            "name": name,
+            "identifier": checksum,
+        }
 
 
 def _ids(entities: Iterable[dict[str, Any]]) -> list[dict[str, str]]:

@@ -69,6 +69,16 @@ class Experiment:
         return {key: value for key, value in first.items() if key not in _OF_THE_SAMPLE}
 
     @property
+    def model_checksums(self) -> dict[str, str]:
+        """Of the model's file, under "", or of its parts: "weights", "code" (`Model.identity`)."""
+        found = {
+            key.replace("_", " ").removeprefix("model").strip(): value
+            for key, value in self.configuration.items()
+            if key in ("model", "model_code") or key.endswith("_weights")
+        }
+        return {part: value for part, value in found.items() if value.startswith("sha256:")}
+
+    @property
     def perturbs(self) -> bool:
         """Whether anything was perturbed in the numbered samples."""
         configuration = self.configuration

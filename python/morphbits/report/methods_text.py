@@ -8,6 +8,7 @@ from typing import Any
 
 from morphbits.config import DEMO_MODEL, ExperimentConfig, labelled
 from morphbits.datasets import corr
+from morphbits.models import classical
 from morphbits.models.mri_synthmorph import FILES as SYNTHMORPH_FILES
 from morphbits.report import references
 from morphbits.report.experiment import Experiment
@@ -102,9 +103,15 @@ def _model(file: str, checksum: str) -> tuple[str, tuple[Reference, ...]]:
     if path.name in SYNTHMORPH_FILES:
         joint = references.JOINT
         return f"the model {path.name} of FreeSurfer's SynthMorph ({joint.cited})", (joint,)
-    named = f"{path.name}, {checksum[:19]}…" if checksum else path.name
+    named = f"{path.name}, {checksum[:19]}…" if checksum.startswith("sha256:") else path.name
     if ":" in path.name:
         return f"the network {named}", ()
+    if path.name == classical.NAME:
+        similarity = references.CORRELATION
+        text = (
+            "the classical registration of morphbits, affine and deformable, by gradient descent"
+        )
+        return f"{text} on local normalized cross-correlation ({similarity.cited})", (similarity,)
     synthmorph = references.SYNTHMORPH
     text = "a network of SynthMorph's architecture"
     if path.parts[-3:] == DEMO_MODEL.parts[-3:]:

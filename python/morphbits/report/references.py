@@ -120,6 +120,16 @@ JOINT = Reference(
     "Imaging Neuroscience",
     "2",
 )
+CORRELATION = Reference(
+    "avants2008",
+    "Avants et al., 2008",
+    ("Avants, Brian B.", "Epstein, Charles L.", "Grossman, Murray", "Gee, James C."),
+    "Symmetric diffeomorphic image registration with cross-correlation",
+    "2008",
+    "https://doi.org/10.1016/j.media.2007.06.004",
+    "Medical Image Analysis",
+    "12",
+)
 VERROU = Reference(
     "fevotte2016",
     "Févotte and Lathuilière, 2016",
@@ -203,6 +213,6 @@ JENKINSON = Reference(
     kind="misc",
 )
 ALL = (
-    *(STUDY, INTERVALS, SYNTHMORPH, JOINT, VERROU, CORR, TEMPLATE),
+    *(STUDY, INTERVALS, SYNTHMORPH, JOINT, CORRELATION, VERROU, CORR, TEMPLATE),
     *(RATIOS, POWER, JENKINSON),
 )

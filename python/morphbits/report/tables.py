@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from morphbits.config import ExperimentConfig, labelled
+from morphbits.config import FREESURFER_MODELS, ExperimentConfig, labelled
 from morphbits.report.experiment import (
     STUDY_SAMPLES,
     Experiment,
@@ -424,10 +424,7 @@ def what_was_run(experiment: Experiment) -> Table:
         ["dataset", experiment.dataset],
         ["subjects", str(len(experiment.subjects))],
         ["samples per subject", " to ".join(map(str, {counts[0]: 0, counts[-1]: 0}))],
-        [
-            "model",
-            f"{Path(files.get('model', MISSING)).name} ({_short(configuration.get('model'))})",
-        ],
+        ["model", _model(Path(files.get("model", MISSING)).name, experiment.model_checksums)],
         *_options(configuration | {"seed": experiment.settings.get("seed", MISSING)}),
         ["order of operations", facts.get("order", MISSING)],
         ["operations per sample", number(facts.get("operations"), 0)],
@@ -459,8 +456,11 @@ def _precision(option: str) -> str:
     return f"each result in {option} bits" if option.isdigit() else f"{option}, emulated"
 
 
-def _short(checksum: str | None) -> str:
-    return MISSING if not checksum else checksum[:19] + "…"
+def _model(name: str, checksums: dict[str, str]) -> str:
+    """Its name, and checksums of its file or its parts."""
+    name = f"{name} of FreeSurfer 8's mri_synthmorph" if name in FREESURFER_MODELS else name
+    parts = ", ".join(f"{part} {value[:19]}…".strip() for part, value in checksums.items())
+    return f"{name} ({parts})" if parts else name
 
 
 def left_out(experiment: Experiment) -> Table:
