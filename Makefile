@@ -98,6 +98,10 @@ verrou-sanity: $(stamp) ## check in seconds that Verrou perturbs what it should 
 compare: $(stamp) ## compare native with Verrou on a small case: bits, spread, map, time (FRAMEWORK, ONEDNN)
 	$(morphbits) compare $(call options,FRAMEWORK ONEDNN ACCUMULATION JOBS DATA RESULTS)
 
+.PHONY: methods
+methods: $(stamp) ## compare experiments A, B, C on the same images; or a folder of another program's samples
+	$(morphbits) methods $(foreach name,A B C,$(if $($(name)),'$($(name))')) $(call options,RESULTS)
+
 .PHONY: localize
 localize: $(stamp) ## which part of the network loses the bits, by Verrou's delta debugging (BY=task or symbol)
 	$(morphbits) localize $(call options,BY DATA RESULTS)
@@ -238,6 +242,10 @@ function-errors: $(stamp) ## compare vector functions with the C library on all 
 kernel-orders: $(stamp) ## measure in which order torch and TensorFlow add, by operator, into notes/benchmarks/
 	$(benchmark).kernel_orders
 
+.PHONY: bench-joint
+bench-joint: $(stamp) ## time and memory of one sample of `joint` at its real size (EXTENT=192), into notes/benchmarks/
+	$(benchmark).joint $(call options,EXTENT THREADS)
+
 .PHONY: bench-synthesis
 bench-synthesis: $(stamp) ## time and memory of SynthMorph's image synthesis, into notes/benchmarks/
 	$(benchmark).synthesis
@@ -314,7 +322,7 @@ REGION ?=        ## what Verrou perturbs: registration, or process
 LIBM ?=          ## Verrou: functions of the C library are perturbed, or excluded
 ONEDNN ?=        ## kernels of TensorFlow: on (oneDNN's) or off (its own)
 ALIGN ?=         ## how moving and fixed image are aligned first: header, centre or auto
-EXTENT ?=        ## joint, affine, rigid, deform: edge of the cube that the network sees, 256 or 192 mm
+EXTENT ?=        ## joint, affine, rigid, deform, bench-joint: edge of the cube that the network sees, 256 or 192 mm
 REGULARIZATION ?= ## joint, deform: how smooth the warp is, 0 to 1 (default: 0.5)
 MODEL_ORIENTATION ?= ## axes the model was trained in, e.g. RAS or LIA; fixed: those of the fixed file
 ORIENTATION ?=   ## axes of images whose files do not give them, e.g. LAS (left, anterior, superior)
@@ -335,8 +343,9 @@ SUBJECT ?=       ## layers, precision, orders, one-run, flips, machines: number 
 NOTES ?=         ## layers, precision, orders, one-run, flips: 1 writes the tables to notes/benchmarks/ too
 CHECK ?=         ## one-run: 1 makes RUNS samples as well, and compares
 AGAIN ?=         ## verify: number of samples to make again (default: 2)
-A ?=             ## stability-test: a result, file or folder
-B ?=             ## stability-test: another result of the same subjects
+A ?=             ## stability-test: a result, file or folder; methods: an experiment
+B ?=             ## stability-test: another result of the same subjects; methods: an experiment, or a folder
+C ?=             ## methods: a third one
 ALPHA ?=         ## stability-test: false-alarm level (default: 0.05)
 FLOOR ?=         ## stability-test: bits in which A and B must agree in the mean
 LICENSE ?=       ## archive: the licence it is published under, such as CC-BY-4.0

@@ -80,7 +80,7 @@ def test_every_variable_of_inference_is_an_option_of_its_script() -> None:
         "EPOCHS STEPS BATCH MODEL_DIR KEEP_EVERY RESUME NPROC NNODES RDZV RUN_ID".split()
     )
     others |= set(
-        "LABELS TARGETS SYNTH_PROCS SUBJECT NOTES CHECK DEVICE A B ALPHA FLOOR LICENSE".split()
+        "LABELS TARGETS SYNTH_PROCS SUBJECT NOTES CHECK DEVICE A B C ALPHA FLOOR LICENSE".split()
     )
     others |= set("LOSS SMOOTHNESS OPTIMIZER LEARNING_RATE".split())
     assert len(options) == len(set(VARIABLES) - others)

@@ -1,12 +1,13 @@
 """Bits, millimetres and Dice of several experiments on the same images, in one page.
 
-Each experiment is one method (a network, a classical registration). Only experiments whose images,
-engine, mode and seed agree are compared.
+Each experiment is one method: a network, a classical registration, another program. Only
+experiments whose images, engine and mode agree are compared; another program has its own engine.
 """
 
 from __future__ import annotations
 
 import statistics
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,16 @@ from matplotlib.figure import Figure as Canvas
 from morphbits.errors import UserError
 from morphbits.files import write_atomically
 from morphbits.report import html
-from morphbits.report.experiment import Experiment, select
+from morphbits.report.experiment import Experiment, read, select
 from morphbits.report.figures import COLOURS, GREY, STYLE, Figure, svg
-from morphbits.report.tables import Table, number, small
+from morphbits.report.tables import MISSING, Table, median_of, number, small
+from morphbits.samples.experiment import recorded_dataset
+from morphbits.stats.significance import CONFIDENCE, general_probability
+from morphbits.studies.methods import program_samples
 
 # what must agree, or the numbers would compare something else than methods
-SAME = ("engine", "mode", "fixed", "precision", "subnormals")
+SAME: tuple[str, ...] = ("engine", "mode", "fixed", "precision", "subnormals")
+SAME_OF_PROGRAMS = ("mode", "fixed")  # the mode where it is known
 TISSUE = "brain"
 
 
@@ -31,17 +36,45 @@ class Method:
     """One experiment's numbers, a value for each subject."""
 
     name: str
+    how: str  # engine and mode
     n: int
     image_bits: list[float]
     warp_bits: list[float]  # both: mean over the brain
     spread_mm: list[float]  # standard deviation of the warp over samples, mean over the brain
     dice: list[float]  # with the fixed image's tissues, mean over tissues
     dice_before: list[float]
-    seconds: float  # of one sample
+    operations: float | None  # perturbed in one sample
+    seconds: float | None  # of one sample
+    is_program: bool  # another program, whose samples were not made by this suite
 
 
-def build(experiments: Sequence[Experiment], folder: Path) -> Path:
-    """Write methods.html and methods.svg into a folder; returns the page."""
+def read_all(results: Path, names: Sequence[str]) -> list[Experiment]:
+    """Experiments by name; the second and later ones may be folders of another program's samples,
+    of the first one's subjects."""
+    experiments: list[Experiment] = []
+    for name in names:
+        if (results / name).is_dir() and any((results / name).glob("sample-*/sub-*/sample.json")):
+            experiments.append(read(results, name))
+        elif not Path(name).is_dir():
+            experiments.append(read(results, name))  # which says what is missing
+        elif not experiments:
+            raise UserError(
+                f"{name}: is a folder of another program's samples; name an experiment of this "
+                "suite before it, whose subjects and fixed image it shares"
+            )
+        else:
+            first = experiments[0]
+            dataset = recorded_dataset(results, first.name)
+            with tempfile.TemporaryDirectory() as work:
+                experiments.append(
+                    program_samples.read(Path(name), dataset, first.subjects, Path(work))
+                )
+    return experiments
+
+
+def build(experiments: Sequence[Experiment], names: Sequence[str], folder: Path) -> Path:
+    """Write methods.html and methods.svg into a folder; returns the page. names: how a user calls
+    the experiments."""
     methods = compare(experiments)
     figure = draw(methods)
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +86,9 @@ def build(experiments: Sequence[Experiment], folder: Path) -> Path:
         table=table(methods),
         subjects=experiments[0].subjects,
         configuration=experiments[0].configuration,
-        names=[experiment.name for experiment in experiments],
+        names=names,
+        probability=general_probability,
+        confidence=CONFIDENCE,
     )
     path = folder / "methods.html"
     write_atomically(path, page.encode())
@@ -64,9 +99,11 @@ def compare(experiments: Sequence[Experiment]) -> list[Method]:
     """The numbers of each; a UserError where they are not of the same images and perturbation."""
     first = experiments[0]
     for other in experiments[1:]:
-        differing = [
-            key for key in SAME if first.configuration.get(key) != other.configuration.get(key)
-        ]
+        one, two = first.configuration, other.configuration
+        keys = SAME
+        if _is_program(other):
+            keys = tuple(key for key in SAME_OF_PROGRAMS if key in two)
+        differing = [key for key in keys if one.get(key) != two.get(key)]
         if _moving(first) != _moving(other):
             differing.append("moving images")
         if differing:
@@ -75,6 +112,11 @@ def compare(experiments: Sequence[Experiment]) -> list[Method]:
                 "compared on the same images, perturbed alike"
             )
     return [_method(experiment) for experiment in experiments]
+
+
+def _is_program(experiment: Experiment) -> bool:
+    """Whether its samples are another program's: no model of this suite made them."""
+    return "model" not in experiment.configuration
 
 
 def _moving(experiment: Experiment) -> dict[str, str]:
@@ -86,7 +128,12 @@ def _method(experiment: Experiment) -> Method:
     spread = select(experiment.variability, quantity="warp", unit="mm", tissue=TISSUE)
     overlap = select(experiment.accuracy, measure="dice")
     if not overlap:
-        raise UserError(f"{experiment.name}: its dataset has no label maps, so there is no Dice")
+        why = (
+            "its folder has no sample-ieee"
+            if _is_program(experiment) and not experiment.of_sample("ieee")
+            else "its dataset has no label maps"
+        )
+        raise UserError(f"{experiment.name}: {why}, so there is no Dice")
 
     def dice(when: str) -> list[float]:
         return [
@@ -95,15 +142,19 @@ def _method(experiment: Experiment) -> Method:
         ]
 
     files = experiment.perturbed[0].provenance["files"]
+    configuration = experiment.configuration
     return Method(
         Path(files["model"]).name.removesuffix(".h5"),
+        ", ".join(filter(None, (configuration["engine"], configuration.get("mode")))),
         min(experiment.counts),
         [experiment.bits("image", TISSUE)[subject]["mean"] for subject in subjects],
         [experiment.bits("warp", TISSUE)[subject]["mean"] for subject in subjects],
         [select(spread, subject=subject)[0]["mean"] for subject in subjects],
         dice("after"),
         dice("before"),
-        statistics.median(r.provenance["seconds"] for r in experiment.perturbed),
+        median_of(experiment.perturbed, "operations"),
+        median_of(experiment.perturbed, "seconds"),
+        _is_program(experiment),
     )
 
 
@@ -167,25 +218,30 @@ def table(methods: Sequence[Method]) -> Table:
         caption="Means over subjects, in the fixed image's brain",
         header=[
             "method",
+            "perturbed by",
             "samples",
             "bits, moved image",
             "bits, warp",
             "spread of the warp (mm)",
             "Dice before",
             "Dice after",
+            "perturbed operations",
             "seconds per sample",
         ],
         rows=[
             [
                 method.name,
+                method.how,
                 str(method.n),
                 number(statistics.fmean(method.image_bits)),
                 number(statistics.fmean(method.warp_bits)),
                 small(statistics.fmean(method.spread_mm)),
                 number(statistics.fmean(method.dice_before), 3),
                 number(statistics.fmean(method.dice), 3),
+                MISSING if method.operations is None else small(method.operations),
                 number(method.seconds, 1),
             ]
             for method in methods
         ],
+        text_columns=2,
     )
