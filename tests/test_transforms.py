@@ -199,6 +199,21 @@ def test_we_read_what_we_write(tmp_path: Path, form: str) -> None:
         assert warp.data.shape == WARP.shape and warp.codes[0] == 1
 
 
+@pytest.mark.slow
+def test_what_freesurfers_library_writes_is_read_or_refused_by_name(tmp_path: Path) -> None:
+    surfa = pytest.importorskip("surfa")
+    for fixed in GRIDS:
+        image_path, warp_path, moved = pair(tmp_path, fixed, "oblique, left-handed", "ras")
+        transform = surfa.load_warp(str(warp_path))
+        transform.source = surfa.load_volume(str(image_path)).geom
+        transform.save(str(tmp_path / "surfa.nii.gz"))
+        found = images.move(images.load(image_path), images.load_warp(tmp_path / "surfa.nii.gz"))
+        assert np.abs(found.data - moved).max() < BOUND
+    transform.save(str(tmp_path / "surfa.mgz"))
+    with pytest.raises(UserError, match="FreeSurfer"):
+        images.load_warp(tmp_path / "surfa.mgz")
+
+
 def test_what_a_format_cannot_say_is_refused(tmp_path: Path) -> None:
     for sheared in SHEARED:
         with pytest.raises(UserError, match="sheared"):

@@ -61,7 +61,7 @@ class NetworkGrid:
     """The window of the fixed grid that the network sees.
 
     shape: the fixed grid. start: index of the window's first voxel in it (negative: padding).
-    size: the window's shape, multiples of 16.
+    size: the window's shape, multiples of 16 or of what the network asks for.
     """
 
     shape: tuple[int, int, int]
@@ -69,10 +69,15 @@ class NetworkGrid:
     size: tuple[int, int, int]
 
     @classmethod
-    def around(cls, shape: tuple[int, ...], box: tuple[slice, ...] | None = None) -> NetworkGrid:
+    def around(
+        cls,
+        shape: tuple[int, ...],
+        box: tuple[slice, ...] | None = None,
+        multiple: int = MULTIPLE,
+    ) -> NetworkGrid:
         """The smallest window that holds the box (default: the whole grid) in its middle."""
         spans = [(b.start, b.stop) for b in box] if box else [(0, n) for n in shape]
-        size = [-(-(stop - start) // MULTIPLE) * MULTIPLE for start, stop in spans]
+        size = [-(-(stop - start) // multiple) * multiple for start, stop in spans]
         first = [
             start - (n - (stop - start)) // 2 for (start, stop), n in zip(spans, size, strict=True)
         ]
@@ -221,7 +226,12 @@ class Prepared:
 
 
 def prepare(
-    moving: Image, fixed: Image, align: str = "auto", crop: bool = False, orientation: str = ""
+    moving: Image,
+    fixed: Image,
+    align: str = "auto",
+    crop: bool = False,
+    orientation: str = "",
+    multiple: int = MULTIPLE,
 ) -> Prepared:
     """Bring a pair of images onto one network grid, as the module's docstring says.
 
@@ -229,6 +239,7 @@ def prepare(
     of mass are within ONE_WORLD, else centre.
     crop: leave out the part of the fixed grid where both images are at their minimum.
     orientation: axes that the model was trained in (see `axes`), empty for the fixed file's.
+    multiple: of voxels, that the network's grid is along each axis.
     """
     steps = [*described("moving", moving), *described("fixed", fixed)]
     turn, fixed_affine = Turn(), fixed.affine.copy()
@@ -264,9 +275,9 @@ def prepare(
     steps.append("normalize: each image min–max to [0, 1] on the fixed grid")
 
     box = _box((moving_01 > 0) | (fixed_01 > 0)) if crop else None
-    grid = NetworkGrid.around(fixed.data.shape, box)
+    grid = NetworkGrid.around(fixed.data.shape, box, multiple)
     if grid.size == fixed.data.shape:
-        steps.append(f"grid: {by(grid.size)} is a multiple of {MULTIPLE} already")
+        steps.append(f"grid: {by(grid.size)} is a multiple of {multiple} already")
     else:
         steps.append(
             f"grid: {by(grid.shape)} {'cropped and ' if crop else ''}padded with 0 to "

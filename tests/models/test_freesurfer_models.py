@@ -12,6 +12,8 @@ from __future__ import annotations
 import gzip
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import h5py
@@ -23,6 +25,7 @@ import torch
 from morphbits import registration, stages
 from morphbits.config import Arithmetic, ExperimentConfig, RegisterConfig
 from morphbits.engines.native import random_rounding
+from morphbits.engines.native.kernels.reference import nearest
 from morphbits.errors import UserError
 from morphbits.images import Image
 from morphbits.models import keras_files, matrices, network_space
@@ -146,6 +149,32 @@ def test_deformable_networks_are_the_references(
     assert np.abs(reference[f"{name}_warp"]).max() > 1
 
 
+@pytest.mark.parametrize("kind", ["affine", "rigid", "deform", "joint"])
+def test_stages_are_those_that_run(kind: str, weights: Path, pair: list[torch.Tensor]) -> None:
+    model, seen = open_model(weights / kind, Arithmetic()), []
+    with torch.no_grad(), stages.observed(lambda stage, result: seen.append(stage)):
+        model.network()(*pair)
+    assert model.stages == set(seen)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["rigid", "joint", "deform"])
+def test_fewer_bits_are_had_in_the_stages_that_it_says(
+    kind: str, weights: Path, pair: list[torch.Tensor]
+) -> None:
+    config = Arithmetic(engine="native", mode="random", precision="12")
+    with pytest.raises(UserError, match="some stages only: give --perturb only:"):
+        open_model(weights / kind, config)
+    able = open_model(weights / kind, Arithmetic()).fewer_bits
+    assert able is not None
+    config = replace(config, perturb=f"only:{','.join(able)}")
+    model = open_model(weights / kind, config)
+    with torch.no_grad(), random_rounding("nearest", precision=12, perturb=config.perturb):
+        moved, _ = model.network()(*pair)
+    mantissa, _ = moved.frexp()
+    assert (mantissa * 2.0**12 % 1 == 0).all() and moved.max() > 0
+
+
 def test_in_mode_nearest_the_engine_gives_tensorflows_bytes(
     weights: Path, reference: Mapping[str, np.ndarray], pair: list[torch.Tensor]
 ) -> None:
@@ -208,6 +237,23 @@ def test_the_hypernetwork_is_evaluated_once_and_kept(
     keras_files._specialized.cache_clear()
     with pytest.raises(UserError, match="is damaged; delete it"):
         keras_files.specialized(path, 0.5)
+
+
+def test_a_multiplication_and_an_addition_are_rounded_once() -> None:
+    """Sums that lie, by less than float64 shows, below and above the middle of two float32
+    numbers, where rounding twice takes the even one; and sums of all kinds."""
+    near = 1 + 2.0**-23
+    a = [2.0**-24 * near, -(2.0**-24) * near, 2.0**-24 * near, 2.0**-149, 3.0]
+    b = [1 - 2.0**-23, 1 - 2.0**-23, near, 0.5, -0.5]
+    c = [near, -near, 1.0, 2.0**-149, 1.5]
+    random = np.random.Generator(np.random.PCG64(1))
+    more = random.standard_normal((3, 20_000)) * 2.0 ** random.integers(-40, 10, (3, 20_000))
+    cases = np.concatenate([np.array([a, b, c]), more], 1).astype(np.float32)
+    found = keras_files._fused(*cases)
+    exact = [Fraction(a) * Fraction(b) + Fraction(c) for a, b, c in cases.T.tolist()]
+    assert found.tolist() == [nearest(sum_, torch.float32) for sum_ in exact]
+    twice = (cases[0].astype(np.float64) * cases[1] + cases[2]).astype(np.float32)
+    assert (twice[:2] != found[:2]).all()  # what this is about
 
 
 def test_the_hypernetwork_gives_tensorflows_numbers(weights: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -45,14 +47,40 @@ class Short(Shift):
         return moved, warp[..., :-1]
 
 
+class Deep(Shift):
+    multiple = 32
+
+    def forward(self, moving, fixed):
+        if any(n % 32 for n in moving.shape[2:]):
+            raise RuntimeError("sizes of tensors must match")
+        return super().forward(moving, fixed)
+
+
+def shallow():
+    network = Deep()
+    network.multiple = 16
+    return network
+
+
+def odd():
+    network = Deep()
+    network.multiple = "32"
+    return network
+
+
 def number():
     return 3
+
+
+def broken():
+    return Shift(7)
 '''
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("plugin")
+    (path / "bad_of_a_test.py").write_text("import torch\ntorch.absent\n", encoding="utf-8")
     (path / "plugin_of_a_test.py").write_text(MODULE, encoding="utf-8")
     return path
 
@@ -97,6 +125,11 @@ def test_its_identity_is_its_code_and_its_numbers(folder: Path) -> None:
         ("plugin_nowhere:network", "module plugin_nowhere cannot be imported"),
         ("plugin_of_a_test:absent", "has no function absent"),
         ("plugin_of_a_test:number", "returned a int, no torch module"),
+        (
+            "plugin_of_a_test:broken",
+            r"cannot be made: TypeError: .* takes 1 .*plugin_of_a_test.py, line \d+\)",
+        ),
+        ("bad_of_a_test:network", r"importing it failed: AttributeError: .*, line 2\)"),
     ],
 )
 def test_what_is_no_network_is_one_sentence(folder: Path, name: str, message: str) -> None:
@@ -112,6 +145,36 @@ def test_a_network_that_gives_something_else_is_one_sentence(
     prepared = registration.prepare(*pair, where, config)
     with pytest.raises(UserError, match="not a moved image and a warp"):
         registration.register(prepared, where, config)
+
+
+def test_the_grid_is_a_multiple_of_what_the_network_asks_for(
+    folder: Path, pair: tuple[Image, Image]
+) -> None:
+    where, config = folder / "plugin_of_a_test:Deep", RegisterConfig()
+    prepared = registration.prepare(*pair, where, config)
+    assert prepared.fixed.shape == (32, 32, 32)
+    assert open_model(where, config).voxels((20, 24, 17)) == 32**3
+    assert registration.register(prepared, where, config).warp_XYZV.shape == (20, 24, 17, 3)
+
+
+def test_a_network_that_takes_no_such_images_is_one_sentence(
+    folder: Path, pair: tuple[Image, Image]
+) -> None:
+    where, config = folder / "plugin_of_a_test:shallow", RegisterConfig()
+    prepared = registration.prepare(*pair, where, config)
+    says = (
+        r"failed on images of 32 × 32 × 32 voxels: RuntimeError: sizes of tensors must match "
+        r"\(.*plugin_of_a_test.py, line \d+\); if it needs other sizes, .*: multiple = 32"
+    )
+    small = registration.prepare(
+        *(replace(i, data=i.data[:16, :16, :16]) for i in pair), where, config
+    )
+    assert prepared.fixed.shape == (32, 32, 32) and small.fixed.shape == (16, 16, 16)
+    registration.register(prepared, where, config)
+    with pytest.raises(UserError, match=says.replace("32 × 32 × 32", "16 × 16 × 16")):
+        registration.register(small, where, config)
+    with pytest.raises(UserError, match="attribute multiple is '32', not a whole number"):
+        registration.prepare(*pair, folder / "plugin_of_a_test:odd", config)
 
 
 def test_weights_of_every_type_have_a_checksum(folder: Path) -> None:
@@ -145,3 +208,28 @@ def test_so_is_what_it_imports_from_its_package(folder: Path) -> None:
     (package / "layers.py").write_text("from torch import nn\ndef network(): return nn.ReLU()\n")
     model = open_model(folder / "package_of_a_test.net:network", Arithmetic())
     assert [path.name for path in model.files] == ["net.py", "__init__.py", "layers.py"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not metadata.version("voxelmorph").startswith("0.3."),
+    reason="needs voxelmorph 0.3, in an environment of its own: notes/inference.md",
+)
+def test_voxelmorphs_own_network_is_registered_and_perturbed(pair: tuple[Image, Image]) -> None:
+    where = Path(__file__).parent / "vxm_pairwise:network"
+    prepared = registration.prepare(*pair, where, RegisterConfig())
+    assert prepared.fixed.shape == (32, 32, 32)
+    plain = registration.register(prepared, where, RegisterConfig())
+    assert 0.1 < np.abs(plain.warp_XYZV).max() < 20
+    one, again, other, nearest = (
+        registration.register(
+            prepared, where, RegisterConfig(engine="native", mode=mode, seed=seed)
+        )
+        for mode, seed in (("random", 1), ("random", 1), ("random", 2), ("nearest", 1))
+    )
+    assert np.array_equal(one.warp_XYZV, again.warp_XYZV)
+    assert 0 < np.abs(one.warp_XYZV - other.warp_XYZV).max() < 1e-3
+    assert np.abs(nearest.warp_XYZV - plain.warp_XYZV).max() < 1e-3
+    assert {"convolution", "grid_sampler_3d"} <= set(one.record["operators"])
+    found = open_model(where, Arithmetic()).identity(str)
+    assert found["model_weights"].startswith("sha256:")

@@ -29,6 +29,21 @@ class Classical(OnNetworkGrid):
         axes = self._orientation or "fixed"
         return {"model": NAME, "model_orientation": axes, "schedule": schedule}
 
+    @property
+    def stages(self) -> frozenset[str]:
+        from morphbits.models.classical_torch import Schedule
+
+        parts = (("affine", Schedule().affine), ("deformable", Schedule().deformable))
+        levels = [f"{part}-{level}" for part, of in parts for level, _ in of]
+        return self.fewer_bits | {"affine", "deformable", *levels}
+
+    @property
+    def fewer_bits(self) -> frozenset[str]:
+        from morphbits.models.classical_torch import Schedule
+
+        squarings = [f"squaring-{k}" for k in range(1, Schedule().squarings + 1)]
+        return frozenset(("integration", *squarings, "sampling"))
+
     def in_words(self) -> str:
         return "classical: affine and deformable, by gradient descent on the images (no network)"
 

@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from morphbits import stages
 from morphbits.config import Arithmetic
 from morphbits.errors import UserError
 from morphbits.images import Image, Prepared
@@ -37,6 +38,15 @@ class Model(Protocol):
     def identity(self, checksum: Callable[[Path], str]) -> dict[str, Any]:
         """What of it can change a byte of a sample: part of the sample's configuration, with the
         key ``model``. ``checksum`` is that of a file."""
+
+    @property
+    def stages(self) -> frozenset[str]:
+        """Names of the parts that its network announces; empty where they are not known."""
+
+    @property
+    def fewer_bits(self) -> frozenset[str] | None:
+        """Stages that can be computed in fewer bits than float32's, None for all: sums over an
+        image, products and solvers of small matrices and gradients have no rule for that."""
 
     def in_words(self) -> str:
         """What a run says of it."""
@@ -84,7 +94,25 @@ def open_model(where: Path, config: Arithmetic) -> Model:
                 f"--{spec.name} does nothing with model {where.name}; it is for "
                 f"{alternatives(models)}: leave it out"
             )
+    _check_stages(model, where, config)
     return model
+
+
+def _check_stages(model: Model, where: Path, config: Arithmetic) -> None:
+    """UserError for stages that the model does not have, and for a precision that some do not."""
+    chosen = stages.select(config.perturb)
+    if chosen.names and (known := model.stages) and (missing := chosen.names - known):
+        raise UserError(
+            f"--perturb {config.perturb}: model {where.name} has no stage "
+            f"{', '.join(sorted(missing))}; its stages are: {', '.join(sorted(known))}"
+        )
+    able = model.fewer_bits
+    some = chosen.kind == "only" and able is not None and chosen.names <= able
+    if config.precision not in ("24", "tf32") and able is not None and not some:
+        raise UserError(
+            f"--precision {config.precision}: model {where.name} can be computed in fewer bits in "
+            f"some stages only: give --perturb only:{','.join(sorted(able))}, or some of these"
+        )
 
 
 def word(where: Path) -> str:

@@ -24,6 +24,7 @@ AFFINE, RIGID = "synthmorph.affine.2.h5", "synthmorph.rigid.1.h5"
 DEFORM = "synthmorph.deform.3.h5"
 FILES = {"joint": (AFFINE, DEFORM), "affine": (AFFINE,), "rigid": (RIGID,), "deform": (DEFORM,)}
 LEVELS = 4  # of pooling, in the affine network
+SQUARINGS = 7  # of the velocity field
 
 
 def located(name: str) -> Path:
@@ -78,6 +79,34 @@ class MriSynthMorph:
         found = {f"{name}_weights": keras_files.digest(x) for name, x in parts.items() if x}
         regularization = {"regularization": self.config.regularization} if self._deforms else {}
         return {"model": self.path.name, "extent": self.config.extent, **regularization, **found}
+
+    @property
+    def stages(self) -> frozenset[str]:
+        names = {"composition"}
+        if self._affine:
+            names |= {"affine", "fit"}
+        if self._deforms:
+            names |= {"rescaling"}
+        if self._affine and self._deforms:
+            names |= {"mid-space", "moving-halfway", "fixed-halfway"}
+        return self.fewer_bits | names
+
+    @property
+    def fewer_bits(self) -> frozenset[str]:
+        names = ["sampling"]
+        if affine := self._affine:
+            names += ["moving-features", "fixed-features"]
+            names += [
+                f"{role}-{k + 1}" for role in ("moving", "fixed") for k in range(len(affine))
+            ]
+        if deform := self._deform:
+            levels = (len(deform) - 1) // 3
+            layers = [f"encoder-{k + 1}" for k in range(levels)]
+            layers += [f"decoder-{k + 1}" for k in range(len(deform) - levels - 1)]
+            names += [layer + suffix for layer in (*layers, "flow") for suffix in ("", "-swapped")]
+            names += ["network", "forward", "swapped", "integration"]
+            names += [f"squaring-{k + 1}" for k in range(SQUARINGS)]
+        return frozenset(names)
 
     def in_words(self) -> str:
         networks = [layers for layers in (self._affine, self._deform) if layers]

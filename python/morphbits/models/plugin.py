@@ -3,8 +3,9 @@
 The function takes nothing and returns a torch module from (moving, fixed), (1, 1, X, Y, Z) each,
 to (moved, warp), (1, 1, X, Y, Z) and (1, 3, X, Y, Z): the warp leads from a voxel of the fixed
 image to the place in the moving image that it shows, in voxels. Images are prepared as for
-SynthMorph of 2022 (`images.prepare`), in sizes that are multiples of 16. The module's parts are
-stages where it announces them itself (`morphbits.stages`).
+SynthMorph of 2022 (`images.prepare`), in sizes that are multiples of 16, or of the module's
+attribute `multiple`. The module's parts are stages where it announces them itself
+(`morphbits.stages`).
 
 The package is looked for where Python looks, and in the folder that the model's path names.
 """
@@ -18,15 +19,19 @@ import importlib.util
 import inspect
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from morphbits import images
 from morphbits.errors import UserError
+from morphbits.imagefiles import by
 from morphbits.models.on_network_grid import OnNetworkGrid
 
+LARGEST = 512  # multiple of voxels that is taken for a network's need, and not for a mistake
 FEATURES = 256  # float32 values per voxel that a registration may need: an unknown network's guess
 
 
@@ -54,12 +59,26 @@ class Plugin(OnNetworkGrid):
             "model_orientation": self._orientation or "fixed",
         }
 
+    @property
+    def stages(self) -> frozenset[str]:
+        return frozenset()
+
+    @property
+    def _multiple(self) -> int:
+        multiple = getattr(_network(self.path), "multiple", images.MULTIPLE)
+        if not (isinstance(multiple, int) and 1 <= multiple <= LARGEST):
+            raise UserError(
+                f"model {self.path.name}: its attribute multiple is {multiple!r}, not a whole "
+                f"number from 1 to {LARGEST}"
+            )
+        return multiple
+
     def in_words(self) -> str:
         count = sum(parameter.numel() for parameter in self.network().parameters())
         return f"{self.path.name} from {_source(self.path)}, {count:,} parameters"
 
     def network(self) -> Any:
-        return _network(self.path)
+        return _saying_errors(self.path)
 
     def multiplications(self, voxels: int) -> int | None:
         return None
@@ -74,15 +93,26 @@ def _function(path: Path) -> Callable[[], Any]:
     if (folder := str(path.parent.absolute())) not in sys.path:
         sys.path.append(folder)
     try:
-        found = getattr(importlib.import_module(name), function)
+        module = importlib.import_module(name)
     except ImportError as error:
         raise UserError(
             f"model {path.name}: module {name} cannot be imported ({error}); install it, or give "
             f"the folder that holds it: MODEL=folder/{path.name}"
         ) from error
-    except AttributeError:
-        raise UserError(f"model {path.name}: module {name} has no function {function}") from None
-    return found  # type: ignore[no-any-return]
+    except Exception as error:
+        raise UserError(f"model {path.name}: importing it failed: {_in_words(error)}") from error
+    if not hasattr(module, function):
+        raise UserError(f"model {path.name}: module {name} has no function {function}")
+    return getattr(module, function)  # type: ignore[no-any-return]
+
+
+def _in_words(error: BaseException) -> str:
+    """An error in a user's code: its kind, what it says, and where, torch and this suite aside."""
+    frames = traceback.extract_tb(error.__traceback__)
+    others = tuple(str(file.parent) for name in ("torch", "morphbits") if (file := _file(name)))
+    own = [frame for frame in frames if not frame.filename.startswith(others)]
+    where = (own or frames)[-1]
+    return f"{type(error).__name__}: {error} ({where.filename}, line {where.lineno})"
 
 
 def _source(path: Path) -> Path:
@@ -146,10 +176,39 @@ def _network(path: Path) -> Any:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # a network without trained weights is the same in every process
-        network = _function(path)()
+        function = _function(path)
+        try:
+            network = function()
+        except Exception as error:
+            raise UserError(f"model {path.name} cannot be made: {_in_words(error)}") from error
     if not isinstance(network, torch.nn.Module):
         raise UserError(f"model {path.name}: returned a {type(network).__name__}, no torch module")
     return network.eval()
+
+
+@functools.lru_cache(maxsize=1)
+def _saying_errors(path: Path) -> Any:
+    """The network; what it raises becomes a sentence."""
+    import torch
+
+    class SayingErrors(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = _network(path)
+
+        def forward(self, moving: torch.Tensor, fixed: torch.Tensor) -> Any:
+            try:
+                return self.network(moving, fixed)
+            except UserError:
+                raise
+            except Exception as error:
+                raise UserError(
+                    f"model {path.name} failed on images of {by(moving.shape[2:])} voxels: "
+                    f"{_in_words(error)}; if it needs other sizes, give the module an attribute: "
+                    "multiple = 32"
+                ) from error
+
+    return SayingErrors().eval()
 
 
 @functools.cache

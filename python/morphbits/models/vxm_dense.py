@@ -35,9 +35,23 @@ class VxmDense(OnNetworkGrid):
     def _orientation(self) -> str:
         return model_orientation(self.path, self.config.model_orientation)
 
+    @property
+    def _multiple(self) -> int:
+        """More where a network has more than four levels."""
+        return max(images.MULTIPLE, read_architecture(self.path).multiple)
+
     def identity(self, checksum: Callable[[Path], str]) -> dict[str, Any]:
         """The file's checksum, and the axes that images are brought into for it."""
         return {"model": checksum(self.path), "model_orientation": self._orientation or "fixed"}
+
+    @property
+    def stages(self) -> frozenset[str]:
+        architecture = read_architecture(self.path)
+        parts = (("encoder", architecture.enc), ("decoder", architecture.dec))
+        convolutions = [f"{part}-{k}" for part, of in parts for k in range(1, len(of) + 1)]
+        squarings = [f"squaring-{k}" for k in range(1, architecture.int_steps + 1)]
+        others = ("network", "flow", "integration", "rescaling", "sampling")
+        return frozenset((*convolutions, *squarings, *others))
 
     def in_words(self) -> str:
         count = read_architecture(self.path).parameters()

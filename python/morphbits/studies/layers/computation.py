@@ -22,6 +22,7 @@ from morphbits.bids import Dataset, Subject
 from morphbits.config import ExecutionConfig, ExperimentConfig, RegisterConfig, from_mapping
 from morphbits.errors import UserError
 from morphbits.images import Image, Prepared
+from morphbits.models.model import open_model
 from morphbits.registration import prepare, register
 from morphbits.samples import estimate
 from morphbits.samples.matrix import sample_seed
@@ -258,8 +259,10 @@ def activations(case: Case, runs: int) -> tuple[list[Row], Samples]:
 def precisions(case: Case, runs: int, say: Say, asked: Sequence[int] = PRECISIONS) -> list[Row]:
     """A row for each precision and format: what rounding to nearest in it gives, against float32
     and against the truth, and how many bits random rounding in it leaves."""
-    nearest = make(case, 1, mode="nearest")
     ways = [*((str(p), "all") for p in asked), *FORMATS]
+    for precision, perturb in ways:  # refused before anything is computed
+        open_model(case.settings.model, case.config(precision=precision, perturb=perturb))
+    nearest = make(case, 1, mode="nearest")
     rows = []
     for precision, perturb in ways:
         chosen = {"precision": precision, "perturb": perturb}
