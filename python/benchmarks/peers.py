@@ -120,7 +120,8 @@ def profile(name: str, small: bool) -> dict[str, dict[str, float]]:
             with region(mode, turn), Watch():
                 compute()
             both.append(seconds)
-        found[mode] = {operator: min(s[operator] for s in both) for operator in both[0]}
+        # an operator that only the first pass has made something once
+        found[mode] = {o: min(s[o] for s in both) for o in both[0].keys() & both[1].keys()}
     return found
 
 
@@ -193,7 +194,11 @@ def profiles(report: Report, kept: Kept, names: list[str], small: bool) -> None:
     report.add("", "## By operator", "", "One thread, milliseconds of one unit.")
     report.table("network", "operator", *MODES, "random / plain", "nearness / plain")
     for name in names:
-        found = kept.measured(profile, name, small)
+        try:
+            found = kept.measured(profile, name, small)
+        except UserError as error:
+            report.row(name, f"failed: {error}", *[""] * 6)
+            continue
         by_name = {mode: Counter[str]() for mode in MODES}
         for mode in MODES:
             for operator, seconds in found[mode].items():

@@ -187,9 +187,11 @@ def jacobian_determinant(warp: NDArray[Any]) -> NDArray[np.float64]:
     Central differences, one-sided at the border, as voxelmorph's `jacobian_determinant`. Above 1:
     local growth of what is sampled; 0 or less: a fold.
     """
-    rows = np.stack([np.stack(np.gradient(np.float64(warp[..., v]))) for v in range(3)])
-    rows[(0, 1, 2), (0, 1, 2)] += 1
-    (a, b, c), (d, e, f), (g, h, i) = rows
+    (a, b, c), (d, e, f), (g, h, i) = (
+        np.gradient(warp[..., v].astype(np.float64, order="C")) for v in range(3)
+    )
+    for diagonal in (a, e, i):
+        diagonal += 1
     return np.asarray(a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g))
 
 

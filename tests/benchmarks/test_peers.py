@@ -59,6 +59,20 @@ def test_a_profile_has_the_operators_of_every_mode_with_the_shapes_of_products()
     assert all("addmm 128, 50×9216, 9216×128" in of and second in of for of in found.values())
 
 
+def test_a_profile_leaves_out_what_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[torch.Tensor] = []
+
+    def compute() -> torch.Tensor:
+        if not made:
+            made.append(torch.arange(3.0))
+        return made[0] + 1
+
+    network = peer_networks.Network(lambda small: ("", compute), "")
+    monkeypatch.setitem(peer_networks.NETWORKS, "mnist", network)
+    found = peers.profile("mnist", True)
+    assert all("arange" not in operators and "add" in operators for operators in found.values())
+
+
 def test_the_table_has_a_row_for_every_mode_and_says_what_is_left_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -112,10 +112,13 @@ class Folding:
 def folding(warp: NDArray[np.floating[Any]], mask: NDArray[np.bool_] | None = None) -> Folding:
     """Voxels whose Jacobian determinant is 0 or less, of those in the mask (default: all)."""
     determinant = images.jacobian_determinant(warp)
-    if mask is not None:
-        determinant = determinant[mask]
-    folds = int(np.count_nonzero(determinant <= 0))
-    return Folding(folds, folds / determinant.size)
+    return folds(determinant if mask is None else determinant[mask])
+
+
+def folds(determinant: NDArray[np.floating[Any]]) -> Folding:
+    """`folding` from the Jacobian determinants of the voxels that count."""
+    voxels = int(np.count_nonzero(determinant <= 0))
+    return Folding(voxels, voxels / determinant.size)
 
 
 def moved_labels(moving: Image, warp: Image) -> Labels:

@@ -27,12 +27,13 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from signal import SIGKILL
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from morphbits import bids, images
 from morphbits.bids import Dataset, Subject
@@ -133,6 +134,7 @@ def jobs_that_fit(jobs: int, values: int) -> int:
     return max(1, min(jobs, int(0.7 * memory) // (43 * values)))
 
 
+@threadpool_limits.wrap(limits=1)  # threads of BLAS that wait would take the other subjects' cores
 def _analyse_subject(results: Path, experiment: str, dataset: Dataset, subject: Subject) -> Tables:
     """The rows of one subject; writes its maps."""
     tables = Tables()
@@ -156,8 +158,11 @@ def _analyse_subject(results: Path, experiment: str, dataset: Dataset, subject: 
             warp.shift = np.array(alignment)[:3, 3]
         return warp
 
-    def warp_XYZV(folder: Path) -> np.ndarray:
-        return images.load_warp(bids.warp_path(folder, subject, space)).data
+    # unperturbed results are asked for again and again: two of each are kept
+    plain_XYZ, plain_warp = lru_cache(maxsize=2)(moved_XYZ), lru_cache(maxsize=2)(whole_warp)
+
+    def plain_XYZV(folder: Path) -> np.ndarray:
+        return plain_warp(folder).data
 
     names = [name for name in bids.list_samples(results, experiment) if name.isdigit()]
     found = {name: folder for name in names if (folder := unit(name))}
@@ -169,12 +174,12 @@ def _analyse_subject(results: Path, experiment: str, dataset: Dataset, subject: 
         images.save(path, bits_XYZ, fixed.affine, fixed.codes)
 
     if len(units) >= MINIMUM_SAMPLES:
-        ieee_XYZ = moved_XYZ(ieee) if ieee else None
-        ieee_XYZV = warp_XYZV(ieee) if ieee else None
+        ieee_XYZ = plain_XYZ(ieee) if ieee else None
+        ieee_XYZV = plain_XYZV(ieee) if ieee else None
         samples_SXYZ = np.empty((len(units), *fixed.data.shape), np.float32)
         samples_VSXYZ = np.empty((3, *samples_SXYZ.shape), np.float32)
         regions = _regions(dataset, subject, fixed.affine, masks, reading)
-        unperturbed = regions.measure(whole_warp(ieee)) if ieee else None
+        unperturbed = regions.measure(plain_warp(ieee)) if ieee else None
         if unperturbed:
             tables.measures += _measure_rows(subject, "ieee", unperturbed)
         for s, (name, folder) in enumerate(found.items()):
@@ -239,19 +244,20 @@ def _analyse_subject(results: Path, experiment: str, dataset: Dataset, subject: 
                 "quantity": quantity,
                 "unit": unit_name,
                 "n": len(units),
-                "mean": float(spread[mask].mean()),
-                "median": float(np.median(spread[mask])),
-                "q95": float(np.quantile(spread[mask], 0.95)),
-                "max": float(spread[mask].max()),
+                "mean": float(part.mean()),
+                "median": float(np.median(part)),
+                "q95": float(np.quantile(part, 0.95)),
+                "max": float(part.max()),
             }
             for (quantity, unit_name), spread in spreads.items()
             for tissue, mask in masks.items()
+            for part in [spread[mask]]
         ]
     for comparison, against in BASELINES.items():
         one, other = unit(comparison), unit(against)
         if one is None or other is None:
             continue
-        for quantity, read in (("image", moved_XYZ), ("warp", warp_XYZV)):
+        for quantity, read in (("image", plain_XYZ), ("warp", plain_XYZV)):
             tables.repeatability.append(
                 {
                     "subject": subject.entities,
@@ -264,7 +270,7 @@ def _analyse_subject(results: Path, experiment: str, dataset: Dataset, subject: 
     if ieee:
         tables.accuracy = [
             {"subject": subject.entities, **row}
-            for row in accuracy_rows(dataset, subject, fixed, whole_warp(ieee), masks, reading)
+            for row in accuracy_rows(dataset, subject, fixed, plain_warp(ieee), masks, reading)
         ]
     return tables
 
@@ -371,10 +377,11 @@ def accuracy_rows(
         }
         add("brain", "warp_error", {when: error.mean for when, error in errors.items()})
         add("brain", "warp_error_p95", {when: error.p95 for when, error in errors.items()})
+    growth = {when: images.jacobian_determinant(one.data) for when, one in pair.items()}
     for tissue in ("all", "brain"):
         folds = {
-            when: 100 * accuracy.folding(one.data, masks[tissue]).fraction
-            for when, one in pair.items()
+            when: 100 * accuracy.folds(determinant_XYZ[masks[tissue]]).fraction
+            for when, determinant_XYZ in growth.items()
         }
         add(tissue, "folding", folds)
     return rows

@@ -41,7 +41,7 @@ TYPE_BITS = {np.dtype(np.float32): FLOAT32_BITS, np.dtype(np.float64): 53}
 CONFIDENCE = 0.95
 CNH_PROBABILITY = 0.95
 MINIMUM_SAMPLES = 2  # a spread needs two
-SLAB_VOXELS = 1 << 18  # the package makes about six arrays of S times this size
+SLAB_VOXELS = 1 << 15  # the package's six arrays of S times this size stay in the cache
 
 _PACKAGE_METHOD = {
     "general": significantdigits.Method.General,
@@ -140,10 +140,12 @@ def _slab_bits(
 ) -> np.ndarray:
     """Bits of some voxels with a non-zero reference, by the package; float32 (N,)."""
     finite_N = np.isfinite(samples_SN).all(axis=0) & np.isfinite(reference_N)
-    bits_N = np.zeros(reference_N.shape, np.float32)
-    if finite_N.any():
-        if not finite_N.all():
-            samples_SN, reference_N = samples_SN[:, finite_N], reference_N[finite_N]
+    equal_N = (samples_SN == reference_N).all(axis=0)  # the package gives them 52, after 53 steps
+    bits_N = np.where(equal_N & finite_N, most, 0).astype(np.float32)
+    found_of_N = finite_N & ~equal_N
+    if found_of_N.any():
+        if not found_of_N.all():
+            samples_SN, reference_N = samples_SN[:, found_of_N], reference_N[found_of_N]
         with np.errstate(over="ignore"):  # a huge ratio is an infinite error: no significant bit
             found_N = significantdigits.significant_digits(
                 samples_SN,
@@ -156,8 +158,7 @@ def _slab_bits(
                 confidence=CONFIDENCE,
                 dtype=np.float64,  # lifts the package's stop at 23, Z itself stays float32
             )
-        found_N[(samples_SN == reference_N).all(axis=0)] = most  # the package stops at 52
-        bits_N[finite_N] = np.clip(np.nan_to_num(found_N, nan=0.0), 0, most)
+        bits_N[found_of_N] = np.clip(np.nan_to_num(found_N, nan=0.0), 0, most)
     return bits_N
 
 
