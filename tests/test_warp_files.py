@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 from pathlib import Path
@@ -247,3 +248,14 @@ def test_outputs_carry_the_codes_of_the_fixed_image(
     assert moved.GetOrigin() == fixed_read.GetOrigin()
     assert moved.GetSpacing() == fixed_read.GetSpacing()
     assert json.loads((tmp_path / "sample.json").read_text())["provenance"]["alignment"]
+
+
+def test_a_warp_is_compressed_as_well_as_by_searching_for_repetitions(tmp_path: Path) -> None:
+    """A hundredth larger at most, where the last digits are noise and where all is zero."""
+    noise = np.random.default_rng(1).normal(0, 2, (24, 24, 24, 3)).astype(np.float32)
+    for warp in (noise, np.zeros_like(noise)):
+        images.save_warp(tmp_path / "warp.nii.gz", warp, np.eye(4), np.zeros(3))
+        compressed = (tmp_path / "warp.nii.gz").read_bytes()
+        raw = gzip.decompress(compressed)
+        assert raw.endswith(warp.tobytes(order="F"))
+        assert len(compressed) <= 1.01 * len(gzip.compress(raw, 1)) + 200  # and a header's bytes

@@ -223,7 +223,9 @@ def save_warp(
             header["intent_name"] = RELATIVE
         if chosen.axes == 5:
             values = values[:, :, :, None]
-    write_atomically(path, encode(path, values, affine, codes, header, {"shift": shift}))
+    write_atomically(
+        path, encode(path, values, affine, codes, header, {"shift": shift}, noisy=True)
+    )
     return values
 
 
