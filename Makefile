@@ -99,7 +99,7 @@ compare: $(stamp) ## compare native with Verrou on a small case: bits, spread, m
 	$(morphbits) compare $(call options,FRAMEWORK ONEDNN ACCUMULATION JOBS DATA RESULTS)
 
 .PHONY: methods
-methods: $(stamp) ## compare experiments A, B, C on the same images; or a folder of another program's samples
+methods: $(stamp) ## compare methods: experiments A, B, C on the same images, or a program's folder
 	$(morphbits) methods $(foreach name,A B C,$(if $($(name)),'$($(name))')) $(call options,RESULTS)
 
 .PHONY: localize
@@ -243,7 +243,7 @@ kernel-orders: $(stamp) ## measure in which order torch and TensorFlow add, by o
 	$(benchmark).kernel_orders
 
 .PHONY: bench-joint
-bench-joint: $(stamp) ## time and memory of one sample of `joint` at its real size (EXTENT=192), into notes/benchmarks/
+bench-joint: $(stamp) ## time and memory of one sample of `joint` (EXTENT=192), into notes/benchmarks/
 	$(benchmark).joint $(call options,EXTENT THREADS)
 
 .PHONY: bench-synthesis
@@ -322,7 +322,7 @@ REGION ?=        ## what Verrou perturbs: registration, or process
 LIBM ?=          ## Verrou: functions of the C library are perturbed, or excluded
 ONEDNN ?=        ## kernels of TensorFlow: on (oneDNN's) or off (its own)
 ALIGN ?=         ## how moving and fixed image are aligned first: header, centre or auto
-EXTENT ?=        ## joint, affine, rigid, deform, bench-joint: edge of the cube that the network sees, 256 or 192 mm
+EXTENT ?=        ## joint, affine, rigid, deform: edge of the network's cube, 256 or 192 mm; bench-joint
 REGULARIZATION ?= ## joint, deform: how smooth the warp is, 0 to 1 (default: 0.5)
 MODEL_ORIENTATION ?= ## axes the model was trained in, e.g. RAS or LIA; fixed: those of the fixed file
 ORIENTATION ?=   ## axes of images whose files do not give them, e.g. LAS (left, anterior, superior)
@@ -344,7 +344,7 @@ NOTES ?=         ## layers, precision, orders, one-run, flips: 1 writes the tabl
 CHECK ?=         ## one-run: 1 makes RUNS samples as well, and compares
 AGAIN ?=         ## verify: number of samples to make again (default: 2)
 A ?=             ## stability-test: a result, file or folder; methods: an experiment
-B ?=             ## stability-test: another result of the same subjects; methods: an experiment, or a folder
+B ?=             ## stability-test: another result, same subjects; methods: an experiment, or a folder
 C ?=             ## methods: a third one
 ALPHA ?=         ## stability-test: false-alarm level (default: 0.05)
 FLOOR ?=         ## stability-test: bits in which A and B must agree in the mean

@@ -215,18 +215,18 @@ def _dots(axes: matplotlib.axes.Axes, place: float, values: Sequence[float], col
 def table(methods: Sequence[Method]) -> Table:
     """The figure's means, and what a sample costs."""
     return Table(
-        caption="Means over subjects, in the fixed image's brain",
+        caption="Means over subjects, in the fixed image's brain; cost of one sample",
         header=[
             "method",
             "perturbed by",
             "samples",
-            "bits, moved image",
+            "bits, image",
             "bits, warp",
-            "spread of the warp (mm)",
+            "spread (mm)",
             "Dice before",
             "Dice after",
-            "perturbed operations",
-            "seconds per sample",
+            "operations",
+            "seconds",
         ],
         rows=[
             [
