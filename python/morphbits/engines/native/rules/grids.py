@@ -14,6 +14,7 @@ from math import prod
 
 import torch
 
+from morphbits.engines.native.kernels import sampling
 from morphbits.engines.native.rules.arithmetic import Operator
 from morphbits.engines.native.rules.registry import refused, rule
 from morphbits.engines.native.rules.resampling import cubic_weights
@@ -132,6 +133,12 @@ class _Corners:
 def _linear(
     op: Operator, values_CN: T, grid_NV: T, size: Sequence[int], padding: str, align: bool
 ) -> T:
+    how, start = op.context.unkeyed, op.context.start + op.context.position
+    given = values_CN, grid_NV, size, padding
+    if sampling.takes(how, *given):
+        out, (draws, operations) = sampling.values(how, start, *given, align)
+        op.context.advance(draws, [(op.name, operations)])
+        return out
     corners = _Corners(op, grid_NV, size, padding, align)
     terms = []
     for corner in corners.corners:
@@ -152,6 +159,12 @@ def _linear_backward(
     align: bool,
     mask: Sequence[bool],
 ) -> Gradients:
+    how, start = op.context.unkeyed, op.context.start + op.context.position
+    given = values_CN, grid_NV, size, padding
+    if sampling.takes(how, *given):
+        *found, (draws, operations) = sampling.gradients(how, start, *given, align, out_CN, mask)
+        op.context.advance(draws, [(op.name, operations)])
+        return found[0], found[1]
     corners = _Corners(op, grid_NV, size, padding, align)
     places = [corners.index(corner) for corner in corners.corners]
     to_image = to_grid = None

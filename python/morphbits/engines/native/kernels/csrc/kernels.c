@@ -23,6 +23,8 @@ typedef uint64_t bits_f64;
 #define BIAS 127
 #define SAFE_EXPONENT (-70)
 #define FMA_SCALAR __builtin_fmaf
+#define FLOOR __builtin_floorf
+#define STOCHASTIC_SUM(a, b, word) stochastic_f32((double)(a) + (double)(b), word)
 #if defined(__AVX512F__)
 #define DIRECTED
 #define SPLAT _mm512_set1_ps
@@ -37,6 +39,7 @@ typedef uint64_t bits_f64;
 #include "contraction.h"
 #include "reduction.h"
 #include "rows.h"
+#include "sampling.h"
 #include "reduced.h"
 #undef V
 #undef I
@@ -51,6 +54,8 @@ typedef uint64_t bits_f64;
 #undef BIAS
 #undef SAFE_EXPONENT
 #undef FMA_SCALAR
+#undef FLOOR
+#undef STOCHASTIC_SUM
 #undef FMA_VECTOR
 #undef SPLAT
 #undef DIRECTED
@@ -64,6 +69,8 @@ typedef uint64_t bits_f64;
 #define BIAS 1023
 #define SAFE_EXPONENT (-800)
 #define FMA_SCALAR __builtin_fma
+#define FLOOR __builtin_floor
+#define STOCHASTIC_SUM stochastic_add_f64
 #if defined(__AVX512F__)
 #define SPLAT _mm512_set1_pd
 #define FMA_VECTOR(a, b, c) _mm512_fmadd_pd((__m512d)(a), (__m512d)(b), (__m512d)(c))
@@ -77,6 +84,7 @@ typedef uint64_t bits_f64;
 #include "contraction.h"
 #include "reduction.h"
 #include "rows.h"
+#include "sampling.h"
 
 int FN(convolution)(const rounding *r, const convolution_call *c) {
     if (c->type == FLOAT64) return convolve_f64(r, c);
@@ -89,6 +97,10 @@ int FN(reduction)(const rounding *r, const reduction_call *c) {
 
 int FN(contraction)(const rounding *r, const contraction_call *c) {
     return c->type == FLOAT32 ? contract_f32(r, c) : contract_f64(r, c);
+}
+
+int FN(sampling)(const rounding *r, const sampling_call *c) {
+    return c->type == FLOAT32 ? sample_f32(r, c) : sample_f64(r, c);
 }
 
 #include "program.h"

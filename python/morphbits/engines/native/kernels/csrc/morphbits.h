@@ -113,6 +113,24 @@ typedef struct {
     void *output;       /* (outer, size), holds what is added to */
 } scatter_call;
 
+/* Linear sampling of an image at places between its voxels, or its derivatives (sampling.h). */
+typedef struct {
+    int32_t type;
+    int32_t dims;            /* two or three axes */
+    int32_t aligned, border; /* -1 and 1 are the middles of the first and last voxel, else their ends; beyond, its border goes on,
+                                else it is zero */
+    int64_t start;           /* the key of draw d is that of number start + d of the random stream (context.py) */
+    int64_t channels, points;
+    int64_t size[3];         /* of the image, below 2^31 voxels; the last is 1 where there are two axes */
+    const void *image;       /* (channels, *size) */
+    const void *place;       /* (points, dims), the last axis first */
+    const void *gradient;    /* (channels, points), of the values; NULL: the values are computed */
+    void *value;             /* (channels, points) */
+    void *to_image;          /* (channels, *size), zeros that are added to; or NULL */
+    void *to_place;          /* as place; or NULL */
+    int64_t *count;          /* draws and elementary operations, written here */
+} sampling_call;
+
 /* A function of the C library, computed in a wider type and then rounded by the mode; or a number brought to a narrower
  * format, which is written as a float32. */
 enum function {
@@ -188,6 +206,11 @@ INLINE uint32_t random_word(word_block c, uint32_t element) {
     return x ^ (x >> 16);
 }
 
+/* The key of draw number `draw` of a program that begins at number `start` of the random stream. */
+INLINE uint64_t key_of(int64_t start, int64_t draw) {
+    return mix64(((uint64_t)start + (uint64_t)draw + 1) * UINT64_C(0x9e3779b97f4a7c15));
+}
+
 INLINE int rounds_up(uint32_t word, int64_t index) { return (word >> (31 - (index & 31))) & 1; }
 
 /* Mode NEARNESS: a multiplicative congruential generator modulo 2^32, whose multiplier is the best of Steele & Vigna's
@@ -258,6 +281,9 @@ int wide_portable(const rounding *, const wide_call *);
 int wide_avx2(const rounding *, const wide_call *);
 int wide_avx512(const rounding *, const wide_call *);
 int wide_naive(const rounding *, const wide_call *);
+int sampling_portable(const rounding *, const sampling_call *);
+int sampling_avx2(const rounding *, const sampling_call *);
+int sampling_avx512(const rounding *, const sampling_call *);
 int program_portable(const rounding *, const program_call *);
 int program_avx2(const rounding *, const program_call *);
 int program_avx512(const rounding *, const program_call *);

@@ -28,9 +28,6 @@ typedef struct {
     function_chunk *function;
 } program_state;
 
-static uint64_t key_of(const program_call *p, int64_t draw) {
-    return mix64(((uint64_t)p->start + (uint64_t)draw + 1) * UINT64_C(0x9e3779b97f4a7c15));
-}
 static int64_t value_size(const instruction *v) { return v->type == FLOAT32 ? 4 : 8; }
 
 /* What rounds nothing; the caller's own control register is in force. Masks have all bits of an element set, or none. */
@@ -109,7 +106,7 @@ static void compute(program_state *s, int64_t number, int64_t first, int64_t cou
     const program_call *p = s->p;
     const instruction *v = p->code + number;
     const int64_t size = value_size(v);
-    const word_block block = block_constants(key_of(p, v->draw), 0);
+    const word_block block = block_constants(key_of(p->start, v->draw), 0);
     control_set(v->opcode <= NARROW ? control_with(s->base, s->r.mode, s->r.flush) : s->base);
     for (int64_t at = 0; at < count; at += PIECE) {
         const int64_t n = count - at < PIECE ? count - at : PIECE;
@@ -158,7 +155,7 @@ static void add_rows(program_state *s, int64_t number, int64_t first, int64_t ro
     const program_call *p = s->p;
     const instruction *v = p->code + number;
     const int64_t n = p->inner, chains = (n + 255) / 256, all = p->total / n;
-    const uint64_t keys[] = {key_of(p, v->draw), key_of(p, v->extra)};
+    const uint64_t keys[] = {key_of(p->start, v->draw), key_of(p->start, v->extra)};
     const int64_t terms[] = {(n + chains - 1) / chains, chains};
     for (int level = 0; level < 2; ++level)
         for (int64_t b = 0; b < terms[level] / 32 + 1; ++b)
