@@ -106,3 +106,21 @@ def test_every_instruction_set_and_number_of_threads_gives_the_same(
         found, _ = sampled(given, BORDER, True, [True, True], mode=mode, threads=threads)
         expected = expected or found
         assert all(map(same_bytes, found, expected))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_images_and_places_may_lie_in_memory_in_any_order(
+    dims: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, grid, gradient = inputs(dims, 3, 40, torch.float32, False)
+    last = {2: torch.channels_last, 3: torch.channels_last_3d}[dims]
+    strided = [
+        image.to(memory_format=last),
+        grid.movedim(-1, 0).contiguous().movedim(0, -1),
+        gradient.to(memory_format=last),
+    ]
+    found = [
+        check_alike(monkeypatch, given, BORDER, True, [True, True], mode="random")[0]
+        for given in ([image, grid, gradient], strided)
+    ]
+    assert all(map(same_bytes, *found))

@@ -68,7 +68,7 @@ def gradients(
     wanted: Sequence[bool],
 ) -> tuple[T | None, T | None, Counts]:
     """The gradients of image and points from that of the values, as far as they are wanted."""
-    to_image = torch.zeros_like(image_CN) if wanted[0] else None
+    to_image = image_CN.new_zeros(image_CN.shape) if wanted[0] else None
     to_grid = grid_MV.new_empty(grid_MV.shape) if wanted[1] else None
     out = {"gradient": gradient_CM.contiguous(), "to_image": to_image, "to_place": to_grid}
     counts = _call(rounding, start, image_CN, grid_MV, size, padding, align, **out)
