@@ -184,8 +184,8 @@ def draw(
             if (name, 1) in distant:
                 distance.plot(steps, [distant[name, step] for step in steps], marker="o", **style)
         loss.set_ylabel("loss")
-        loss.legend(frameon=False, ncols=2)
         distance.set(xlabel="step", ylabel="distance of weights to\nvoxelmorph's, learning rates")
+        canvas.legend(*loss.get_legend_handles_labels(), loc="outside upper center", ncols=4)
         return svg(canvas, "learning curves")
 
 
