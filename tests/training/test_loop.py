@@ -710,19 +710,19 @@ def test_estimates_of_synthmorphs_pairs(monkeypatch: pytest.MonkeyPatch) -> None
     demo = replace(tiny, enc="16 32 32 32", dec="32 32 32 32 16 16")
     small, large = (48, 48, 48), (80, 96, 80)
     for recipe, shape, channels, trainer in (
-        (tiny, small, 26, 0.61), (tiny, large, 26, 1.22), (tiny, large, 3, 0.66),
-        (replace(tiny, batch=2), large, 26, 2.09), (demo, small, 26, 0.67),
-        (demo, large, 26, 1.44),
+        (tiny, small, 26, 0.68), (tiny, large, 26, 1.22), (tiny, large, 3, 0.78),
+        (replace(tiny, batch=2), large, 26, 2.02), (demo, small, 26, 0.75),
+        (demo, large, 26, 1.42),
     ):  # fmt: skip
         found = estimate.process_bytes(recipe, shape, channels) / 1e9
         assert trainer < found < 1.25 * trainer
     native = estimate.process_bytes(replace(demo, engine="native"), small, 26) / 1e9
-    assert 1.09 < native < 1.25 * 1.09
+    assert 1.11 < native < 1.25 * 1.11
     for shape, process in ((small, 1.10), (large, 1.36)):
         assert process < estimate.synthesis_bytes(tiny, shape) / 1e9 < 1.25 * process
 
     said = estimate.describe(demo, Ranks(host_size=2), large, 0, channels=26, synth_procs=2)
-    assert "1.6 GB per process, 1.4 GB for synthesis, 6.0 GB on this machine" in said
+    assert "1.7 GB per process, 1.4 GB for synthesis, 6.2 GB on this machine" in said
     # the synthesis needs cores too, and a trainer that computes less waits for it
     alone = estimate.seconds_per_step(replace(demo, source="phantom-pairs"), small, Ranks(), 26)
     two = estimate.seconds_per_step(demo, small, Ranks(host_size=2), 26)
