@@ -16,14 +16,15 @@ static inline __attribute__((always_inline)) void S(contract_tile)(const roundin
                                                                    uint32_t first, int64_t from, int64_t to,
                                                                    S(open_sum) * open, int64_t segment) {
     const int nearness = way == S(BY_DISTANCE) || way == S(BY_DISTANCE_CAREFUL);
-    W lane, element[MAX_TILE], word[MAX_TILE] = {{0}};
+    W lane, word[MAX_TILE] = {{0}};
     S(directions) directions[MAX_TILE];
     V chain[MAX_TILE];
     S(total) wide[MAX_TILE];
-    const int64_t *at = c->row_offset + row;
+    const char *row_at[MAX_TILE];
+#define ELEMENT(i) (lane + (uint32_t)((row + (i)) * c->row_step))
     for (int l = 0; l < LANES; ++l) lane[l] = first + (uint32_t)((column + (nearness ? S(lane_of)(l) : l)) * c->column_step);
     for (int i = 0; i < tile; ++i) {
-        element[i] = lane + (uint32_t)((row + i) * c->row_step);
+        row_at[i] = (const char *)left + c->row_offset[row + i] * (nearness ? (int64_t)sizeof(double) : (int64_t)sizeof(T));
         if (nearness) wide[i] = open[i].wide;
         else chain[i] = open[i].chain;
     }
@@ -32,29 +33,43 @@ static inline __attribute__((always_inline)) void S(contract_tile)(const roundin
         while (k < end) {
             const int64_t block_end = way == S(IEEE) ? end : (k | 31) + 1;
             const int64_t stop = end < block_end ? end : block_end;
-            if (way != S(IEEE))
-                for (int i = 0; i < tile; ++i) {
-                    word[i] = S(word_for)(r->mode, block, k, element[i]);
-                    if (!nearness) directions[i] = S(directions_of)(word[i]);
-                }
-            for (; k < stop; ++k) {
-                const int64_t offset = c->depth_offset[k];
+            if (way != S(IEEE)) S(words_for)(r->mode, block, k, ELEMENT(0), (uint32_t)c->row_step, tile, word);
+            if (way == S(TWO_WAYS) || way == S(TWO_WAYS_CAREFUL))
+                for (int i = 0; i < tile; ++i) directions[i] = S(directions_of)(word[i]);
+#define TERM(k, direction)                                                                                               \
+    {                                                                                                                    \
+        const V w = *(const V *)((const T *)right + (k) * LANES);                                                         \
+        const int64_t offset = c->depth_offset[k];                                                                       \
+        for (int i = 0; i < tile; ++i) {                                                                                 \
+            const V a = S(splat)(((const T *)row_at[i])[offset]);                                                        \
+            if (way == S(IEEE)) chain[i] = S(fma_vector)(a, w, chain[i]);                                                \
+            else chain[i] = S(fma_random)(a, w, chain[i], direction, way == S(TWO_WAYS_CAREFUL));                        \
+        }                                                                                                                \
+    }
+            while (k < stop) {
                 if (nearness) {
-                    const double *w = (const double *)right + k * LANES, *x = (const double *)left + offset;
+                    const double *w = (const double *)right + k * LANES;
+                    const int64_t offset = c->depth_offset[k++];
                     for (int i = 0; i < tile; ++i) {
-                        wide[i] = S(fma_stochastic)(x[at[i]], w, wide[i], word[i], way == S(BY_DISTANCE_CAREFUL));
+                        const double a = ((const double *)row_at[i])[offset];
+                        wide[i] = S(fma_stochastic)(a, w, wide[i], word[i], way == S(BY_DISTANCE_CAREFUL));
                         word[i] *= STEP;
                     }
                     continue;
                 }
-                const V w = *(const V *)((const T *)right + k * LANES);
-                const T *x = (const T *)left + offset;
-                for (int i = 0; i < tile; ++i) {
-                    const V a = S(splat)(x[at[i]]);
-                    if (way == S(IEEE)) chain[i] = S(fma_vector)(a, w, chain[i]);
-                    else chain[i] = S(fma_random)(a, w, chain[i], S(direction_at)(directions + i, k), way == S(TWO_WAYS_CAREFUL));
+#if defined(DIRECTED)
+                if (way == S(TWO_WAYS) && (k & 7) == 0 && k + 8 <= stop) {
+                    const int group = (int)(k >> 3) & 3;
+                    _Pragma("GCC unroll 8") for (int bit = 0; bit < 8; ++bit)
+                        TERM(k + bit, S(direction_in)(directions + i, group, bit))
+                    k += 8;
+                    continue;
                 }
+#endif
+                TERM(k, S(direction_at)(directions + i, k))
+                ++k;
             }
+#undef TERM
         }
         if (k < c->segment_end[segment]) break;
         for (int i = 0; i < tile; ++i) {
@@ -63,7 +78,7 @@ static inline __attribute__((always_inline)) void S(contract_tile)(const roundin
                 const int64_t index = c->depth + segment;
                 if (way == S(IEEE)) sum = open[i].total + sum;
                 else {
-                    const W bits = S(word_for)(r->mode, block, index, element[i]);
+                    const W bits = S(word_for)(r->mode, block, index, ELEMENT(i));
                     sum = nearness ? S(add_stochastic)(open[i].total, sum, bits)
                                    : S(add_random)(open[i].total, sum, S(direction_of)(bits, index));
                 }
@@ -76,6 +91,7 @@ static inline __attribute__((always_inline)) void S(contract_tile)(const roundin
     for (int i = 0; i < tile; ++i)
         if (nearness) open[i].wide = wide[i];
         else open[i].chain = chain[i];
+#undef ELEMENT
 }
 
 /* Rows `row` to `row_end` of one block of columns; `open` has a place for each of them. */

@@ -55,8 +55,10 @@ static inline __attribute__((always_inline)) void S(run_tile)(const S(plan) * p,
     const void *panel = (const char *)p->weight + channel * c->terms * p->size;
     const void *vectors = narrow ? input : panel, *numbers = narrow ? p->weight : input;
     const int64_t step = narrow ? 1 : p->voxel_step;
+    const uint32_t apart = narrow ? (uint32_t)p->voxels : 1; /* vectors of elements */
+#define ELEMENT(i) (lane + (uint32_t)(i) * apart)
 #define CHANNEL_BIAS(i) (narrow ? S(splat)(p->bias[i]) : *(const V *)(p->bias + channel))
-    W lane = {0}, element[MAX_TILE], word[MAX_TILE] = {{0}};
+    W lane = {0}, word[MAX_TILE] = {{0}};
     S(directions) directions[MAX_TILE];
     V chain[MAX_TILE];
     S(total) wide[MAX_TILE];
@@ -65,7 +67,6 @@ static inline __attribute__((always_inline)) void S(run_tile)(const S(plan) * p,
         lane[l] = first + (uint32_t)(narrow ? at : at * p->voxels);
     }
     for (int i = 0; i < tile; ++i) {
-        element[i] = lane + (uint32_t)(narrow ? i * p->voxels : i);
         if (way == S(NEARNESSES)) wide[i] = from ? open[i].wide : (S(total)){0};
         else chain[i] = from ? open[i].chain : (V){0};
     }
@@ -74,36 +75,48 @@ static inline __attribute__((always_inline)) void S(run_tile)(const S(plan) * p,
         while (t < end) {
             const int64_t block_end = way == S(PLAIN) ? end : (t | 31) + 1;
             const int64_t stop = end < block_end ? end : block_end;
-            if (way != S(PLAIN))
-                for (int i = 0; i < tile; ++i) {
-                    word[i] = S(word_for)(p->r->mode, p->block, t, element[i]);
-                    if (way == S(DIRECTIONS)) directions[i] = S(directions_of)(word[i]);
-                }
-            for (; t < stop; ++t) {
-                const int64_t to_vector = narrow ? p->offset[t] : t * LANES, to_number = narrow ? t * tile : p->offset[t];
+            if (way != S(PLAIN)) S(words_for)(p->r->mode, p->block, t, lane, apart, tile, word);
+            if (way == S(DIRECTIONS))
+                for (int i = 0; i < tile; ++i) directions[i] = S(directions_of)(word[i]);
+#define TERM(t, direction)                                                                                               \
+    {                                                                                                                    \
+        const V w = *(const V *)((const T *)vectors + (narrow ? p->offset[t] : (t) * LANES));                             \
+        const T *x = (const T *)numbers + (narrow ? (t) * tile : p->offset[t]);                                           \
+        for (int i = 0; i < tile; ++i)                                                                                   \
+            if (way == S(PLAIN)) chain[i] = S(fma_vector)(S(splat)(x[i * step]), w, chain[i]);                            \
+            else chain[i] = S(fma_random)(S(splat)(x[i * step]), w, chain[i], direction, careful);                        \
+    }
+            while (t < stop) {
                 if (way == S(NEARNESSES)) {
-                    const double *w = (const double *)vectors + to_vector, *x = (const double *)numbers + to_number;
+                    const double *w = (const double *)vectors + (narrow ? p->offset[t] : t * LANES);
+                    const double *x = (const double *)numbers + (narrow ? t * tile : p->offset[t]);
                     for (int i = 0; i < tile; ++i) {
                         wide[i] = S(fma_stochastic)(x[i * step], w, wide[i], word[i], careful);
                         word[i] *= STEP;
                     }
+                    ++t;
                     continue;
                 }
-                const V w = *(const V *)((const T *)vectors + to_vector);
-                const T *x = (const T *)numbers + to_number;
-                for (int i = 0; i < tile; ++i) {
-                    const V a = S(splat)(x[i * step]);
-                    if (way == S(PLAIN)) chain[i] = S(fma_vector)(a, w, chain[i]);
-                    else chain[i] = S(fma_random)(a, w, chain[i], S(direction_at)(directions + i, t), careful);
+#if defined(DIRECTED)
+                if (way == S(DIRECTIONS) && !careful && (t & 7) == 0 && t + 8 <= stop) {
+                    const int group = (int)(t >> 3) & 3;
+                    _Pragma("GCC unroll 8") for (int bit = 0; bit < 8; ++bit)
+                        TERM(t + bit, S(direction_in)(directions + i, group, bit))
+                    t += 8;
+                    continue;
                 }
+#endif
+                TERM(t, S(direction_at)(directions + i, t))
+                ++t;
             }
+#undef TERM
         }
         if (t < c->segment_end[segment]) break;
         for (int i = 0; i < tile; ++i) {
             V sum = way == S(NEARNESSES) ? S(narrowed)(wide[i]) : chain[i];
             if (way == S(DIRECTIONS) && !careful) sum = S(positive_zero)(sum);
-            if (segment > 0) sum = S(add)(p, way, open[i].total, sum, c->terms + segment, element[i]);
-            else if (c->bias_first) sum = S(add)(p, way, CHANNEL_BIAS(i), sum, c->terms, element[i]);
+            if (segment > 0) sum = S(add)(p, way, open[i].total, sum, c->terms + segment, ELEMENT(i));
+            else if (c->bias_first) sum = S(add)(p, way, CHANNEL_BIAS(i), sum, c->terms, ELEMENT(i));
             open[i].total = sum;
             chain[i] = (V){0}, wide[i] = (S(total)){0};
         }
@@ -117,10 +130,11 @@ static inline __attribute__((always_inline)) void S(run_tile)(const S(plan) * p,
     }
     for (int i = 0; i < tile; ++i) {
         V total = open[i].total;
-        if (p->bias && !c->bias_first) total = S(add)(p, way, total, CHANNEL_BIAS(i), c->terms + c->segments, element[i]);
+        if (p->bias && !c->bias_first) total = S(add)(p, way, total, CHANNEL_BIAS(i), c->terms + c->segments, ELEMENT(i));
         open[i].total = S(one_nan)(total);
     }
 #undef CHANNEL_BIAS
+#undef ELEMENT
 }
 
 #if MAX_TILE > 4

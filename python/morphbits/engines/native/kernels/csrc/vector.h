@@ -16,13 +16,14 @@ typedef uint32_t S(words) __attribute__((vector_size(4 * LANES), aligned(4), may
 #define W S(words)
 #define MINUS_ZERO ((S(bits))1 << (8 * sizeof(T) - 1))
 
-static inline W S(word_vector)(word_block c, W element) {
-    W x = element * c.multiplier + c.increment;
+/* `random_word` from its first step on, which is linear in the element. */
+static inline W S(scrambled)(word_block c, W x) {
     x = (x ^ (x >> 16)) * 0x7feb352du;
     x ^= c.inner;
     x = (x ^ (x >> 15)) * 0x846ca68bu;
     return x ^ (x >> 16);
 }
+static inline W S(word_vector)(word_block c, W element) { return S(scrambled)(c, element * c.multiplier + c.increment); }
 
 static inline V S(splat)(T x) {
 #if defined(SPLAT)
@@ -90,6 +91,10 @@ static inline S(direction) S(direction_at)(const S(directions) * d, int64_t inde
 #undef BIT
     return _mm_test_epi8_mask(_mm_load_si128((const __m128i *)d + ((index >> 3) & 3)),
                               _mm_load_si128((const __m128i *)bit[index & 7]));
+}
+/* The same of the operation `bit` of a group of eight, a constant. */
+static inline S(direction) S(direction_in)(const S(directions) * d, int group, const int bit) {
+    return _mm_test_epi8_mask(_mm_load_si128((const __m128i *)d + group), _mm_set1_epi8((char)(128 >> bit)));
 }
 static inline V S(pick_directed)(__m512 up, __m512 down, S(direction) d, int careful) {
     if (careful) d |= _mm512_cmpeq_epi32_mask(_mm512_castps_si512(down), _mm512_set1_epi32((int)0x80000000));
@@ -291,6 +296,18 @@ static inline W S(word_for)(int mode, const word_block *block, int64_t index, W 
     const W word = S(word_vector)(block[index >> 5], element);
     if (mode == NEARNESS) return (word | 1) * step_power(index);
     return word;
+}
+
+/* `word_for` of vectors of elements that lie `step` apart, from vector `first` on. */
+static inline __attribute__((always_inline)) void S(words_for)(int mode, const word_block *block, int64_t index, W first,
+                                                               uint32_t step, const int count, W *word) {
+    const word_block c = block[index >> 5];
+    const uint32_t power = mode == NEARNESS ? step_power(index) : 1;
+    W linear = first * c.multiplier + c.increment;
+    for (int i = 0; i < count; ++i, linear += step * c.multiplier)
+        if (mode == UPWARD || mode == DOWNWARD) word[i] = (W){0} - (uint32_t)(mode == UPWARD);
+        else if (mode == NEARNESS) word[i] = (S(scrambled)(c, linear) | 1) * power;
+        else word[i] = S(scrambled)(c, linear);
 }
 
 static inline V S(one_nan)(V x) {
