@@ -78,38 +78,24 @@ static inline __attribute__((always_inline)) void S(run_tile)(const S(plan) * p,
             if (way != S(PLAIN)) S(words_for)(p->r->mode, p->block, t, lane, apart, tile, word);
             if (way == S(DIRECTIONS))
                 for (int i = 0; i < tile; ++i) directions[i] = S(directions_of)(word[i]);
-#define TERM(t, direction)                                                                                               \
-    {                                                                                                                    \
-        const V w = *(const V *)((const T *)vectors + (narrow ? p->offset[t] : (t) * LANES));                             \
-        const T *x = (const T *)numbers + (narrow ? (t) * tile : p->offset[t]);                                           \
-        for (int i = 0; i < tile; ++i)                                                                                   \
-            if (way == S(PLAIN)) chain[i] = S(fma_vector)(S(splat)(x[i * step]), w, chain[i]);                            \
-            else chain[i] = S(fma_random)(S(splat)(x[i * step]), w, chain[i], direction, careful);                        \
-    }
-            while (t < stop) {
+            for (; t < stop; ++t) {
+                const int64_t to_vector = narrow ? p->offset[t] : t * LANES, to_number = narrow ? t * tile : p->offset[t];
                 if (way == S(NEARNESSES)) {
-                    const double *w = (const double *)vectors + (narrow ? p->offset[t] : t * LANES);
-                    const double *x = (const double *)numbers + (narrow ? t * tile : p->offset[t]);
+                    const double *w = (const double *)vectors + to_vector, *x = (const double *)numbers + to_number;
                     for (int i = 0; i < tile; ++i) {
                         wide[i] = S(fma_stochastic)(x[i * step], w, wide[i], word[i], careful);
                         word[i] *= STEP;
                     }
-                    ++t;
                     continue;
                 }
-#if defined(DIRECTED)
-                if (way == S(DIRECTIONS) && !careful && (t & 7) == 0 && t + 8 <= stop) {
-                    const int group = (int)(t >> 3) & 3;
-                    _Pragma("GCC unroll 8") for (int bit = 0; bit < 8; ++bit)
-                        TERM(t + bit, S(direction_in)(directions + i, group, bit))
-                    t += 8;
-                    continue;
+                const V w = *(const V *)((const T *)vectors + to_vector);
+                const T *x = (const T *)numbers + to_number;
+                for (int i = 0; i < tile; ++i) {
+                    const V a = S(splat)(x[i * step]);
+                    if (way == S(PLAIN)) chain[i] = S(fma_vector)(a, w, chain[i]);
+                    else chain[i] = S(fma_random)(a, w, chain[i], S(direction_at)(directions + i, t), careful);
                 }
-#endif
-                TERM(t, S(direction_at)(directions + i, t))
-                ++t;
             }
-#undef TERM
         }
         if (t < c->segment_end[segment]) break;
         for (int i = 0; i < tile; ++i) {
