@@ -154,5 +154,5 @@ def with_samples(found: OneRun, activations: list[Row], samples: Samples) -> Non
         row["samples"] = known[row["stage"]]
         row["difference"] = row["one_run"] - row["samples"]
         row["runs"] = len(samples.image_SXYZ)
-    found.maps["image, samples"] = image_XYZ
-    found.maps["warp, samples"] = _mean_component(warp_XYZV)
+    found.maps["image, samples"] = averaged(image_XYZ)
+    found.maps["warp, samples"] = averaged(_mean_component(warp_XYZV))
