@@ -120,7 +120,7 @@ def test_where_the_package_cannot_be_written_it_goes_to_the_cache(
         raise RuntimeError
 
     monkeypatch.setattr(Path, "home", homeless)
-    with pytest.raises(UserError, match="name a folder for them by XDG_CACHE_HOME"):
+    with pytest.raises(UserError, match="name a folder by XDG_CACHE_HOME"):
         build.build()
 
 
