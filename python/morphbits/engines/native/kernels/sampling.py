@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 
 import torch
@@ -30,75 +31,58 @@ class _Sampling(ctypes.Structure):
     )
 
 
-def takes(rounding: Rounding, image_CN: T, grid_MV: T, size: Sequence[int], padding: str) -> bool:
-    """Whether the kernel computes this; elsewhere the rule does it operation by operation."""
-    return (
-        program.takes(rounding, image_CN, grid_MV)
-        and rounding.format == FLOAT32
-        and padding != "reflection"
-        and prod(size) < 2**31
-        and max(size) < 2**24  # whole numbers of float32
-    )
+@dataclass(frozen=True)
+class Sampling:
+    """An image (channels, voxels) of `size` along its axes, and points (points, axes) in it."""
 
+    rounding: Rounding
+    image_CN: T
+    grid_MV: T
+    size: Sequence[int]
+    padding: str
+    align: bool
 
-def values(
-    rounding: Rounding,
-    start: int,
-    image_CN: T,
-    grid_MV: T,
-    size: Sequence[int],
-    padding: str,
-    align: bool,
-) -> tuple[T, Counts]:
-    """The image at the points (channels, points); start: the first draw's number in the stream."""
-    out = image_CN.new_empty((len(image_CN), len(grid_MV)))
-    counts = _call(rounding, start, image_CN, grid_MV, size, padding, align, value=out)
-    return out, counts
+    def has_kernel(self) -> bool:
+        """Whether the kernel computes this; elsewhere the rule does it operation by operation."""
+        return (
+            program.takes(self.rounding, self.image_CN, self.grid_MV)
+            and self.rounding.format == FLOAT32
+            and self.padding != "reflection"
+            and prod(self.size) < 2**31
+            and max(self.size) < 2**24  # whole numbers of float32
+        )
 
+    def values(self, start: int) -> tuple[T, Counts]:
+        """The image at the points (channels, points). start: number of the first draw in the
+        random stream."""
+        out = self.image_CN.new_empty((len(self.image_CN), len(self.grid_MV)))
+        return out, self._call(start, value=out)
 
-def gradients(
-    rounding: Rounding,
-    start: int,
-    image_CN: T,
-    grid_MV: T,
-    size: Sequence[int],
-    padding: str,
-    align: bool,
-    gradient_CM: T,
-    wanted: Sequence[bool],
-) -> tuple[T | None, T | None, Counts]:
-    """The gradients of image and points from that of the values, as far as they are wanted."""
-    to_image = image_CN.new_zeros(image_CN.shape) if wanted[0] else None
-    to_grid = grid_MV.new_empty(grid_MV.shape) if wanted[1] else None
-    out = {"gradient": gradient_CM.contiguous(), "to_image": to_image, "to_place": to_grid}
-    counts = _call(rounding, start, image_CN, grid_MV, size, padding, align, **out)
-    return to_image, to_grid, counts
+    def gradients(
+        self, start: int, gradient_CM: T, wanted: Sequence[bool]
+    ) -> tuple[T | None, T | None, Counts]:
+        """The gradients of image and points from that of the values, as far as they are wanted."""
+        to_image = self.image_CN.new_zeros(self.image_CN.shape) if wanted[0] else None
+        to_grid = self.grid_MV.new_empty(self.grid_MV.shape) if wanted[1] else None
+        out = {"gradient": gradient_CM.contiguous(), "to_image": to_image, "to_place": to_grid}
+        return to_image, to_grid, self._call(start, **out)
 
-
-def _call(
-    rounding: Rounding,
-    start: int,
-    image: T,
-    grid: T,
-    size: Sequence[int],
-    padding: str,
-    align: bool,
-    **tensors: T | None,
-) -> Counts:
-    counts = (_I64 * 2)()
-    given = {"image": image.contiguous(), "place": grid.contiguous(), **tensors}
-    arguments = _Sampling(
-        type=TYPES[image.dtype],
-        dims=len(size),
-        aligned=align,
-        border=padding == "border",
-        start=start,
-        channels=len(image),
-        points=len(grid),
-        size=(*size, 1)[:3],
-        count=ctypes.addressof(counts),
-        **{name: None if x is None else x.data_ptr() for name, x in given.items()},
-    )
-    function = load().morphbits_sampling
-    check_status(function(ctypes.byref(rounding.as_c()), ctypes.byref(arguments)))
-    return counts[0], counts[1]
+    def _call(self, start: int, **tensors: T | None) -> Counts:
+        counts = (_I64 * 2)()
+        image, grid = self.image_CN.contiguous(), self.grid_MV.contiguous()
+        given = {"image": image, "place": grid, **tensors}
+        arguments = _Sampling(
+            type=TYPES[image.dtype],
+            dims=len(self.size),
+            aligned=self.align,
+            border=self.padding == "border",
+            start=start,
+            channels=len(image),
+            points=len(grid),
+            size=(*self.size, 1)[:3],
+            count=ctypes.addressof(counts),
+            **{name: None if x is None else x.data_ptr() for name, x in given.items()},
+        )
+        function = load().morphbits_sampling
+        check_status(function(ctypes.byref(self.rounding.as_c()), ctypes.byref(arguments)))
+        return counts[0], counts[1]

@@ -86,7 +86,7 @@ class Operator:
         known = _templates.get(key) if key is not None else None
         if known is not None:
             made, draws, counts, single = known
-            start = context.start + context.position
+            start = context.next_draw
             context.advance(draws, counts)
             results = made.run(start, operands, into)
             return results[0] if single else tuple(results)

@@ -101,6 +101,11 @@ class Context(ABC):
         self.advance(1, ((name, operations),))
         return self.position - 1
 
+    @property
+    def next_draw(self) -> int:
+        """From which a kernel counts that draws for several operations."""
+        return self.start + self.position
+
     def advance(self, draws: int, counts: Iterable[tuple[str, int]]) -> None:
         """Count operators, and their elementary operations by name."""
         self.scope.check()
@@ -132,7 +137,7 @@ class Context(ABC):
 
     def key(self) -> int:
         """Stands for the random bits of the operator that comes next."""
-        return _mix64(self.start + self.position)
+        return _mix64(self.next_draw)
 
     @property
     def precision(self) -> formats.Precision:

@@ -14,7 +14,7 @@ from math import prod
 
 import torch
 
-from morphbits.engines.native.kernels import sampling
+from morphbits.engines.native.kernels.sampling import Counts, Sampling
 from morphbits.engines.native.rules.arithmetic import Operator
 from morphbits.engines.native.rules.registry import refused, rule
 from morphbits.engines.native.rules.resampling import cubic_weights
@@ -130,14 +130,18 @@ class _Corners:
         return reduce(op.mul, parts[::-1])
 
 
+def _advance(op: Operator, counts: Counts) -> None:
+    draws, operations = counts
+    op.context.advance(draws, [(op.name, operations)])
+
+
 def _linear(
     op: Operator, values_CN: T, grid_NV: T, size: Sequence[int], padding: str, align: bool
 ) -> T:
-    how, start = op.context.unkeyed, op.context.start + op.context.position
-    given = values_CN, grid_NV, size, padding
-    if sampling.takes(how, *given):
-        out, (draws, operations) = sampling.values(how, start, *given, align)
-        op.context.advance(draws, [(op.name, operations)])
+    sampling = Sampling(op.context.unkeyed, values_CN, grid_NV, size, padding, align)
+    if sampling.has_kernel():
+        out, counts = sampling.values(op.context.next_draw)
+        _advance(op, counts)
         return out
     corners = _Corners(op, grid_NV, size, padding, align)
     terms = []
@@ -159,12 +163,11 @@ def _linear_backward(
     align: bool,
     mask: Sequence[bool],
 ) -> Gradients:
-    how, start = op.context.unkeyed, op.context.start + op.context.position
-    given = values_CN, grid_NV, size, padding
-    if sampling.takes(how, *given):
-        *found, (draws, operations) = sampling.gradients(how, start, *given, align, out_CN, mask)
-        op.context.advance(draws, [(op.name, operations)])
-        return found[0], found[1]
+    sampling = Sampling(op.context.unkeyed, values_CN, grid_NV, size, padding, align)
+    if sampling.has_kernel():
+        to_image, to_grid, counts = sampling.gradients(op.context.next_draw, out_CN, mask)
+        _advance(op, counts)
+        return to_image, to_grid
     corners = _Corners(op, grid_NV, size, padding, align)
     places = [corners.index(corner) for corner in corners.corners]
     to_image = to_grid = None

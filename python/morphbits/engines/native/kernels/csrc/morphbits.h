@@ -196,14 +196,16 @@ INLINE word_block block_constants(uint64_t key, uint64_t block) {
     return c;
 }
 
-/* The 32-bit word of one output element: a keyed permutation of the element number. The constants of the two
- * multiplications are those of `lowbias32` (Wellons, hash-prospector). `words` in convolution.h is the vector form. */
+/* Mixes the bits of x, a 32-bit number or a vector of them. The constants of the two multiplications are those of `lowbias32`
+ * (Wellons, hash-prospector). */
+#define SCRAMBLE(x, inner)                                                                                               \
+    ((x) = ((x) ^ ((x) >> 16)) * 0x7feb352du, (x) ^= (inner), (x) = ((x) ^ ((x) >> 15)) * 0x846ca68bu, (x) ^= (x) >> 16)
+
+/* The 32-bit word of one output element: a keyed permutation of the element number. `word_vector` is the vector form. */
 INLINE uint32_t random_word(word_block c, uint32_t element) {
     uint32_t x = element * c.multiplier + c.increment;
-    x = (x ^ (x >> 16)) * 0x7feb352du;
-    x ^= c.inner;
-    x = (x ^ (x >> 15)) * 0x846ca68bu;
-    return x ^ (x >> 16);
+    SCRAMBLE(x, c.inner);
+    return x;
 }
 
 /* The key of draw number `draw` of a program that begins at number `start` of the random stream. */

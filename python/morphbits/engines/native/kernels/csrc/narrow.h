@@ -28,10 +28,7 @@ static __attribute__((noinline)) int narrow_normal(const rounding *r, word_block
         const lvec size = (lvec)magnitude(x), negative = (lvec)x < 0;
         odd |= ((size < least) & (size != 0)) | (size >= beyond);
         word_vec word = number * block.multiplier + block.increment; /* random_word */
-        word = (word ^ (word >> 16)) * 0x7feb352du;
-        word ^= block.inner;
-        word = (word ^ (word >> 15)) * 0x846ca68bu;
-        word ^= word >> 16;
+        SCRAMBLE(word, block.inner);
         uvec add = {0};
         if (r->mode == NEARNESS) add = __builtin_convertvector(word >> 3, uvec); /* the first draw of a block */
         else if (r->mode == UPWARD) add = (uvec)~negative & falls;

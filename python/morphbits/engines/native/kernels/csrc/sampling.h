@@ -290,10 +290,7 @@ static void S(scatter_shares)(const rounding *r, control base, const sampling_ca
         }
         for (int64_t k = 0; drawn && k < corners; ++k) {
             W x = (*(const W *)(at + k * step + start) + (uint32_t)(channel * size)) * multiplier + increment; /* random_word */
-            x = (x ^ (x >> 16)) * 0x7feb352du;
-            x ^= inner;
-            x = (x ^ (x >> 15)) * 0x846ca68bu;
-            x ^= x >> 16;
+            SCRAMBLE(x, inner);
             if (mode == RANDOM) x = ~(x << (shift + (uint32_t)k));
             else x = (x | 1) * power, power *= STEP;
             *(W *)bits[k] = x;

@@ -18,10 +18,8 @@ typedef uint32_t S(words) __attribute__((vector_size(4 * LANES), aligned(4), may
 
 /* `random_word` from its first step on, which is linear in the element. */
 static inline W S(scrambled)(word_block c, W x) {
-    x = (x ^ (x >> 16)) * 0x7feb352du;
-    x ^= c.inner;
-    x = (x ^ (x >> 15)) * 0x846ca68bu;
-    return x ^ (x >> 16);
+    SCRAMBLE(x, c.inner);
+    return x;
 }
 static inline W S(word_vector)(word_block c, W element) { return S(scrambled)(c, element * c.multiplier + c.increment); }
 
