@@ -2,8 +2,8 @@
 # usage: scripts/elastix_samples.sh DATASET FOLDER RUNS [SUBJECT...]
 # Registers phantoms by elastix under Verrou: a real program as a method of `morphbits methods` (notes/methods.md).
 # DATASET is a folder such as data/phantom-4mm. FOLDER gets sample-01/sub-001/warp.nii.gz, moved.nii.gz and verrou.log of
-# each run, and sample-ieee with mode nearest; `morphbits import-samples` makes an experiment of them. SUBJECT is a label such
-# as 001 (default: all). What is there is kept. elastix and transformix are looked for on the PATH (Debian: package elastix).
+# each run, and sample-ieee with mode nearest; `morphbits methods EXPERIMENT FOLDER` compares them with an experiment of
+# this suite. SUBJECT is a label such as 001 (default: all). What is there is kept. elastix and transformix are looked for on the PATH (Debian: package elastix).
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 fail() { echo "error: $1" >&2; exit 2; }

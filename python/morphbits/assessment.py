@@ -101,7 +101,7 @@ class Assessment:
         return "\n".join([*lines, f"folded_voxels = {self.folds}", ""])
 
     def sentence(self) -> str:
-        """What the model does, for who has trained it."""
+        """How well the model registers, in one sentence for its user."""
         tissues = [f"{name.upper()} {a:.3f} → {b:.3f}" for name, (a, b) in self.dice.items()]
         return (
             f"on {len(self.phantoms)} phantoms of {self.size} that it has not seen, before → "
@@ -142,12 +142,13 @@ def describe(path: Path, recipe: TrainConfig, processes: int = 1) -> list[Assess
     text += f"\n[recipe]\n{config.to_toml(recipe)}"
     text += f'\n[versions]\ntorch = "{torch.__version__}"\n'
     text += "".join(f'\n[accuracy."{each.size}"]\n{each.toml()}' for each in found)
-    path.with_suffix(".toml").write_text(text, encoding="utf-8")
+    write_atomically(path.with_suffix(".toml"), text.encode())
 
     last = found[0]
-    kept = {int(p.stem.removeprefix("epoch-")): p for p in path.parent.glob("epoch-*.h5")}
-    epochs = sorted(kept.keys() - {recipe.epochs})
-    by_epoch = {e: assess(kept[e], last.size, last.phantoms) for e in _spread(epochs)}
+    kept = {p.stem.removeprefix("epoch-"): p for p in path.parent.glob("epoch-*.h5")}
+    kept_at = {int(epoch): p for epoch, p in kept.items() if epoch.isdecimal()}
+    epochs = sorted(epoch for epoch in kept_at if epoch < recipe.epochs)
+    by_epoch = {e: assess(kept_at[e], last.size, last.phantoms) for e in _spread(epochs)}
     by_epoch[recipe.epochs] = last
     rows = [last.row(0), *(each.row(epoch) for epoch, each in by_epoch.items())]
     write_atomically(path.parent / "accuracy.csv", csv_of(rows))

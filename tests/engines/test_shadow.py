@@ -187,7 +187,7 @@ def test_a_sampler_decides_of_the_voxels_it_reads() -> None:
             sampled = F.grid_sample(image, grid, mode="nearest", align_corners=corners)
         ((_, kind, places),) = heard
         assert kind == "nearest"
-        assert torch.equal(sampled[0, 0], (places[..., 1] * 6 + places[..., 0])[0].float())
+        assert torch.equal(sampled[0, 0], (places[:, 1] * 6 + places[:, 0])[0].float())
 
 
 def test_decisions_are_heard_in_order_and_by_stage() -> None:
@@ -210,3 +210,35 @@ def test_decisions_are_heard_in_order_and_by_stage() -> None:
     values, indices = F.max_pool1d(numbers.view(1, 1, 2), 2, return_indices=True)
     found = decided(torch.ops.aten.max_pool2d_with_indices.default, (numbers,), (values, indices))
     assert found.item() == 1
+
+
+def test_what_is_written_in_place_flips_as_what_is_not() -> None:
+    flipped = []
+    for floor in (torch.floor, torch.floor_):
+        with Shadow() as shadow:
+            floor(torch.arange(1000.0) / 49 * 49)  # whole numbers, but for the rounding
+        flipped.append(shadow.counts[""].flipped["floor"])
+    assert flipped[0] == flipped[1] > 0
+
+
+@pytest.mark.parametrize("corners", [False, True])
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+def test_the_shadow_samples_the_voxels_of_the_program(corners: bool, padding: str) -> None:
+    """Coordinates halfway between voxels, which a rounding error moves to either side."""
+    image = torch.arange(40.0).view(1, 1, 5, 8)
+    grid = torch.linspace(-1.2, 1.2, 606).view(1, 101, 3, 2)
+    with Shadow() as shadow:
+        moved = grid / 7 * 7
+        found = F.grid_sample(
+            image, moved, mode="nearest", padding_mode=padding, align_corners=corners
+        )
+    assert (shadow.of(moved) != moved).any() and not shadow.unshadowed
+    assert torch.equal(shadow.of(found), found.double())
+
+
+def test_a_bound_that_is_taken_keeps_its_error() -> None:
+    with Shadow() as shadow:
+        clamped = torch.clamp(torch.zeros(1), min=ONE / 3)
+        leaky = F.leaky_relu(-ONE)
+    assert shadow.of(clamped).item() == 1 / 3
+    assert shadow.of(leaky).item() == leaky.item()

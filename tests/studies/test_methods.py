@@ -141,7 +141,7 @@ def test_moved_images_and_logs_may_be_missing(
         ("sample-ieee", "has no sample-ieee, so there is no Dice"),
         ("sample-*", "holds no folders sample-01"),
         ("mode", "many and program differ in mode"),
-        ("log", "is no whole log of Verrou"),
+        ("log", "is not a complete log of Verrou"),
         ("grid", "the moved image is not on the grid"),
     ],
 )

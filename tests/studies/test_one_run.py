@@ -23,6 +23,7 @@ from morphbits.models.synthmorph_torch import init_model
 from morphbits.models.weights import Architecture
 from morphbits.registration import register
 from morphbits.stats.analysis import write_table
+from morphbits.stats.one_run import check
 from morphbits.studies.layers import computation, flips, one_run, one_run_page, page
 from morphbits.studies.layers.computation import Case
 
@@ -145,3 +146,27 @@ def test_a_registration_under_a_shadow_has_the_bytes_of_one_without(case: Case) 
     watched = register(case.prepared, case.settings.model, config, watch=Shadow())
     assert np.array_equal(plain.warp_XYZV, watched.warp_XYZV)
     assert plain.record["operations"] == watched.record["operations"]
+
+
+def test_a_samplers_flip_is_on_its_voxel() -> None:
+    """On a grid that 3 divides, where axes and components could be taken for one another."""
+    shape = (6, 9, 12)
+    unit = F.affine_grid(torch.eye(3, 4)[None], [1, 1, *shape], align_corners=True)
+    record, image = flips.Record(), torch.rand(1, 1, *shape)
+    for moved in (0, 0.8):
+        if moved:
+            record.start_sample()
+        grid = unit.clone()
+        grid[0, 1, 2, 3, 0] += 2 * moved / (shape[2] - 1)  # x, the last axis
+        with Decisions(record.hear):
+            F.grid_sample(image, grid, mode="nearest", align_corners=True)
+    (share,) = record.maps(shape).values()
+    assert np.argwhere(share).tolist() == [[1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("mode", "runs", "said"), [("upward", 10, "gives equal"), ("random", 1, "one sample has no")]
+)
+def test_what_cannot_be_estimated_is_refused(mode: str, runs: int, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        check(mode, runs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import nibabel
@@ -18,6 +19,7 @@ from morphbits.errors import UserError
 from morphbits.stats.analysis import read_table
 from morphbits.stats.significance import significant_bits
 from morphbits.stats.values import read
+from morphbits.studies.program import perturbed
 from morphbits.studies.program.comparison import compare, without_nan
 from morphbits.studies.program.one_run import OneRun
 from morphbits.studies.program.repetitions import Program, ProgramConfig, parse_command
@@ -171,6 +173,12 @@ def test_one_run_of_a_program(tmp_path: Path) -> None:
     assert "of 24  Linear, 8 numbers" in done.stdout
     (row,) = read_table(tmp_path / "res" / "counters.csv")
     assert (row["stage"], row["sums"]) == ("Linear", 8)
+    of_two = read_table(tmp_path / "res" / "one_run.csv")[0]["bits"]
+    done = morphbits_run("-n", "9", *options[2:], "--", "prog.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (
+        read_table(tmp_path / "res" / "one_run.csv")[0]["bits"] < of_two
+    )  # more runs, fewer bits
     done = morphbits_run(*options, "--mode", "upward", "--", "prog.py", cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
 
@@ -266,3 +274,14 @@ def test_runs_are_of_the_files_that_the_command_names(
         Path("scan.npy").write_text(words[0])
         assert program.identity() != before
     assert identities == [["prog.py", "scan.npy"], ["pkg/__main__.py", "scan.npy"]]
+
+
+def test_kernels_are_compiled_before_threads_are_perturbed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The compiler's threads would wait for the kernels that they compile."""
+    start, seen = threading.Thread.start, []
+    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr(perturbed, "build", lambda: seen.append(threading.Thread.start is start))
+    perturbed.Perturbation({"seed": 1, "mode": "random"}).run(lambda: None)
+    assert seen == [True]

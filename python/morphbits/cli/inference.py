@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def _obtain_viewer() -> None:
-    """Before the samples are made: it may not be there to be had."""
+    """Fetch the viewer before the samples are made, since that can fail."""
     from morphbits.report import viewer
 
     viewer.obtain()

@@ -67,13 +67,18 @@ def main() -> None:
 
 def _one_run(case: Case, folder: Path, check: bool, say: Callable[[str], None]) -> None:
     found = one_run.one_run(case, case.settings.runs)
+    _save_one_run(found, case, folder)
     if check:
         one_run.with_samples(found, *computation.activations(case, case.settings.runs))
-    for name, rows in found.tables.items():
-        write_table(folder / f"{name}.csv", rows)
-    write_json(folder / "one_run.json", found.record)
-    one_run_page.save_maps(folder, "bits", found.maps, case)
+        _save_one_run(found, case, folder)
     say(one_run_page.one_run_words(found.tables))
     if unshadowed := found.record["unshadowed"]:
         names = ", ".join(f"{name} ({n} calls)" for name, n in unshadowed.items())
         say(f"not computed in float64, their results taken as exact: {names}")
+
+
+def _save_one_run(found: one_run.OneRun, case: Case, folder: Path) -> None:
+    for name, rows in found.tables.items():
+        write_table(folder / f"{name}.csv", rows)
+    write_json(folder / "one_run.json", found.record)
+    one_run_page.save_maps(folder, "bits", found.maps, case)

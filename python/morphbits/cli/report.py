@@ -14,6 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from morphbits import config, report
+from morphbits.report import viewer
 
 
 def main() -> None:
@@ -27,6 +28,8 @@ def main() -> None:
         help="also write report-viewer.html, with the volumes of the first N subjects",
     )  # fmt: skip
     given = parser.parse_args()
+    if given.viewer:
+        viewer.obtain()  # first: that can fail, and an earlier page with a viewer goes
     print(report.summarize(given.results, given.experiment))
     print(report.build(given.results, given.experiment))
     if given.viewer:

@@ -32,6 +32,7 @@ from morphbits.config import add_arguments, from_arguments
 from morphbits.errors import UserError
 from morphbits.files import write_json
 from morphbits.stats.analysis import write_table
+from morphbits.stats.one_run import check
 from morphbits.studies.program import comparison
 from morphbits.studies.program.repetitions import (
     Program,
@@ -54,6 +55,8 @@ def main() -> None:
                 f"--compare {pattern}: patterns are relative to {{out}} or this folder"
             )
     program = Program(command, given.compare, from_arguments(ProgramConfig, given), given.allow)
+    if given.one_run:
+        check(program.config.mode, given.n)
     folder = given.output or Path("results") / f"program-{_name(command)}"
     folders = repeat(program, folder, given.n, given.jobs, say)
     rows = comparison.compare(folders, given.compare)

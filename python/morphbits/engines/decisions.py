@@ -47,6 +47,11 @@ def kind_of(func: Any, args: Sequence[Any]) -> str | None:
     return kind if floating else None
 
 
+def from_operands(func: Any, kind: str | None) -> bool:
+    """Whether what it decides is seen in its operands, not in its result."""
+    return kind == "ReLU" or (kind is not None and base_name(func) in _SAMPLERS)
+
+
 def decided(func: Any, args: Sequence[Any], result: Any) -> Tensor:
     """What an operator that decides (`kind_of`) decided, an element each: a sign, an index or a
     whole number. `args` are its operands before it ran."""
@@ -63,10 +68,10 @@ def decided(func: Any, args: Sequence[Any], result: Any) -> Tensor:
 
 
 def _voxels(image: Tensor, grid: Tensor, nearest: bool, corners: bool) -> Tensor:
-    """The voxel of which a sampler reads, or the lower one of those: (..., axis)."""
+    """The voxel of which a sampler reads, or the lower one of those: (N, axis, *space)."""
     size = torch.tensor(image.shape[:1:-1], dtype=grid.dtype, device=grid.device)
     places = (grid + 1) / 2 * (size - 1) if corners else ((grid + 1) * size - 1) / 2
-    return (places.round() if nearest else places.floor()).to(torch.int32)
+    return (places.round() if nearest else places.floor()).to(torch.int32).movedim(-1, 1)
 
 
 class Decisions(TorchDispatchMode):
@@ -87,12 +92,13 @@ class Decisions(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kind = kind_of(func, args)
-        if kind == "ReLU":  # it may write into its operand
+        early = from_operands(func, kind)
+        if early:  # it may write into its operand
             with no_dispatch():
                 found = decided(func, args, None)
         result = func(*args, **(kwargs or {}))
         if kind is not None:
-            if kind != "ReLU":
+            if not early:
                 with no_dispatch():
                     found = decided(func, args, result)
             self._heard("".join(stages.current()[-1:]), kind, found)

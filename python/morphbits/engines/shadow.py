@@ -25,11 +25,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from morphbits import stages
-from morphbits.engines.decisions import base_name, decided, kind_of
+from morphbits.engines.decisions import base_name, decided, from_operands, kind_of
 from morphbits.engines.native.rules.registry import RULES, short_name
 
 BITS = 24  # of float32
 COLUMNS = 1 << 28  # bytes that a convolution in float64 may take for its copies
+SLOPE = float(np.float32(0.01))  # of leaky_relu, unless given
+REFLECTION = 2  # of a sampler's paddings
 ALL = BITS + 1  # the place in a histogram of sums that are 0, of terms that are not
 _WIDE = {
     torch.float16: torch.float64,
@@ -126,8 +128,6 @@ class Shadow(TorchDispatchMode):
             if written and written[0] is args[0]:
                 before = (args[0].clone(), *args[1:])
             kind = kind_of(func, args)
-            if kind == "ReLU":
-                decisions = decided(func, args, None), decided(func, wide_args, None)
         result = func(*args, **kwargs)
         with no_dispatch():
             results = _floating(result)
@@ -138,11 +138,13 @@ class Shadow(TorchDispatchMode):
             if short_name(func) in RULES:
                 _count(counts, func, before, kwargs, results or written)
             if kind is not None:
-                if kind != "ReLU":
-                    own = func(*wide_args, **wide_kwargs) if not written else result
-                    decisions = decided(func, before, result), decided(func, wide_args, own)
-                counts.decisions[kind] += decisions[0].numel()
-                counts.flipped[kind] += int((decisions[0] != decisions[1]).sum())
+                exact = None
+                if not from_operands(func, kind):
+                    first = wide_args[0].clone() if written else wide_args[0]
+                    exact = func(first, *wide_args[1:], **wide_kwargs)
+                own, other = decided(func, before, result), decided(func, wide_args, exact)
+                counts.decisions[kind] += own.numel()
+                counts.flipped[kind] += int((own != other).sum())
             shadows = self._shadows(func, before, result, wide_args, wide_kwargs, written)
             for x, shadow in zip(results, shadows, strict=True):
                 if any(x is other for other in new):
@@ -161,9 +163,12 @@ class Shadow(TorchDispatchMode):
             if name in _JUMPS or kwargs.get("rounding_mode"):
                 values = outputs[0].to(torch.float64) if outputs else None
             elif name in _SELECT:
-                values = torch.where(before[0] == outputs[0], args[0], outputs[0])
+                values = outputs[0].to(torch.float64)
+                selected = list(zip(_floating(before), _floating(args), strict=True))
+                for own, exact in reversed(selected):  # the first is taken where several are alike
+                    values = torch.where(own == outputs[0], exact, values)
             elif name in _BEND:
-                slope = args[1] if len(args) > 1 else kwargs.get("negative_slope", 0.01)
+                slope = args[1] if len(args) > 1 else kwargs.get("negative_slope", SLOPE)
                 values = torch.where(before[0] > 0, args[0], args[0] * slope)
             elif kind_of(func, before) == "max-pool" and outputs:
                 indices = result[1]
@@ -172,6 +177,8 @@ class Shadow(TorchDispatchMode):
                 values = flat.view(indices.shape)
             elif name == "convolution":
                 values = _convolution(func, *args)
+            elif kind_of(func, before) == "nearest":
+                values = _nearest(func, before, args)
             else:
                 shadows = _floating(func(*args, **kwargs))
                 if len(shadows) != len(outputs):
@@ -253,6 +260,16 @@ def _convolution(
         slab = padded[:, :, start * stride[0] : (stop - 1) * stride[0] + reach]
         results.append(func(slab, weight, bias, stride, [0, *others], dilation, transposed, *rest))
     return torch.cat(results, 2)
+
+
+def _nearest(func: Any, before: Sequence[Any], args: Sequence[Any]) -> Tensor:
+    """A sampler of single voxels, at those that the program's coordinates decide."""
+    image, _, mode, padding, corners = args
+    if corners and padding == REFLECTION:  # about other places than without
+        raise NotImplementedError
+    voxels = decided(func, before, None).movedim(1, -1).to(torch.float64)
+    size = torch.tensor(image.shape[:1:-1], dtype=torch.float64)
+    return func(image, (2 * voxels + 1) / size - 1, mode, padding, False)  # type: ignore[no-any-return]
 
 
 def _is_floating(x: Any) -> bool:

@@ -109,7 +109,9 @@ def _function(path: Path) -> Callable[[], Any]:
 def _in_words(error: BaseException) -> str:
     """An error in a user's code: its kind, what it says, and where, torch and this suite aside."""
     frames = traceback.extract_tb(error.__traceback__)
-    others = tuple(str(file.parent) for name in ("torch", "morphbits") if (file := _file(name)))
+    others = tuple(
+        f"{file.parent}{os.sep}" for name in ("torch", "morphbits") if (file := _file(name))
+    )
     own = [frame for frame in frames if not frame.filename.startswith(others)]
     where = (own or frames)[-1]
     return f"{type(error).__name__}: {error} ({where.filename}, line {where.lineno})"
@@ -199,7 +201,7 @@ def _saying_errors(path: Path) -> Any:
         def forward(self, moving: torch.Tensor, fixed: torch.Tensor) -> Any:
             try:
                 return self.network(moving, fixed)
-            except UserError:
+            except (UserError, MemoryError):
                 raise
             except Exception as error:
                 raise UserError(

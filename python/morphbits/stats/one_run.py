@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from morphbits.engines.shadow import ALL, Counts
+from morphbits.errors import UserError
 from morphbits.stats.significance import FLOAT32_BITS
 
 # What random rounding spreads a result by, as a multiple of the error of rounding to nearest: an
@@ -20,7 +21,16 @@ from morphbits.stats.significance import FLOAT32_BITS
 SPREAD = {"random": math.sqrt(3), "nearness": math.sqrt(2)}
 # E log2|x| of a standard normal x: −(γ + ln 2) / (2 ln 2)
 LOG_NORMAL = -(np.euler_gamma + math.log(2)) / (2 * math.log(2))
+DRAWN = 1 << 22  # random numbers in memory at a time
 MANY = 8  # bits lost in one addition or sum that are worth a column
+
+
+def check(mode: str, runs: int) -> None:
+    """Raise UserError where samples would have no bits to estimate."""
+    if mode not in SPREAD:
+        raise UserError(f"mode {mode} gives equal samples: give --mode {' or '.join(SPREAD)}")
+    if runs < 2:
+        raise UserError("one sample has no significant bits: estimate those of two or more")
 
 
 def estimated_bits(
@@ -54,8 +64,11 @@ def estimated_bits(
 def _largest(runs: int) -> float:
     """E log2 of the largest |deviation from the mean| of so many standard normal numbers, to
     0.002 (100,000 draws whose standard deviation is below half a bit)."""
-    draws = np.random.default_rng(1).standard_normal((100_000, runs))
-    return float(np.log2(np.abs(draws - draws.mean(axis=1, keepdims=True)).max(axis=1)).mean())
+    generator, largest = np.random.default_rng(1), np.empty(100_000)
+    for block in np.array_split(largest, -(-largest.size * runs // DRAWN)):
+        draws = generator.standard_normal((len(block), runs))
+        block[:] = np.abs(draws - draws.mean(axis=1, keepdims=True)).max(axis=1)
+    return float(np.log2(largest).mean())
 
 
 def counter_row(name: str, counts: Counts) -> dict[str, Any]:

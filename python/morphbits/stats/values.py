@@ -25,6 +25,7 @@ _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w
 _UNREADABLE = (
     *(OSError, ValueError, KeyError, EOFError),
     *(ImageFileError, zipfile.BadZipFile, csv.Error),
+    *(scipy.io.matlab.MatReadError, NotImplementedError),  # of MATLAB 7.3
 )
 _HELD = {torch.float16: 11, torch.bfloat16: 8}  # significant bits
 

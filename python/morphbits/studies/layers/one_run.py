@@ -14,11 +14,10 @@ from torch import Tensor
 
 from morphbits import provenance, stages
 from morphbits.engines.shadow import Shadow
-from morphbits.errors import UserError
 from morphbits.models.model import open_model
 from morphbits.registration import check_memory, register
 from morphbits.stats.analysis import Row
-from morphbits.stats.one_run import SPREAD, counter_row, estimated_bits
+from morphbits.stats.one_run import check, counter_row, estimated_bits
 from morphbits.stats.significance import FLOAT32_BITS, quantiles, significant_bits
 from morphbits.studies.layers.computation import Case, Samples
 
@@ -52,8 +51,7 @@ def one_run(case: Case, runs: int) -> OneRun:
     """Register the case once, rounded to nearest, with a shadow; `runs`: of the samples whose
     bits are estimated."""
     mode = case.settings.mode
-    if mode not in SPREAD:
-        raise UserError(f"mode {mode} gives equal samples: give --mode {' or '.join(SPREAD)}")
+    check(mode, runs)
     shadow, started = Shadow(), provenance.Start()
     rows: dict[str, Row] = {}
     outputs: list[np.ndarray] = []

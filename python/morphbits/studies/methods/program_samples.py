@@ -39,6 +39,12 @@ def read(folder: Path, dataset: Dataset, subjects: list[str], work: Path) -> Exp
     samples = sorted(path.name.removeprefix("sample-") for path in folder.glob("sample-*"))
     if not samples:
         raise UserError(f"{folder}: holds no folders sample-01, sample-02, … (notes/methods.md)")
+    units = [f"sub-{Subject.parse(subject).label}" for subject in subjects]
+    if twice := sorted({unit for unit in units if units.count(unit) > 1}):
+        raise UserError(
+            f"{folder}: {', '.join(twice)} has several sessions or runs, which a program's folder "
+            "cannot tell apart; make the experiment of one of them, by BIDS_FILTER"
+        )
     fixed = images.load(dataset.fixed())
     for sample in samples:
         for subject in map(Subject.parse, subjects):
@@ -93,6 +99,6 @@ def _of_log(log: Path) -> dict[str, Any]:
     except ValueError:
         operations = 0
     if mode is None or not operations:
-        raise UserError(f"{log}: is no whole log of Verrou; make this sample again")
+        raise UserError(f"{log}: is not a complete log of Verrou; make this sample again")
     name = {"average": "nearness"}.get(mode[1].lower(), mode[1].lower())
     return {"engine": "verrou", "mode": name, "operations": operations}

@@ -93,4 +93,5 @@ class OneRun:
             "one_run": rows,
             "counters": without_nan(counters),
             "unshadowed": dict(self._shadow.unshadowed),
+            "estimated_for": {"mode": self._mode, "runs": self._runs},
         }

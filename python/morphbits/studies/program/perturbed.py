@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from morphbits.engines.native import Statistics, random_rounding
+from morphbits.engines.native.kernels.build import build
 from morphbits.errors import UserError
 from morphbits.parent import end_with_parent
 
@@ -47,6 +48,7 @@ class Perturbation:
 
     def run(self, program: Callable[[], None]) -> None:
         """Call the program in its region."""
+        build()  # it starts threads, which are not the program's
         self._perturb_threads()
         os.register_at_fork(after_in_parent=self._count_fork)
         if self._one_run:

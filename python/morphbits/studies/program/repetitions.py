@@ -219,15 +219,16 @@ def matching(patterns: Sequence[str], root: Path) -> list[Path]:
 def one_run(program: Program, folder: Path, runs: int, say: Callable[[str], None]) -> dict:
     """What one run with a float64 shadow records; it is made unless it is there. `runs`: of the
     samples whose bits are estimated."""
-    if program.config.mode not in STOCHASTIC_MODES:
-        raise UserError(f"--one-run estimates what --mode {' or '.join(STOCHASTIC_MODES)} gives")
     path = folder / ONE_RUN / "record.json"
-    if not path.is_file():
-        if not program.into_out:
-            _refuse_existing(program, folder)
-        say(f"{ONE_RUN}: {_run(program, folder, ONE_RUN, None, runs)}")
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return record
+    if path.is_file():
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if record.get("estimated_for") == {"mode": program.config.mode, "runs": runs}:
+            return record
+    if not program.into_out:
+        _refuse_existing(program, folder)
+    shutil.rmtree(path.parent, ignore_errors=True)  # of another number of runs
+    say(f"{ONE_RUN}: {_run(program, folder, ONE_RUN, None, runs)}")
+    return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
 def _run(program: Program, folder: Path, name: str, threads: int | None, runs: int = 1) -> str:
