@@ -15,7 +15,7 @@ for program in elastix transformix; do
   command -v $program >/dev/null || fail "$program is not on the PATH: apt install elastix"
 done
 fixed=$(echo "$dataset"/derivatives/*/tpl-*/tpl-*_T1w.nii.gz)
-[ -f "$fixed" ] || fail "$dataset: has no one fixed image derivatives/*/tpl-*/tpl-*_T1w.nii.gz; make phantom makes a dataset"
+[ -f "$fixed" ] || fail "$dataset: does not hold exactly one fixed image derivatives/*/tpl-*/tpl-*_T1w.nii.gz; make phantom makes a dataset"
 if [ $# -eq 0 ]; then
   for path in "$dataset"/sub-*; do set -- "$@" "${path##*/sub-}"; done
 fi

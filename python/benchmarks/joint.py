@@ -1,7 +1,7 @@
 """Time and memory of one sample of FreeSurfer 8's `joint` model, at its real size.
 
     make bench-joint                 in the cube of 192 mm
-    make bench-joint EXTENT=256      in that of 256 mm (needs 15 GB)
+    make bench-joint EXTENT=256      in that of 256 mm (about 12.5 GB, estimated)
 
 The network has the widths of the published files and random weights, so that they are not needed:
 the time depends on sizes only. Two phantoms are prepared as `mri_synthmorph` does; the network

@@ -4,10 +4,10 @@
 
 The same first weights, the same pairs (phantoms of 48³ voxels, one a step), loss (Dice and
 gradient, λ = 1) and learning rate (1e-4), those of voxelmorph 0.2's SynthMorph script, on a small
-network. Two trainings of the same rule part too, by the order in which their operations add: how
-far, a second training of voxelmorph's tells, with TensorFlow's own kernels in place of oneDNN's.
-SynthMorph's own network takes one step. Prints Markdown tables and writes them, with a figure, to
-notes/benchmarks/.
+network. Trainings by the same rule diverge, too, because their operations add in different orders:
+a second training of voxelmorph, with TensorFlow's own kernels in place of oneDNN's, shows how far.
+SynthMorph's own network is trained for one step only. Prints Markdown tables and writes them, with
+a figure, to notes/benchmarks/.
 """
 
 from __future__ import annotations

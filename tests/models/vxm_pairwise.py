@@ -1,6 +1,6 @@
 """voxelmorph 0.3's network as a model of the suite, untrained.
 
-pip install morphbits[suite] voxelmorph==0.3.4      # in an environment of its own
+pip install './python[suite]' voxelmorph==0.3.4      # in an environment of its own
 morphbits inference --model tests/models/vxm_pairwise:network --engine native
 """
 

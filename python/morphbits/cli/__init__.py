@@ -37,7 +37,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
         "report": Verb("the HTML page of an experiment", "cli.report"),
         "archive": Verb("an experiment as a folder to publish: BIDS, RO-Crate", "cli.archive"),
         "verify": Verb("check an experiment's files, make some samples again", "cli.verify"),
-        "layers": Verb("where the bits are lost: stages, precision, orders", "cli.layers"),
+        "layers": Verb("where bits are lost; one-run, flips, precision, orders", "cli.layers"),
         "stability-test": Verb("do two results differ beyond rounding?", "cli.stability_test"),
         "machines": Verb("what moves a result: kernels, threads, instructions", "cli.machines"),
         "compare": Verb("compare the native engine with Verrou", "cli.compare"),

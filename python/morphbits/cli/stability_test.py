@@ -8,9 +8,9 @@ folders or files: NIfTI or MGH images, warps, label maps, affine transforms (.tx
 .npy, .npz, .pt, .csv, .tsv or .json. results/EXPERIMENT is the reference: perturbed samples of the
 same subjects, in sample-01, sample-02, …; A's and B's files have the samples' paths or names.
 
-Exit status: 0 same, 1 different, 2 cannot tell (too few samples, and how many would do, or the
-command or a file is wrong), 70 a fault of morphbits. Under `make` it is 2 for all but same: a
-program asks `morphbits`, or reads verdict.json.
+Exit status: 0 same, 1 different, 2 cannot tell (too few samples: it says how many are needed; or
+an error in the command or a file), 70 an internal error of morphbits. Under `make` it is 2 for all
+but same: a program asks `morphbits`, or reads verdict.json.
 Writes verdict.json, files.csv and stability-test.html into results/EXPERIMENT/stability-test/.
 """
 

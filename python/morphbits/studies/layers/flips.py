@@ -37,7 +37,9 @@ class Decided:
     def add(self, decisions: Tensor) -> None:
         """Those of one more sample."""
         if decisions.shape != self.unperturbed.shape:
-            raise RuntimeError(f"{self.stage}: {self.kind} decides of another number of elements")
+            raise RuntimeError(
+                f"{self.stage}: {self.kind} takes another number of decisions than unperturbed"
+            )
         differing = decisions != self.unperturbed
         if self.first is None or self.flips is None or self.unsettled is None:
             self.first, self.flips = decisions, differing.to(torch.int16)
