@@ -1,13 +1,15 @@
 """What a core can do in registers, what the convolution kernels make of it, and what operators
 cost beside torch's.
 
-    make bench-kernels                                                        three minutes
+    make bench-kernels                                                        five minutes
     PYTHONPATH=python python -m benchmarks.kernels --only operators
 
 The limit is the instruction mix of one operation alone (limit.c). Rates are per second of
 the thread's own processor time, the best of short runs, so that a loaded machine can be measured
 on.
-Operators are timed in turn with torch's own on a million elements: the least of each.
+Operators are timed in turn with torch's own on a million elements: the least of each. On ten
+numbers nearly all of the time is that of calling the operator (overhead): there a mode that only
+calls the operator is timed, too.
 Prints a Markdown table of each and writes it to notes/benchmarks/.
 """
 
@@ -24,6 +26,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.harness import Report, note, processor
 from morphbits import config
@@ -146,9 +149,117 @@ def costs(report: Report) -> None:
         report.row(name, kind, *cells)
 
 
+class Passing(TorchDispatchMode):
+    """Calls each operator, and counts these calls."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.calls += 1
+        return function(*args, **(kwargs or {}))
+
+
+def small() -> dict[str, Callable[[], object]]:
+    """By name: a call of one operator on ten numbers; small products and convolutions."""
+    x, y, ones = torch.rand(10) + 0.1, torch.rand(10), torch.ones(10)
+    square, matrix = torch.rand(3, 3), torch.rand(10, 10)
+    image, filters = torch.randn(1, 2, 6, 6), torch.randn(3, 2, 3, 3)
+    volume, cube = torch.randn(1, 1, 4, 4, 4), torch.randn(1, 1, 3, 3, 3)
+    row, plane = x[None], torch.rand(1, 2, 5)
+    mean, variance = torch.zeros(2), torch.ones(2)
+    where = x > 0.5
+    return {
+        "add": lambda: x + y,
+        "add 1": lambda: x + 1,
+        "mul_": lambda: y.mul_(ones),
+        "sqrt": lambda: x.sqrt(),
+        "exp": lambda: x.exp(),
+        "sigmoid": lambda: x.sigmoid(),
+        "gelu": lambda: F.gelu(x),
+        "relu": lambda: x.relu(),
+        "leaky_relu": lambda: F.leaky_relu(x),
+        "where": lambda: torch.where(where, x, y),
+        "softmax": lambda: x.softmax(0),
+        "sum": lambda: x.sum(),
+        "mean": lambda: x.mean(),
+        "layer_norm": lambda: F.layer_norm(row, (10,), ones, ones),
+        "batch_norm": lambda: F.batch_norm(plane, mean, variance, variance, mean),
+        "mm": lambda: square @ square,
+        "linear": lambda: F.linear(row, matrix, ones),
+        "conv2d": lambda: F.conv2d(image, filters, padding=1),
+        "conv3d": lambda: F.conv3d(volume, cube, padding=1),
+    }
+
+
+def networks() -> dict[str, Callable[[], object]]:
+    """By name: a pass of a network on an input of one, or a step."""
+    nn = torch.nn
+    mnist = nn.Sequential(
+        *(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(9216, 128), nn.ReLU(), nn.Linear(128, 10), nn.LogSoftmax(1)),
+    )
+    encoder = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True, norm_first=True).eval()
+    block = nn.TransformerEncoderLayer(
+        768, 12, 3072, activation="gelu", batch_first=True, norm_first=True
+    ).eval()
+    mask = nn.Transformer.generate_square_subsequent_mask(8)
+    lstm, cell = nn.LSTM(32, 32), nn.LSTMCell(32, 32)
+    digit, tokens, few = torch.randn(1, 1, 28, 28), torch.randn(1, 8, 768), torch.randn(1, 8, 64)
+    steps, one = torch.randn(50, 1, 32), torch.randn(1, 32)
+    weights = [nn.Parameter(torch.randn(10)) for _ in range(10)]
+    for weight in weights:
+        weight.grad = torch.randn(10)
+    adam = torch.optim.Adam(weights, foreach=True)
+    return {
+        "MNIST, one image": lambda: mnist(digit),
+        "GPT-2's block, 8 tokens": lambda: block(tokens, src_mask=mask),
+        "transformer encoder layer of 64, 8 tokens": lambda: encoder(few),
+        "LSTM cell of 32": lambda: cell(one),
+        "LSTM of 32, 50 steps": lambda: lstm(steps),
+        "Adam (foreach), 10 tensors of 10": adam.step,
+    }
+
+
+def overhead(report: Report) -> None:
+    """Both tables of what calling an operator costs: microseconds of processor time."""
+    report.table("operator", "torch, µs", "empty mode", "random", "goal: 2·empty mode + 15")
+    for name, call in small().items():
+        plain, empty, ours = turns(call, nullcontext, Passing, random_rounding)
+        report.row(name, *microseconds(plain, empty, ours, 2 * empty + 15e-6))
+    report.table("network", "operators", "torch, µs", "random", "ratio")
+    for name, call in networks().items():
+        plain, ours = turns(call, nullcontext, random_rounding)
+        with random_rounding(seed=1), Passing() as operators:
+            call()
+        report.row(name, operators.calls, *microseconds(plain, ours), f"{ours / plain:.1f}")
+
+
+def microseconds(*seconds: float) -> list[str]:
+    """In a table."""
+    return [f"{1e6 * s:.3g}" for s in seconds]
+
+
+def turns(
+    call: Callable[[], object], *regions: Callable[[], AbstractContextManager[object]]
+) -> list[float]:
+    """Seconds of a call in each region, without gradients: the least of alternating runs."""
+    least = [float("inf")] * len(regions)
+    begin = time.thread_time()
+    while time.thread_time() < begin + SECONDS:
+        for i, region in enumerate(regions):
+            with torch.no_grad(), region():
+                call()
+                start, calls = time.thread_time(), 0
+                while calls < 100 and time.thread_time() < start + 0.02:
+                    call()
+                    calls += 1
+                least[i] = min(least[i], (time.thread_time() - start) / calls)
+    return least
+
+
 def main() -> None:
     parser = config.parser(__doc__.split("\n")[0])
-    parser.add_argument("--only", choices=("kernels", "operators"), help="one of the two parts")
+    parser.add_argument("--only", choices=("kernels", "operators", "overhead"), help="one part")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(1)
@@ -164,6 +275,14 @@ def main() -> None:
             "float32, one thread, a million elements. Milliseconds: the shortest of alternating "
             "runs with torch's operator (oneDNN on), in processor time.",
             costs,
+        ),
+        "overhead": (
+            "What calling an operator costs",
+            "float32, one thread. Operators: on ten numbers (mm: 3×3, linear: 10→10, conv2d: 2→3 "
+            "channels of 6×6, conv3d: one of 4×4×4). Networks: one image or sequence. "
+            "Microseconds of processor time, the shortest of alternating runs. Empty mode: a "
+            "TorchDispatchMode that calls the operator and does nothing else.",
+            overhead,
         ),
     }
     for name in [arguments.only] if arguments.only else parts:
