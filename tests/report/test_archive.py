@@ -25,7 +25,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dataset = make_dataset(root / "data", 2)
     make_experiment(root / "results", "small", dataset, 2)
     analyse(root / "results", "small", dataset)
-    report.build(root / "results", "small")
+    report.build(report.read(root / "results", "small"))
     return root / "results"
 
 

@@ -87,7 +87,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dataset = make_dataset(root / "data", 8)
     make_experiment(root / "results", "whole", dataset, 5, settings={"subjects": 8})
     analyse(root / "results", "whole", dataset)
-    report.build(root / "results", "whole")
+    report.build(report.read(root / "results", "whole"))
     return root / "results"
 
 
@@ -283,12 +283,13 @@ def test_what_was_not_perturbed_or_had_fewer_bits_says_so(
         record["configuration"] |= {"engine": engine, **precision}
         path.write_text(json.dumps(record))
     analyse(tmp_path, "x", dataset)
-    text = " ".join(" ".join(parse(report.build(tmp_path, "x")).text).split())
+    text = " ".join(" ".join(parse(report.build(report.read(tmp_path, "x"))[0]).text).split())
     assert says in text and not_says not in text
     assert ("so there is nothing to compare" in text) == (engine == "ieee")
     assert ("hold 8 bits, so these columns cannot be compared" in text) == ("of 8 bits" in text)
     assert ("3 unperturbed samples each" in text) == (engine == "ieee")
-    assert ("nothing was perturbed" in report.summarize(tmp_path, "x")) == (engine == "ieee")
+    words = report.summarize(report.read(tmp_path, "x"))
+    assert ("nothing was perturbed" in words) == (engine == "ieee")
 
 
 def test_images_that_were_not_used_are_named(tmp_path: Path) -> None:
@@ -299,7 +300,7 @@ def test_images_that_were_not_used_are_named(tmp_path: Path) -> None:
     record["dataset"]["left_out"] = {"sub-9/anat/sub-9_T2w.nii.gz": "no T1w image"}
     path.write_text(json.dumps(record))
     analyse(tmp_path, "some", dataset)
-    text = " ".join(" ".join(parse(report.build(tmp_path, "some")).text).split())
+    text = " ".join(" ".join(parse(report.build(report.read(tmp_path, "some"))[0]).text).split())
     assert "Not used of the dataset: 1" in text and "sub-9/anat/sub-9_T2w.nii.gz" in text
 
 
@@ -311,7 +312,7 @@ def test_time_is_a_median_everywhere(tmp_path: Path) -> None:
     record["provenance"]["seconds"] = 4000.0  # the machine slept; the others took 4 s
     path.write_text(json.dumps(record))
     analyse(tmp_path, "slow", dataset)
-    text = " ".join(" ".join(parse(report.build(tmp_path, "slow")).text).split())
+    text = " ".join(" ".join(parse(report.build(report.read(tmp_path, "slow"))[0]).text).split())
     assert "One perturbed registration took 4.00 s (1 thread)" in text
 
 
@@ -396,7 +397,7 @@ def test_without_the_inputs_the_page_has_no_overlays(tmp_path: Path) -> None:
     make_experiment(tmp_path, "moved", dataset, 2)
     analyse(tmp_path, "moved", dataset)
     dataset.moving(Subject("001")).unlink()
-    page = parse(report.build(tmp_path, "moved"))
+    page = parse(report.build(report.read(tmp_path, "moved"))[0])
     assert "#sub-001" in page.links and "sub-001" in page.ids  # the maps are there
     assert "Is the registration any good?" not in "".join(page.text)
 
@@ -410,7 +411,7 @@ def test_an_unfinished_experiment_says_so(tmp_path: Path) -> None:
     )
     make_experiment(tmp_path, "part", dataset, 3, skip=skip, settings={"subjects": 4})
     analyse(tmp_path, "part", dataset)
-    text = " ".join(" ".join(parse(report.build(tmp_path, "part")).text).split())
+    text = " ".join(" ".join(parse(report.build(report.read(tmp_path, "part"))[0]).text).split())
     assert "sub-002 has 2 of 3 samples." in text
     assert "sub-003 has fewer than two samples and is left out." in text
     assert "2 of 4 subjects have samples." in text
@@ -421,7 +422,7 @@ def test_identical_samples_have_a_page_too(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "data", 1)
     make_experiment(tmp_path, "same", dataset, 2, image_bits=np.inf, warp_bits=np.inf)
     analyse(tmp_path, "same", dataset)
-    text = " ".join(" ".join(parse(report.build(tmp_path, "same")).text).split())
+    text = " ".join(" ".join(parse(report.build(report.read(tmp_path, "same"))[0]).text).split())
     assert text.count("24.00 of 24 bits") == 2
     assert figures.map_scale(reading.read(tmp_path, "same")) == (23, 24)
 
@@ -449,16 +450,16 @@ def test_samples_of_another_configuration_are_refused(tmp_path: Path) -> None:
     record["configuration"]["accumulation"] = "direct"
     path.write_text(json.dumps(record))
     with pytest.raises(UserError, match="another accumulation"):
-        report.build(tmp_path, "mixed")
+        report.build(report.read(tmp_path, "mixed"))
 
 
 def test_missing_steps_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no experiment"):
-        report.build(tmp_path, "nothing")
+        report.build(report.read(tmp_path, "nothing"))
     dataset = make_dataset(tmp_path / "data", 1)
     make_experiment(tmp_path, "bare", dataset, 2)
     with pytest.raises(UserError, match="significance --experiment bare"):
-        report.build(tmp_path, "bare")
+        report.build(report.read(tmp_path, "bare"))
 
 
 def test_the_verbs_and_their_summary(tmp_path: Path) -> None:

@@ -136,8 +136,7 @@ def test_the_page_holds_viewer_and_volumes(cache: Path, tmp_path: Path) -> None:
     results = analysed(tmp_path)
     cache.mkdir(parents=True)
     (cache / HERE.name).write_bytes(STAND_IN)
-    light = report.build(results, "small")
-    whole = report.build_viewer(results, "small", 1)
+    light, whole = report.build(report.read(results, "small"), 1)
     assert "--viewer 1" in light.read_text() and "viewer-data" not in light.read_text()
     controls = Controls()
     controls.feed(whole.read_text())
@@ -173,7 +172,7 @@ def test_the_page_holds_viewer_and_volumes(cache: Path, tmp_path: Path) -> None:
             low, high = volumes[name]["limits"]
             error = np.abs(shown - np.minimum(expected, high))
             assert error.max() <= (high - low) / 255 / 2 * 1.001
-    report.build(results, "small")
+    report.build(report.read(results, "small"))
     assert not whole.exists()  # its numbers may be others now
     for name, one in volumes.items():
         nodes = one["colours"]["I"]
@@ -188,7 +187,7 @@ def test_a_browser_shows_the_volumes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     if not chromium:
         pytest.skip("needs Chromium")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    whole = report.build_viewer(analysed(tmp_path), "small", 1)
+    _, whole = report.build(report.read(analysed(tmp_path), "small"), 1)
     graphics = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
     done = subprocess.run(
         [chromium, "--headless", "--no-sandbox", *graphics, "--window-size=1200,12000",

@@ -64,7 +64,6 @@ def _analyse(plan: experiment.Plan, volumes: int) -> None:
     from morphbits.stats.analysis import analyse
 
     analyse(plan.results, plan.name, plan.dataset, min(plan.jobs, estimate.cores()))
-    print(report.summarize(plan.results, plan.name))
-    print(report.build(plan.results, plan.name))
-    if volumes:
-        print(report.build_viewer(plan.results, plan.name, volumes))
+    found = report.read(plan.results, plan.name)
+    print(report.summarize(found))
+    print(*report.build(found, volumes), sep="\n")

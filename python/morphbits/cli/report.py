@@ -30,7 +30,6 @@ def main() -> None:
     given = parser.parse_args()
     if given.viewer:
         viewer.obtain()  # first: that can fail, and an earlier page with a viewer goes
-    print(report.summarize(given.results, given.experiment))
-    print(report.build(given.results, given.experiment))
-    if given.viewer:
-        print(report.build_viewer(given.results, given.experiment, given.viewer))
+    experiment = report.read(given.results, given.experiment)
+    print(report.summarize(experiment))
+    print(*report.build(experiment, given.viewer), sep="\n")

@@ -1,5 +1,6 @@
 """The report: one function per figure, one per table, one page."""
 
-from morphbits.report.page import build, build_viewer, summarize
+from morphbits.report.experiment import read
+from morphbits.report.page import build, summarize
 
-__all__ = ["build", "build_viewer", "summarize"]
+__all__ = ["build", "read", "summarize"]

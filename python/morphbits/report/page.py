@@ -51,33 +51,24 @@ TABLES = (
 )
 
 
-def build(results: Path, experiment: str) -> Path:
-    """Write `results/<experiment>/report.html`, and its figures as files into `figures/` beside
-    it; returns the path of the page. An earlier page with a viewer, of other numbers, goes."""
-    content = reading.read(results, experiment)
-    drawn = draw(content)
-    path = bids.experiment_file(results, experiment, "report.html")
-    write_atomically(path, render(content, drawn).encode())
-    _viewer_page(results, experiment).unlink(missing_ok=True)
-    folder = bids.experiment_file(results, experiment, "figures")
-    folder.mkdir(exist_ok=True)
+def build(experiment: Experiment, subjects: int = 0) -> list[Path]:
+    """Write `report.html` into the experiment's folder, its figures as files into `figures/`
+    there and, for `subjects` > 0, `report-viewer.html`: the same page with a viewer of the volumes
+    of so many. Returns the paths of the pages. An earlier page with a viewer, of other numbers,
+    goes."""
+    drawn = draw(experiment)
+    folder = bids.experiment_folder(experiment.results, experiment.name)
+    light, whole = folder / "report.html", folder / "report-viewer.html"
+    write_atomically(light, render(experiment, drawn).encode())
+    whole.unlink(missing_ok=True)
+    (folder / "figures").mkdir(exist_ok=True)
     for name, figure in drawn.items():
-        write_atomically(folder / f"{name}{figure.extension}", figure.content)
-    return path
-
-
-def build_viewer(results: Path, experiment: str, subjects: int) -> Path:
-    """Write `results/<experiment>/report-viewer.html`, the same page with a viewer of the volumes
-    of the first subjects; returns its path."""
-    content = reading.read(results, experiment)
-    volumes = viewer.content(content, figures.map_scale(content), subjects)
-    path = _viewer_page(results, experiment)
-    write_atomically(path, render(content, draw(content), volumes).encode())
-    return path
-
-
-def _viewer_page(results: Path, experiment: str) -> Path:
-    return bids.experiment_file(results, experiment, "report-viewer.html")
+        write_atomically(folder / "figures" / f"{name}{figure.extension}", figure.content)
+    if not subjects:
+        return [light]
+    volumes = viewer.content(experiment, figures.map_scale(experiment), subjects)
+    write_atomically(whole, render(experiment, drawn, volumes).encode())
+    return [light, whole]
 
 
 def draw(experiment: Experiment) -> dict[str, Figure]:
@@ -307,9 +298,9 @@ def command(experiment: Experiment) -> str:
     return "make inference " + " ".join(words)
 
 
-def summarize(results: Path, experiment: str) -> str:
+def summarize(experiment: Experiment) -> str:
     """The table that a run prints at its end: significant bits per subject."""
-    table = tables.summary(reading.read(results, experiment))
+    table = tables.summary(experiment)
     lines = [table.header, *table.rows, *table.foot]
     widths = [max(len(line[i]) for line in lines) for i in range(len(table.header))]
 
