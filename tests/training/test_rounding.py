@@ -20,11 +20,12 @@ from support.toy_training import TOY, outputs, train_ranks, train_toy
 from morphbits import engines
 from morphbits.config import Arithmetic, Perturbation, to_arguments
 from morphbits.engines import verrou
+from morphbits.engines.native import random_rounding
 from morphbits.errors import UserError
 from morphbits.models.synthmorph_torch import SynthMorph
 from morphbits.report.training import read_log
 from morphbits.synthesis.settings import Ranks
-from morphbits.training import RunConfig, TrainConfig, loop
+from morphbits.training import RunConfig, TrainConfig, loop, optimizers
 from morphbits.training.rounding import Rounding
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -256,3 +257,41 @@ def test_tf32_in_a_training_rounds_what_convolutions_multiply(tmp_path: Path) ->
     train_toy(tmp_path / "tf32", replace(short, precision="tf32"))
     one, other = weights(tmp_path / "float32"), weights(tmp_path / "tf32")
     assert 0 < np.abs(one - other).max() < 0.1
+
+
+class InParts(optimizers.KerasAdam):
+    """Keras' Adam, an operator after the other."""
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.ops.morphbits, "keras_adam_", optimizers._keras_adam)
+            super().step()
+
+
+@pytest.mark.parametrize("mode", ["random", "nearness", "nearest"])
+@pytest.mark.parametrize(
+    ("whole", "parts"),
+    [(optimizers.KerasAdam, InParts), (optimizers.NativeAdam, torch.optim.Adam)],
+)
+def test_an_optimizer_in_one_pass_has_the_bytes_of_its_operators(
+    mode: str, whole: type, parts: type
+) -> None:
+    """And the numbers of its operations and draws."""
+    found = []
+    for kind in (whole, parts):
+        generator = torch.Generator().manual_seed(1)
+        start = torch.randn(5, 3, 3, generator=generator)
+        weights = [torch.nn.Parameter(start.clone()), torch.nn.Parameter(start[0].clone())]
+        optimizer = kind([{"params": weights}])
+        with random_rounding(mode, seed=3) as stats:
+            for step in range(3):
+                optimizer.param_groups[0]["lr"] = 0.1 / (1 + step)
+                for weight in weights:
+                    weight.grad = torch.randn(weight.shape, generator=generator)
+                optimizer.step()
+            following = torch.ones(9) / 3
+        moments = [optimizer.state[weights[0]][name] for name in ("exp_avg", "exp_avg_sq")]
+        count = torch.tensor(stats.operations)
+        found.append([*(w.detach() for w in weights), *moments, following, count])
+    assert all(map(torch.equal, *found))
+    assert (found[0][0] != start).all()

@@ -148,7 +148,10 @@ class _Training:
         assert config.init_seed is not None and config.threads is not None
         self.model = init_model(config.architecture(), config.init_seed, FLOW_STD)
         self.model.to(self.device)
-        self.model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        # as the convolutions like it: torch's, channels last; the engine's, as they are numbered
+        native = config.engine == "native"
+        self.layout = torch.contiguous_format if native else torch.channels_last_3d
+        self.model.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.numbers = {x: n for n, x in enumerate[Tensor](self.model.parameters())}
         self.optimizer = optimizers.build(self.model, config, run.zero and ranks.size > 1)
         self.rounding = Rounding(config, config.threads)
@@ -204,7 +207,7 @@ class _Training:
         saved = time.perf_counter()
         while self.step < self.config.total_steps:
             start, waited = time.perf_counter(), pairs.waited
-            pair = _on(self.device, pairs.next())
+            pair = _on(self.device, pairs.next(), self.layout)
             if self.config.engine == "verrou":
                 self._warm_up(pair)
             with ExitStack() as perturbed:
@@ -340,11 +343,13 @@ class _Training:
         raise Stopped(128 + signalled)
 
 
-def _on(device: torch.device, pair: Pair) -> Pair:
-    """The pair on `device`, channels last, as the convolutions like it."""
+def _on(
+    device: torch.device, pair: Pair, layout: torch.memory_format = torch.channels_last_3d
+) -> Pair:
+    """The pair on `device`."""
     return Pair(
         *(
-            x.to(device, memory_format=torch.channels_last_3d)
+            x.to(device, memory_format=layout)
             for x in (pair.moving, pair.fixed, pair.moving_tissues, pair.fixed_tissues)
         )
     )

@@ -43,14 +43,56 @@ class KerasAdam(torch.optim.Optimizer):
             zeros = torch.zeros_like(parameter)
             state.update(step=0, exp_avg=zeros, exp_avg_sq=zeros.clone())
         state["step"] += 1
-        mean, square = state["exp_avg"], state["exp_avg_sq"]
+        moments = state["exp_avg"], state["exp_avg_sq"]
+        self._move(parameter, gradient, state["step"], *moments, lr, betas, eps)
+
+    def _move(
+        self, parameter: Tensor, gradient: Tensor, count: int, mean: Tensor, square: Tensor,
+        lr: float, betas: tuple[float, float], eps: float,
+    ) -> None:  # fmt: skip
         # Keras computes the corrections in float32
-        one, step = np.float32(1), np.float32(state["step"])
+        one, step = np.float32(1), np.float32(count)
         corrections = [one - np.float32(beta) ** step for beta in betas]
-        size = np.float32(lr) * np.sqrt(corrections[1]) / corrections[0]
-        mean.add_((gradient - mean) * (1 - betas[0]))
-        square.add_((gradient.square() - square) * (1 - betas[1]))
-        parameter.sub_(mean * float(size) / (square.sqrt() + eps))
+        size = torch.tensor(np.float32(lr) * np.sqrt(corrections[1]) / corrections[0])
+        torch.ops.morphbits.keras_adam_(parameter, gradient, mean, square, size, *betas, eps)
+
+
+class NativeAdam(KerasAdam):
+    """torch's Adam, one operator for each parameter, which the native engine computes in one pass:
+    the operations and draws of `torch.optim.Adam`. (Without the engine torch's fused operator
+    rounds otherwise than that.)"""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, eps=1e-8)
+
+    def _move(
+        self, parameter: Tensor, gradient: Tensor, count: int, mean: Tensor, square: Tensor,
+        lr: float, betas: tuple[float, float], eps: float,
+    ) -> None:  # fmt: skip
+        step = torch.tensor(count - 1.0)
+        step += 1  # an operation that draws, in torch
+        torch._fused_adam_(
+            [parameter], [gradient], [mean], [square], [], [step], lr=lr, beta1=betas[0],
+            beta2=betas[1], weight_decay=0, eps=eps, amsgrad=False, maximize=False,
+        )  # fmt: skip
+
+
+# One operator, so that the native engine computes the step of a parameter in one pass.
+_LIBRARY = torch.library.Library("morphbits", "DEF")
+_LIBRARY.define(
+    "keras_adam_(Tensor(a!) parameter, Tensor gradient, Tensor(b!) mean, Tensor(c!) square, "
+    "Tensor size, float beta1, float beta2, float eps) -> ()"
+)
+
+
+@torch.library.impl(_LIBRARY, "keras_adam_", "CompositeExplicitAutograd")
+def _keras_adam(
+    parameter: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, size: Tensor,
+    beta1: float, beta2: float, eps: float,
+) -> None:  # fmt: skip
+    mean.add_((gradient - mean) * (1 - beta1))
+    square.add_((gradient.square() - square) * (1 - beta2))
+    parameter.sub_(mean * size / (square.sqrt() + eps))
 
 
 OPTIMIZERS = {"keras-adam": KerasAdam, "torch-adam": torch.optim.Adam}
@@ -68,7 +110,8 @@ def build(model: SynthMorph, config: TrainConfig, share: bool = False) -> torch.
         {"params": list(nn.ModuleList(body).parameters())},
         {"params": list(flow.parameters())},
     ]
-    kind = OPTIMIZERS[config.optimizer]
+    native = config.engine == "native" and config.optimizer == "torch-adam"
+    kind = NativeAdam if native else OPTIMIZERS[config.optimizer]
     if share:
         from torch.distributed.optim import ZeroRedundancyOptimizer  # two seconds
 

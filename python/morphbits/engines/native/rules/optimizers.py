@@ -146,17 +146,54 @@ def _fused_adam(
         g = _gradient(op, p, gradient, grad_scale, maximize, decay)
         if weight_decay and decoupled:
             p.copy_(op.mul(p, 1 - rate * weight_decay))
-        averages[i].copy_(lerp(op, averages[i], g, 1 - beta1))
-        decayed = op.mul(squares[i], beta2)
-        squares[i].copy_(op.add(decayed, op.mul(op.mul(1 - beta2, g), g)))
-        square = squares[i]
-        if amsgrad:
-            greatest[i].copy_(torch.maximum(greatest[i], square))
-            square = greatest[i]
-        root = (1 - beta2**step) ** 0.5
-        denominator = op.add(op.div(op.sqrt(square), root), eps)
-        size = rate / (1 - beta1**step)
-        p.copy_(op.add(p, op.div(op.mul(-size, averages[i]), denominator)))
+        # tensors, or the formula of each step were another one
+        root, size = (
+            torch.tensor(x, dtype=p.dtype)
+            for x in ((1 - beta2**step) ** 0.5, -rate / (1 - beta1**step))
+        )
+        greatest_i = greatest[i] if amsgrad else None
+        given = p, g, averages[i], squares[i], greatest_i, root, size, beta1, beta2, eps
+        changed = [averages[i], squares[i], p, *greatest[i : i + 1]]
+        for to, result in zip(changed, op.formula(_adam, *given), strict=True):
+            to.copy_(result)
+
+
+def _adam(
+    op: Operator, p: Any, g: Any, average: Any, square: Any, greatest: Any, root: Any, size: Any,
+    beta1: float, beta2: float, eps: float,
+) -> Any:  # fmt: skip
+    average = lerp(op, average, g, 1 - beta1)
+    square = op.add(op.mul(square, beta2), op.mul(op.mul(1 - beta2, g), g))
+    largest = square if greatest is None else torch.maximum(greatest, square)
+    denominator = op.add(op.div(op.sqrt(largest), root), eps)
+    step = op.div(op.mul(size, average), denominator)
+    return average, square, op.add(p, step), *([] if greatest is None else [largest])
+
+
+@rule(
+    "morphbits::keras_adam_",
+    "Keras' Adam (training/optimizers.py): sub, mul, add; square, sub, mul, add; mul, sqrt, add, "
+    "div, sub",
+)
+def _keras_adam(
+    op: Operator, parameter: torch.Tensor, gradient: torch.Tensor, mean: torch.Tensor,
+    square: torch.Tensor, size: torch.Tensor, *numbers: float,
+) -> None:  # fmt: skip
+    given = parameter, gradient, mean, square, size
+    op.check(*given)
+    results = op.formula(_keras, *given, *numbers)
+    for to, result in zip((mean, square, parameter), results, strict=True):
+        to.copy_(result)
+
+
+def _keras(
+    op: Operator, p: Any, g: Any, mean: Any, square: Any, size: Any,
+    beta1: float, beta2: float, eps: float,
+) -> Any:  # fmt: skip
+    mean = op.add(mean, op.mul(op.sub(g, mean), 1 - beta1))
+    square = op.add(square, op.mul(op.sub(op.mul(g, g), square), 1 - beta2))
+    step = op.div(op.mul(mean, size), op.add(op.sqrt(square), eps))
+    return mean, square, op.sub(p, step)
 
 
 @rule("_fused_sgd_", "as SGD without fusion: decay, momentum, step; a factor and an addition each")
