@@ -65,6 +65,26 @@ def test_the_network_sees_the_prepared_pair_and_the_result_is_on_the_fixed_grid(
     assert np.abs(result.warp_XYZV).max() > 0.1
 
 
+@pytest.mark.parametrize("engine", ["ieee", "native"])
+def test_a_pair_in_a_batch_gives_its_own_result(
+    engine: str, model: Path, pair: tuple[Image, Image]
+) -> None:
+    """The engine's bytes do not depend on the batch; torch takes other kernels for a batch."""
+    config = RegisterConfig(engine=engine, mode="nearest" if engine == "native" else "random")
+    mine, other = (registration.prepare(*p, model, config) for p in (pair, pair[::-1]))
+    alone = registration.register(mine, model, config)
+    within = registration.register(mine, model, config, others=[other])
+    if engine == "native":
+        assert np.array_equal(within.warp_XYZV, alone.warp_XYZV)
+        assert np.array_equal(within.moved_XYZ, alone.moved_XYZ)
+    # ten layers whose sums have up to 8 · 27 terms: in another order at most 10 · 216 · 2⁻²⁴ =
+    # 1.3e-4 of what they add up, which here is no more than a few times the largest warp
+    tolerance = 1e-3 * np.abs(alone.warp_XYZV).max()
+    assert np.abs(within.warp_XYZV - alone.warp_XYZV).max() < tolerance
+    its = registration.register(other, model, config).warp_XYZV
+    assert np.abs(its - alone.warp_XYZV).max() > 100 * tolerance
+
+
 @pytest.fixture(scope="module")
 def ras_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One that says in which axes it was trained."""

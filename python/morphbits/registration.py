@@ -24,6 +24,7 @@ import functools
 import os
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,20 +68,25 @@ def register(
     model: Path,
     config: RegisterConfig,
     watch: AbstractContextManager[Any] | None = None,
+    others: Sequence[Prepared] = (),
 ) -> Result:
     """Register a pair that `prepare` gave for this model.
 
     Only the network runs under the engine; its results are then cropped to the fixed grid,
     unperturbed. `config.threads` sets torch's number of threads. `watch` is entered inside of the
     engine's region (torch): a mode of torch's dispatcher that looks on (`engines.shadow`).
+    `others`: pairs that the network computes in one batch with this one, after it; their results
+    are dropped.
     """
     engine = engines.get(config.engine)
     opened = open_model(model, config)
-    check_memory(model, opened.memory(int(prepared.fixed.size), config.engine), prepared)
+    batch = [prepared, *others]
+    voxels = len(batch) * int(prepared.fixed.size)
+    check_memory(model, opened.memory(voxels, config.engine), prepared)
     if config.framework == "tensorflow":
-        moved_XYZ, warp_XYZV, counts, seconds = _tensorflow(engine, prepared, opened, config)
+        moved_XYZ, warp_XYZV, counts, seconds = _tensorflow(engine, batch, opened, config)
     else:
-        moved_XYZ, warp_XYZV, counts, seconds = _torch(engine, prepared, opened, config, watch)
+        moved_XYZ, warp_XYZV, counts, seconds = _torch(engine, batch, opened, config, watch)
     for name, array in (("moved image", moved_XYZ), ("warp", warp_XYZV)):
         if not np.isfinite(array).all():
             raise UserError(
@@ -123,7 +129,7 @@ _Computed = tuple[np.ndarray, np.ndarray, engines.Counts, float]
 
 def _torch(
     engine: engines.Engine,
-    prepared: Prepared,
+    batch: Sequence[Prepared],
     model: Model,
     config: RegisterConfig,
     watch: AbstractContextManager[Any] | None,
@@ -134,8 +140,8 @@ def _torch(
         raise RuntimeError("TensorFlow and the native engine must not share a process")
     network = model.network()
     moving_BCXYZ, fixed_BCXYZ = (
-        torch.from_numpy(np.ascontiguousarray(volume))[None, None]
-        for volume in (prepared.moving, prepared.fixed)
+        torch.from_numpy(np.stack(volumes)[:, None])
+        for volumes in ([pair.moving for pair in batch], [pair.fixed for pair in batch])
     )
     torch.set_num_threads(config.threads)
     if _first_unperturbed(config):
@@ -146,7 +152,7 @@ def _torch(
         with watch or nullcontext():
             outputs = network(moving_BCXYZ, fixed_BCXYZ)
         seconds = time.perf_counter() - start
-    moved_BCXYZ, warp_BVXYZ = _checked(outputs, fixed_BCXYZ.shape[2:])
+    moved_BCXYZ, warp_BVXYZ = _checked(outputs, fixed_BCXYZ.shape)
     warp_XYZV = np.moveaxis(warp_BVXYZ[0].numpy(), 0, -1)
     return moved_BCXYZ[0, 0].numpy(), warp_XYZV, counts, seconds
 
@@ -155,7 +161,7 @@ def _checked(outputs: Any, shape: tuple[int, ...]) -> Any:
     """A network's moved image and warp; UserError where it gave something else."""
     found = [tuple(x.shape) if hasattr(x, "shape") else type(x).__name__
              for x in (outputs if isinstance(outputs, tuple | list) else [outputs])]  # fmt: skip
-    expected = [(1, channels, *shape) for channels in (1, 3)]
+    expected = [(shape[0], channels, *shape[2:]) for channels in (1, 3)]
     if found != expected:
         raise UserError(
             f"the network gave {found}, not a moved image and a warp, {expected}: have its "
@@ -171,7 +177,7 @@ def _first_unperturbed(config: RegisterConfig) -> bool:
 
 
 def _tensorflow(
-    engine: engines.Engine, prepared: Prepared, model: Model, config: RegisterConfig
+    engine: engines.Engine, batch: Sequence[Prepared], model: Model, config: RegisterConfig
 ) -> _Computed:
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1" if config.onednn == "on" else "0"
     from morphbits.models import synthmorph_tf
@@ -179,15 +185,19 @@ def _tensorflow(
     synthmorph_tf.set_threads(config.threads)
     (path,) = model.files
     network = _tensorflow_model(path, os.stat(path).st_mtime_ns)
+    moving_BXYZ, fixed_BXYZ = (
+        np.stack(volumes)
+        for volumes in ([pair.moving for pair in batch], [pair.fixed for pair in batch])
+    )
     if _first_unperturbed(config):
-        synthmorph_tf.register(network, prepared.moving, prepared.fixed, plain=config.plain)
+        synthmorph_tf.register(network, moving_BXYZ, fixed_BXYZ, plain=config.plain)
     with engine.region(config, config.threads) as counts:
         start = time.perf_counter()
-        moved_XYZ, warp_XYZV = synthmorph_tf.register(
-            network, prepared.moving, prepared.fixed, plain=config.plain
+        moved_BXYZ, warp_BXYZV = synthmorph_tf.register(
+            network, moving_BXYZ, fixed_BXYZ, plain=config.plain
         )
         seconds = time.perf_counter() - start
-    return moved_XYZ, warp_XYZV, counts, seconds
+    return moved_BXYZ[0], warp_BXYZV[0], counts, seconds
 
 
 @functools.lru_cache(maxsize=1)

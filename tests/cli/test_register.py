@@ -82,6 +82,19 @@ def test_it_writes_moved_warp_and_record_on_the_fixed_grid(
     assert record["outputs"]["warp"]["bytes"] == (folder / "out/warp.nii.gz").stat().st_size
 
 
+def test_an_image_in_the_same_batch_is_recorded(folder: Path, register: Register) -> None:
+    """It can change bytes, so the configuration has its checksum."""
+    assert register() == 0
+    alone = json.loads((folder / "out/sample.json").read_text())
+    assert register(**{"batch-with": folder / "fixed.nii.gz"}) == 0
+    record = json.loads((folder / "out/sample.json").read_text())
+    configurations = record["configuration"], alone["configuration"]
+    assert configurations[0].pop("batch_with") == configurations[1]["fixed"]
+    assert configurations[0].pop("hash") != configurations[1].pop("hash")
+    assert configurations[0] == configurations[1]
+    assert record["provenance"]["files"]["batch_with"] == str(folder / "fixed.nii.gz")
+
+
 def test_the_same_command_gives_the_same_bytes(folder: Path, register: Register) -> None:
     assert register() == 0
     first = (folder / "out/warp.nii.gz").read_bytes()

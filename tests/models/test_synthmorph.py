@@ -151,6 +151,9 @@ def test_graph_has_the_bytes_of_eager_and_plain_has_not(small_model: Path, image
     assert np.abs(plain_moved - moved).max() < 64 * np.spacing(np.float32(1))
     again = reference.register(model, moving, fixed)
     assert np.array_equal(again[0], moved) and np.array_equal(again[1], warp)
+    both = reference.register(model, np.stack([moving, fixed]), np.stack([fixed, moving]))
+    assert both[0].shape == (2, *moving.shape) and both[1].shape == (2, *warp.shape)
+    assert np.array_equal(both[0][0], moved) and np.array_equal(both[1][0], warp)
 
 
 @torch.no_grad()

@@ -43,6 +43,12 @@ def main() -> None:
         help="one more output image: the moving image in its own intensities, interpolated once "
         "through the warp",
     )
+    parser.add_argument(
+        "--batch-with",
+        type=Path,
+        help="another moving image, registered in the same batch; its result is dropped. For who "
+        "asks whether the other images of a batch change a result",
+    )
     add_arguments(parser, RegisterConfig)
     arguments = parser.parse_args()
     files = Files(*(getattr(arguments, name) for name in Files.__annotations__))

@@ -46,7 +46,7 @@ class Reference:
         self.path = path
         self.architecture = read_architecture(path)
         self._networks: dict[tuple[int, ...], Any] = {}
-        self._graphs: dict[tuple[int, ...], Any] = {}
+        self._graphs: dict[tuple[int, ...], Any] = {}  # by size of a batch of images
 
     def network(self, shape: tuple[int, ...]) -> Any:
         """The Keras model for images of `shape` (X, Y, Z): [moving, fixed] → [moved, warp]."""
@@ -61,19 +61,20 @@ class Reference:
             )
         return self._networks[shape]
 
-    def graph(self, shape: tuple[int, ...]) -> Any:
-        """The same network as one TensorFlow function of moving and fixed (1, X, Y, Z, 1).
+    def graph(self, size: tuple[int, ...]) -> Any:
+        """The same network as one TensorFlow function of moving and fixed, of this `size`
+        (B, X, Y, Z, 1).
 
         It computes what `Model.predict` does, without that method's Python and input pipeline, in
         which an engine that perturbs the process would perturb other things than the network.
         """
-        if shape not in self._graphs:
-            network = self.network(shape)
-            image = tf.TensorSpec((1, *shape, 1), tf.float32)
-            self._graphs[shape] = tf.function(
+        if size not in self._graphs:
+            network = self.network(size[1:4])
+            image = tf.TensorSpec(size, tf.float32)
+            self._graphs[size] = tf.function(
                 lambda moving, fixed: network([moving, fixed], training=False), [image, image]
             )
-        return self._graphs[shape]
+        return self._graphs[size]
 
     def layers(self, moving_XYZ: np.ndarray, fixed_XYZ: np.ndarray) -> dict[str, np.ndarray]:
         """What eager TensorFlow puts into and gets out of every convolution, channels last.
@@ -118,18 +119,23 @@ def set_threads(threads: int) -> None:
 def register(
     model: Reference, moving_XYZ: np.ndarray, fixed_XYZ: np.ndarray, plain: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Moved image (X, Y, Z) and warp (X, Y, Z, V) in voxels of the fixed grid.
+    """Moved image (X, Y, Z) and warp (X, Y, Z, V) in voxels of the fixed grid; of a batch of
+    images (B, X, Y, Z), a batch of them.
 
     Runs as a graph whose operations stay as voxelmorph wrote them: the bytes of eager execution.
     `plain` runs `Model.predict` with TensorFlow's own graph optimizer, which reorders arithmetic.
     """
-    inputs = [np.asarray(image, np.float32)[None, ..., None] for image in (moving_XYZ, fixed_XYZ)]
+    shape = fixed_XYZ.shape[-3:]
+    inputs = [
+        np.asarray(image, np.float32).reshape(-1, *image.shape[-3:], 1)
+        for image in (moving_XYZ, fixed_XYZ)
+    ]
     if plain:
-        moved, warp = model.network(fixed_XYZ.shape).predict(inputs, verbose=0)
+        moved, warp = model.network(shape).predict(inputs, verbose=0)
     else:
         with _arithmetic_as_written():
-            moved, warp = (result.numpy() for result in model.graph(fixed_XYZ.shape)(*inputs))
-    return moved[0, ..., 0], warp[0]
+            moved, warp = (result.numpy() for result in model.graph(inputs[1].shape)(*inputs))
+    return moved.reshape(fixed_XYZ.shape), warp.reshape(*fixed_XYZ.shape, 3)
 
 
 @contextmanager

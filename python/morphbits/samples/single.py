@@ -22,7 +22,10 @@ from morphbits.transforms import check_format, check_grids
 
 @dataclass(frozen=True)
 class Files:
-    """What is read (moving, fixed, model) and what is written (moved, warp, resampled)."""
+    """What is read (moving, fixed, model) and what is written (moved, warp, resampled).
+
+    batch_with: another moving image, which the network registers in the same batch.
+    """
 
     moving: Path
     fixed: Path
@@ -30,14 +33,23 @@ class Files:
     moved: Path
     warp: Path
     resampled: Path | None = None
+    batch_with: Path | None = None
+
+    @property
+    def images(self) -> dict[str, Path]:
+        """Those that are read, by their names in the record."""
+        named = {"moving": self.moving, "fixed": self.fixed, "batch_with": self.batch_with}
+        return {name: path for name, path in named.items() if path}
+
+    @property
+    def read(self) -> dict[str, Path]:
+        """All that are read."""
+        return {**self.images, "model": self.model}
 
     @property
     def written(self) -> list[Path]:
         """The images that are written."""
         return [path for path in (self.moved, self.warp, self.resampled) if path]
-
-
-INPUTS = ("moving", "fixed", "model")
 
 
 def register_files(
@@ -47,13 +59,12 @@ def register_files(
     end. ``say`` takes a line for each step before it."""
     _check_outputs(files, config)
     started = provenance.Start()
-    inputs = provenance.inputs({"moving": files.moving, "fixed": files.fixed}, files.model, config)
+    inputs = provenance.inputs(files.images, files.model, config)
     with ExitStack() as stack:
         beside = {path: stack.enter_context(staging(path.parent)) for path in files.written}
-        say(f"reading {files.moving} and {files.fixed}")
-        moving, fixed = (
-            images.load(path, config.orientation, config.nan)
-            for path in (files.moving, files.fixed)
+        say(f"reading {' and '.join(map(str, files.images.values()))}")
+        moving, fixed, *others = (
+            images.load(path, config.orientation, config.nan) for path in files.images.values()
         )
         check_grids(config.warp_format, fixed, moving)
         say("preparing")
@@ -61,7 +72,10 @@ def register_files(
         for step in prepared.steps:
             say(f"  {step}")
         say(_expectation(files.model, prepared, config))
-        result = register(prepared, files.model, config)
+        batch = [prepare(other, fixed, files.model, config) for other in others]
+        if any(other.fixed.shape != prepared.fixed.shape for other in batch):
+            raise UserError(f"{files.batch_with}: is cropped to another grid; leave out --crop")
+        result = register(prepared, files.model, config, others=batch)
         made = {path: folder / path.name for path, folder in beside.items()}
         record_path = record_file(files)
         try:
@@ -80,7 +94,7 @@ def register_files(
             record = {
                 "configuration": provenance.configuration(config, inputs),
                 "provenance": provenance.provenance(config, started, result.record)
-                | {"files": {name: str(getattr(files, name)) for name in INPUTS}},
+                | {"files": {role: str(path) for role, path in files.read.items()}},
                 "outputs": outputs,
             }
             made[record_path] = beside[files.moved] / record_path.name
@@ -113,9 +127,10 @@ def _check_outputs(files: Files, config: RegisterConfig) -> None:
         images.extension_of(path)
         if path.is_dir():
             raise UserError(f"{path}: is a folder; give the name of a file")
-    inputs = [getattr(files, name) for name in INPUTS]
     named = [path.resolve() for path in files.written]
-    if len(set(named)) < len(named) or {path.resolve() for path in inputs} & set(named):
+    if len(set(named)) < len(named) or {path.resolve() for path in files.read.values()} & set(
+        named
+    ):
         raise UserError(
             f"{', '.join(map(str, files.written))}: outputs must not replace each other or an "
             "input"
