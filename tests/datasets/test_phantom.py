@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
+from typing import Any
 
 import numpy as np
 import pytest
@@ -179,6 +181,24 @@ def test_more_subjects_later_gives_the_same_dataset(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("coarse")
+def test_several_at_a_time_are_those_made_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, met = phantom.make_phantom, Barrier(3, timeout=60)
+
+    def waiting(*args: Any) -> phantom.Phantom:
+        met.wait()  # until all three are being made
+        return make(*args)
+
+    monkeypatch.setattr(phantom, "make_phantom", waiting)
+    monkeypatch.setattr(phantom, "_jobs", lambda size: 3)
+    dataset = phantom.make_dataset(tmp_path, 3, size=SIZE)
+    for k in (1, 2, 3):
+        saved = images.load(dataset.moving(phantom.subject(k))).data
+        assert saved.tobytes() == make(1, k, SIZE).image.tobytes()
+
+
+@pytest.mark.usefixtures("coarse")
 def test_a_killed_run_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = phantom.make_dataset(tmp_path / "whole", 2, size=SIZE)
     save, calls = images.save, []
@@ -190,6 +210,7 @@ def test_a_killed_run_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         save(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(images, "save", killed)
+    monkeypatch.setattr(phantom, "_jobs", lambda size: 1)  # one subject after the other
     with pytest.raises(KeyboardInterrupt):
         phantom.make_dataset(tmp_path / "cut", 2, size=SIZE)
     monkeypatch.undo()

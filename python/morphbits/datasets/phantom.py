@@ -17,7 +17,8 @@ the same phantom at another size has the same deformation.
 
 Phantom k is a pure function of (seed, k, size): it depends neither on how many are made nor on
 threads. Each random part has a stream of its own (numpy SeedSequence). Only elementary arithmetic
-and scipy.ndimage, which are single-threaded, take part.
+and scipy.ndimage, which are single-threaded, take part; they let other threads of Python run, in
+which other phantoms are made.
 
 Axes: X Y Z voxels, V the three components of a displacement, T tissues.
 """
@@ -26,10 +27,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +44,7 @@ from morphbits import bids, images
 from morphbits.bids import Dataset, Subject
 from morphbits.errors import UserError
 from morphbits.files import TEMPORARY, locked, write_atomically, write_json
+from morphbits.machine import cores, memory_free
 
 ORIENTATION = "RAS"  # the template's axes, and so every phantom's
 RECIPE = 1  # raised whenever the bytes of a phantom change
@@ -87,6 +91,7 @@ BIAS_SPACING = 64  # mm
 BIAS_AMPLITUDE = (0.05, 0.20)  # range of the largest deviation of the multiplicative bias from 1
 NOISE = (0.01, 0.03)  # range of the noise's standard deviation, white matter is about 0.85
 CONTRAST = {1: (0.15, 0.35), 2: (0.45, 0.62), 3: (0.78, 0.95)}  # range of each tissue's mean
+VOXEL_BYTES = 150  # that a phantom takes while it is made and saved, for each voxel of its grid
 TEXTURE = (0.6, 1.2)  # range of the gain on what the template shows within a tissue
 
 
@@ -357,15 +362,25 @@ def make_dataset(
         todo = [k for k in range(1, subjects + 1) if not dataset.moving(subject(k)).is_file()]
         if not dataset.fixed().is_file():
             _write_template(dataset, size)
-        for done, index in enumerate(todo):
-            progress(done, len(todo))
+
+        def make(index: int) -> None:
             _write_phantom(dataset, subject(index), make_phantom(seed, index, size))
+
         if todo:
-            progress(len(todo), len(todo))
+            template(size)  # once, not by each thread
+            progress(0, len(todo))
+            with ThreadPoolExecutor(_jobs(size)) as pool:
+                for done, _ in enumerate(pool.map(make, todo), start=1):
+                    progress(done, len(todo))
             rows = ["participant_id", *(one.entities for one in dataset.subjects())]
             table = dataset.root / "participants.tsv"
             write_atomically(table, ("\n".join(rows) + "\n").encode())
     return dataset
+
+
+def _jobs(size: str) -> int:
+    """As many phantoms at a time as there are cores, and memory for."""
+    return max(1, min(cores(), memory_free() // (VOXEL_BYTES * prod(SIZES[size].voxels))))
 
 
 def subject(index: int) -> Subject:
