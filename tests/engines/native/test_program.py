@@ -35,7 +35,10 @@ def found(
         try:
             out = function(*inputs)
             weights = torch.linspace(0.5, 2, out.numel(), dtype=out.dtype).view(out.shape)
-            results = [out.detach(), *torch.autograd.grad(out, inputs, weights, allow_unused=True)]
+            results = [
+                out.detach(),
+                *torch.autograd.grad(out, inputs, weights, allow_unused=True),
+            ]
         except UserError as error:
             refusal = str(error)
     return [x for x in results if x is not None], dict(stats.operators), refusal
@@ -112,7 +115,17 @@ def test_every_instruction_set_gives_the_same(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
-    "shape", [(3, 2), (17, 255), (5, 256), (40, 257), (1, 4096), (3, 5000), (2, 65536), (2, 65537)]
+    "shape",
+    [
+        (3, 2),
+        (17, 255),
+        (5, 256),
+        (40, 257),
+        (1, 4096),
+        (3, 5000),
+        (2, 65536),
+        (2, 65537),
+    ],
 )
 def test_rows_of_any_length_are_summed_alike(
     shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
@@ -122,9 +135,13 @@ def test_rows_of_any_length_are_summed_alike(
     for mode in ("random", "nearness", "downward"):
         check(monkeypatch, lambda x: x.sum(-1), [x], mode=mode)
         check(monkeypatch, lambda x: x.log_softmax(-1), [x], mode=mode)
+        check(monkeypatch, lambda x: x.cumsum(-1), [x], mode=mode)
+    check(monkeypatch, lambda x: x[:, :300].cumprod(-1), [x])
 
 
-def test_operands_may_be_strided_broadcast_and_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operands_may_be_strided_broadcast_and_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     x = torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(3))
     check(monkeypatch, lambda x: F.silu(x.permute(2, 0, 1)), [x])
     check(monkeypatch, lambda x: F.silu(x[:, ::2]), [x])
@@ -154,7 +171,9 @@ def test_a_normalization_is_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     run = program.Program.run
     monkeypatch.setattr(
-        program.Program, "run", lambda self, *a: (calls.append(self.done), run(self, *a))[1]
+        program.Program,
+        "run",
+        lambda self, *a: (calls.append(self.done), run(self, *a))[1],
     )
     x = torch.randn(8, 300)
     with random_rounding(seed=1):

@@ -3,6 +3,7 @@ each variant against the naive reference."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from itertools import product
 
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.exact_replay import rounded, same_bytes
 
+from morphbits.engines.native import random_rounding
 from morphbits.engines.native.kernels import sums
 from morphbits.engines.native.kernels.library import MODES, Rounding, available_variants
 
@@ -24,7 +26,9 @@ def drawn(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> torch.Te
 
 
 @given(data=st.data())
-def test_chains_are_the_exact_replay_and_alike_in_every_variant(data: st.DataObject) -> None:
+def test_chains_are_the_exact_replay_and_alike_in_every_variant(
+    data: st.DataObject,
+) -> None:
     dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
     outer, period = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 150))
     length = data.draw(st.integers(period, 40 * period))
@@ -57,7 +61,9 @@ def test_chains_are_the_exact_replay_and_alike_in_every_variant(data: st.DataObj
 
 
 @given(data=st.data())
-def test_products_are_the_exact_replay_and_alike_in_every_variant(data: st.DataObject) -> None:
+def test_products_are_the_exact_replay_and_alike_in_every_variant(
+    data: st.DataObject,
+) -> None:
     dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
     batch, rows, columns = (data.draw(st.integers(1, n)) for n in (3, 40, 40))
     depth = data.draw(st.integers(1, 70))
@@ -126,6 +132,42 @@ def test_scattered_additions_are_the_exact_replay(mode: str, dtype: torch.dtype)
         assert [Fraction(v) for v in out[o].tolist()] == total
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_scattered_rows_side_by_side_have_the_bytes_of_one_by_one(
+    mode: str, dtype: torch.dtype
+) -> None:
+    """Rows that lie side by side in memory go by vectors; 37 is no multiple of any."""
+    to, source = (drawn((n, 37), dtype, n).t() for n in (5, 70))
+    index = torch.arange(70).remainder(5)
+    source[:, 7] = -source[:, 2]  # a subnormal operand, a NaN, and an exact cancellation
+    source[3, 1], source[4, 1], to[:, 2] = 1e-39, torch.nan, 0
+    for flush in (False, True):
+        naive = Rounding(mode, flush, key=3, variant="naive")
+        expected = sums.scatter_add(naive, to, index, source)
+        for variant in available_variants():
+            r = Rounding(mode, flush, threads=2, key=3, variant=variant)
+            found = sums.scatter_add(r, to.clone(), index, source, in_place=True)
+            assert same_bytes(found.contiguous(), expected)
+
+
+def test_additions_in_place_have_the_bytes_of_those_in_a_copy() -> None:
+    """Where they can be done in their memory, and where that is read too or has gaps."""
+    x, added = drawn((6, 40), torch.float32), drawn((6, 40), torch.float32, 3)
+    index = torch.tensor([0, 1, 1, 3, 2, 0])
+    calls: tuple[Callable[[torch.Tensor, str], torch.Tensor], ...] = (
+        lambda x, name: getattr(x, name)(0, index, added),
+        lambda x, name: getattr(x, name)(0, index, x),
+        lambda x, name: getattr(x.t(), name)(1, index, added.t()),
+        lambda x, name: getattr(x[:, ::2], name)(0, index, added[:, ::2]),
+        lambda x, name: getattr(x.view(2, 3, 40), name)(1, index[:3], added.view(2, 3, 40)),
+    )
+    for call in calls:
+        with random_rounding(seed=2):
+            copied = call(x.clone(), "index_add")
+        with random_rounding(seed=2):
+            assert same_bytes(call(x.clone(), "index_add_"), copied)
+
+
 def test_threads_share_scattered_additions_without_a_trace() -> None:
     to, source = torch.zeros(1, 1000), drawn((1, 200_000), torch.float32)
     index = torch.randint(1000, (200_000,), generator=torch.Generator().manual_seed(1))
@@ -140,7 +182,10 @@ def test_an_index_out_of_range_does_not_reach_the_kernel() -> None:
     for wrong in (-1, 3):
         with pytest.raises(IndexError, match="the size is 3"):
             sums.scatter_add(
-                Rounding("random"), torch.zeros(1, 3), torch.tensor([wrong]), torch.ones(1, 1)
+                Rounding("random"),
+                torch.zeros(1, 3),
+                torch.tensor([wrong]),
+                torch.ones(1, 1),
             )
 
 

@@ -40,8 +40,8 @@ _OPCODES = {name: number for number, name in enumerate(OPERATIONS)} | {
     name: 16 + number
     for number, name in enumerate(
         """
-        function widen neg abs gt ge lt le eq ne where and or not spread sum store store_mask fetch
-        fetch_mask memory constant
+        function widen neg abs gt ge lt le eq ne where and or not spread sum scan store store_mask
+        fetch fetch_mask memory constant
         """.split()
     )
 }
@@ -49,7 +49,7 @@ _FUNCTIONS = {name: number for number, name in enumerate(functions.FUNCTIONS)}
 _FIELDS = 9  # of an instruction
 _TYPE, _ROWS, _DRAW, _EXTRA, _OUT = 1, 2, 6, 7, 8  # of these
 _READS = {_OPCODES[name] for name in ("memory", "fetch", "fetch_mask")}
-_DRAWS = {*range(len(OPERATIONS)), _OPCODES["function"], _OPCODES["sum"]}
+_DRAWS = {*range(len(OPERATIONS)), *(_OPCODES[name] for name in ("function", "sum", "scan"))}
 _START = 2  # in the head of a program
 _MASK = 2**64 - 1
 _MAX_DIMS = 8
@@ -297,12 +297,28 @@ class Recorder:
         shape = tuple(x.shape)
         return self._joined(rounding, draw, shape).add("neg", x.dtype, shape, (x,))
 
+    def widened(self, rounding: Rounding, draw: int, x: torch.Tensor) -> Value:
+        """float32 `x` as float64; draw: the number of the next operation."""
+        shape = tuple(x.shape)
+        program = self._joined(rounding, draw, shape)
+        return program.add("widen", torch.float64, shape, (x,), read=torch.float32)
+
     def row_sum(self, rounding: Rounding, draws: Sequence[int], x: torch.Tensor | Value) -> Value:
         """The sum over the last axis, which stays as one element; a draw for each level."""
         program = self._joined(rounding, draws[0], tuple(x.shape))
         program.by_rows = True
         first, last = draws[0] - self._first, draws[-1] - self._first
         return program.add("sum", x.dtype, program.row_shape, (x,), first, last)
+
+    def row_scan(
+        self, rounding: Rounding, draw: int, x: torch.Tensor | Value, operation: str
+    ) -> Value:
+        """Partial sums (add) or products (mul) over the last axis, from left to right."""
+        shape = tuple(x.shape)
+        program = self._joined(rounding, draw, shape)
+        program.by_rows = True
+        extra = OPERATIONS.index(operation)
+        return program.add("scan", x.dtype, shape, (x,), draw - self._first, extra)
 
     def run(self) -> None:
         """Compute what is still needed."""

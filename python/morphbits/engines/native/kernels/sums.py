@@ -55,6 +55,8 @@ class _Scatter(ctypes.Structure):
         ("type", _I32),
         ("unused", _I32),
         *((name, _I64) for name in ("outer", "count", "size", "index_step")),
+        *((name, _I64) for name in ("source_step", "source_place_step")),
+        *((name, _I64) for name in ("output_step", "output_place_step")),
         *((name, _PTR) for name in ("index", "source", "output")),
     )
 
@@ -193,14 +195,20 @@ def contract(
 
 
 def scatter_add(
-    rounding: Rounding, to_OS: torch.Tensor, index: torch.Tensor, source_ON: torch.Tensor
+    rounding: Rounding,
+    to_OS: torch.Tensor,
+    index: torch.Tensor,
+    source_ON: torch.Tensor,
+    in_place: bool = False,
 ) -> torch.Tensor:
-    """A copy of `to` with source[o, j] added at to[o, index[j]], for j = 0, 1, … in this order.
+    """A copy of `to`, or `to` itself, with source[o, j] added at to[o, index[j]], for j = 0, 1, …
+    in this order.
 
-    to (outer, size), source (outer, count); index (count) for all outer, or (outer, count), int64.
+    to (outer, size), source (outer, count), any strides; index (count) for all outer, or (outer,
+    count), int64. Fastest where one index serves all outer, which lie side by side in memory.
     """
-    out = to_OS.clone(memory_format=torch.contiguous_format)
-    source, where = source_ON.contiguous(), index.contiguous()
+    out = to_OS if in_place else to_OS.clone(memory_format=torch.contiguous_format)
+    source, where = source_ON, index.contiguous()
     check_size(out)
     if source.numel() == 0:
         return out
@@ -217,6 +225,10 @@ def scatter_add(
             count=source.shape[1],
             size=out.shape[1],
             index_step=source.shape[1] if where.dim() == 2 else 0,
+            source_step=source.stride(0),
+            source_place_step=source.stride(1),
+            output_step=out.stride(0),
+            output_place_step=out.stride(1),
             index=where.data_ptr(),
             source=source.data_ptr(),
             output=out.data_ptr(),

@@ -264,6 +264,13 @@ class Operator:
         """`x` in `dtype`, and then in the type in which numbers of `dtype` are computed."""
         return self.to(x, dtype).to(torch.promote_types(dtype, torch.float32))
 
+    def double(self, x: torch.Tensor) -> Any:
+        """`x` as float64, which rounds nothing."""
+        like = self.context.unkeyed
+        if isinstance(x, Value) or x.dtype != torch.float32 or not program.takes(like, x):
+            return x.double()
+        return self.recorder.widened(like, self.context.position, x)
+
     # ---- sums
 
     def chain(
@@ -290,6 +297,15 @@ class Operator:
             scan,
         )
         return out.reshape(x.shape if scan else rest)
+
+    def scan(self, operation: str, x: torch.Tensor, dim: int) -> torch.Tensor:
+        """The partial results of one chain over the axis `dim`."""
+        context, terms = self.context, x.shape[dim]
+        rows = dim % x.dim() == x.dim() - 1 and x.numel() and terms <= LONGEST_ROW
+        if rows and context.precision == FULL and program.takes(context.unkeyed, x):
+            draw = context.draw(self.name, x.numel() - x.numel() // terms)
+            return computed(self.recorder.row_scan(context.unkeyed, draw, x, operation))
+        return self.chain(operation, x.movedim(dim, 0), scan=True).movedim(0, dim)
 
     def sum(
         self,
@@ -365,12 +381,15 @@ class Operator:
         return self.div(total, x.numel() // max(total.numel(), 1) if total.numel() else 0)
 
     def scatter_add(
-        self, to: torch.Tensor, index: torch.Tensor, source: torch.Tensor
+        self,
+        to: torch.Tensor,
+        index: torch.Tensor,
+        source: torch.Tensor,
+        in_place: bool = False,
     ) -> torch.Tensor:
         """See `sums.scatter_add`."""
-        return sums.scatter_add(
-            self.rounding(source.numel()), computed(to), index, computed(source)
-        )
+        rounding = self.rounding(source.numel())
+        return sums.scatter_add(rounding, computed(to), index, computed(source), in_place)
 
 
 def broadcast(*operands: Any) -> tuple[int, ...]:

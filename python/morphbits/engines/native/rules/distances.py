@@ -103,4 +103,5 @@ def _pdist_backward(op: Operator, gradient: T, a: T, p: float, distance: T) -> T
     share = _share(op, op.sub(a[first], a[second]), gradient, p, distance)
     rows = torch.stack([first, second], 1).reshape(-1)  # pair by pair
     signed = torch.stack([share, -share], 1).reshape(len(rows), -1)
-    return op.scatter_add(torch.zeros_like(a).t(), rows, signed.t()).t().contiguous()
+    zeros = torch.zeros(a.shape, dtype=a.dtype)
+    return op.scatter_add(zeros.t(), rows, signed.t(), in_place=True).t()

@@ -55,8 +55,8 @@ def _embedding_bag(
     rows, bag = weight[indices[kept].long()], bag[kept]
     if per_sample_weights is not None:
         rows = op.mul(rows, per_sample_weights[kept][:, None])
-    zeros = torch.zeros(weight.shape[1], bags, dtype=weight.dtype)
-    total = op.scatter_add(zeros, bag, rows.t()).t().contiguous()
+    zeros = torch.zeros(bags, weight.shape[1], dtype=weight.dtype)
+    total = op.scatter_add(zeros.t(), bag, rows.t(), in_place=True).t()
     if kind == _MEAN:
         count = torch.bincount(bag, minlength=bags).clamp(min=1)
         total = op.div(total, count.to(weight.dtype)[:, None])
@@ -101,8 +101,8 @@ def _embedding_bag_backward(
         rows = op.mul(rows, per_sample_weights[kept][:, None])
     if kind == _MEAN:
         rows = op.div(rows, sizes[bag].to(rows.dtype)[:, None])
-    zeros = torch.zeros(width, num_weights, dtype=rows.dtype)
-    return op.scatter_add(zeros, index, rows.t()).t().contiguous()
+    zeros = torch.zeros(num_weights, width, dtype=rows.dtype)
+    return op.scatter_add(zeros.t(), index, rows.t(), in_place=True).t()
 
 
 @rule("_embedding_bag_per_sample_weights_backward", "the products of two rows, a chain")

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from morphbits.engines.native.kernels.program import computed
 from morphbits.engines.native.rules.arithmetic import Operator
 from morphbits.engines.native.rules.registry import rule
 
@@ -178,9 +179,11 @@ def _by_channel(v: T, x: T) -> T:
     return v.view(1, -1, *(1,) * (x.dim() - 2))
 
 
-def _wide_mean(op: Operator, x: T, axes: list[int]) -> T:
-    """A mean whose sum is float64's, as torch takes it; brought back by the mode."""
-    return op.to(op.mean(x.double(), axes), x.dtype)
+def _channel_sums(op: Operator, x: T) -> T:
+    """The sum of each channel in float64, as torch takes it."""
+    channels = x.shape[1]
+    rows = computed(x).transpose(0, 1).reshape(channels, x.numel() // max(channels, 1))
+    return op.sum(op.double(rows), [1])
 
 
 def _batch_norm(
@@ -194,11 +197,11 @@ def _batch_norm(
     momentum: float,
     eps: float,
 ) -> tuple[T, T, T]:
-    axes, n = [0, *range(2, x.dim())], x.numel() // x.shape[1]
+    n = x.numel() // x.shape[1]
     if training:
-        mean = _wide_mean(op, x, axes)
+        mean = op.to(op.div(_channel_sums(op, x), n), x.dtype)
         distance = op.sub(x, _by_channel(mean, x))
-        squares = op.sum(op.mul(distance, distance).double(), axes)
+        squares = _channel_sums(op, op.mul(distance, distance))
         rstd = op.to(_rstd(op, op.div(squares, n), eps), x.dtype)
         for running, now in (
             (running_mean, mean.double()),
@@ -250,7 +253,7 @@ def _batch_norm_backward(
     mask: Sequence[bool],
 ) -> tuple[T | None, T | None, T | None]:
     op.check(g, x)
-    axes, n = [0, *range(2, x.dim())], x.numel() // x.shape[1]
+    n = x.numel() // x.shape[1]
     if training:
         assert save_mean is not None and save_rstd is not None
         mean, rstd = save_mean, save_rstd
@@ -258,8 +261,8 @@ def _batch_norm_backward(
         assert running_mean is not None and running_var is not None
         mean, rstd = running_mean, _rstd(op, running_var, eps)
     distance = op.sub(x, _by_channel(mean, x))
-    total = op.sum(g.double(), axes)
-    dot = op.sum(op.mul(distance, g).double(), axes)
+    total = _channel_sums(op, g)
+    dot = _channel_sums(op, op.mul(distance, g))
     to_x = to_weight = to_bias = None
     if mask[0]:
         factor = rstd if weight is None else op.mul(rstd, weight)

@@ -169,10 +169,8 @@ def _scan(operation: str) -> Any:
             return op.func(x, dim, dtype=dtype)
         source = op.to(x, dtype or x.dtype)
         op.check(source)
-        if x.dim() == 0 or x.numel() == 0:
-            out = source.clone()
-        else:
-            out = op.chain(operation, source.movedim(dim, 0), scan=True).movedim(0, dim)
+        plain = x.dim() == 0 or x.numel() == 0
+        out = source.clone() if plain else op.scan(operation, source, dim)
         return x.copy_(op.to(out, x.dtype)) if op.name.endswith("_") else out.contiguous()
 
     return handler

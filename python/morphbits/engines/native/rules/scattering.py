@@ -9,7 +9,7 @@ import torch
 
 from morphbits.engines.native.rules.arithmetic import Operator
 from morphbits.engines.native.rules.elementwise import write
-from morphbits.engines.native.rules.registry import refused, rule
+from morphbits.engines.native.rules.registry import apart, refused, rule
 
 _ORDER = "one addition a source element, in the order of the sources"
 
@@ -43,9 +43,15 @@ def _index_add(
         n for d, n in enumerate(source.shape) if d != dim % to.dim()
     ]:
         refused(op.func, to, dim, index, source)
-    result = op.scatter_add(
-        _moved(to, dim).t(), index.long(), op.mul(alpha, _moved(source, dim).t())
-    )
+    target, added = _moved(to, dim).t(), _moved(source, dim).t()
+    if alpha != 1:
+        added = op.mul(alpha, added)
+    in_place = op.name.endswith("_") and not op.context.widened and to.is_contiguous()
+    separate = source is not to and apart(to, source) and apart(to, index)
+    if in_place and separate and target.data_ptr() == to.data_ptr():
+        op.scatter_add(target, index.long(), added, in_place=True)
+        return to
+    result = op.scatter_add(target.clone(), index.long(), added, in_place=True)
     moved_shape = [to.shape[dim], *others]
     result = result.t().reshape(moved_shape).movedim(0, dim)
     return write(op, to, result) if op.name.endswith("_") else result.contiguous()
@@ -139,8 +145,8 @@ def _embedding_dense_backward(
     if scale_grad_by_freq:
         counts = torch.bincount(index, minlength=num_weights)[index].to(rows.dtype)
         rows = op.mul(rows, op.div(1, counts)[:, None])
-    zeros = torch.zeros(width, num_weights, dtype=rows.dtype)
-    return op.scatter_add(zeros, index, rows.t()).t().contiguous()
+    zeros = torch.zeros(num_weights, width, dtype=rows.dtype)
+    return op.scatter_add(zeros.t(), index, rows.t(), in_place=True).t()
 
 
 def _joined(

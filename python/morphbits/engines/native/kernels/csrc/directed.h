@@ -22,9 +22,10 @@ static inline int by_instruction(const rounding *r) {
 
 /* A vector whose highest bits are those of random_word, for 16 elements; `x` is element·multiplier + increment. */
 static inline __m512i highest_bits(word_block c, __m512i x) {
+    const uint32_t inner = c.inner ^ (c.inner >> 15); /* a shift of an exclusive or is one of both: three in one instruction */
     x = _mm512_mullo_epi32(_mm512_xor_si512(x, _mm512_srli_epi32(x, 16)), _mm512_set1_epi32(0x7feb352d));
-    x = _mm512_xor_si512(x, _mm512_set1_epi32((int)c.inner));
-    return _mm512_mullo_epi32(_mm512_xor_si512(x, _mm512_srli_epi32(x, 15)), _mm512_set1_epi32((int)0x846ca68bu));
+    x = _mm512_ternarylogic_epi32(x, _mm512_srli_epi32(x, 15), _mm512_set1_epi32((int)inner), 0x96);
+    return _mm512_mullo_epi32(x, _mm512_set1_epi32((int)0x846ca68bu));
 }
 static inline __m512i first_products(word_block c, uint32_t element) {
     const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -37,22 +38,22 @@ static inline __mmask16 ups_of(int mode, word_block c, __m512i x) {
     return mode == RANDOM ? _mm512_movepi32_mask(highest_bits(c, x)) : mode == UPWARD ? 0xffff : 0;
 }
 
-/* The result: where it rounds down to -0 the exact result is a zero, whose sign is that of
- * the upward one (see PICK in elementwise.h). */
-static inline __m512 picked_f32(__m512 up, __m512 down, __mmask16 ups) {
-    ups |= _mm512_cmpeq_epi32_mask(_mm512_castps_si512(down), _mm512_set1_epi32((int)0x80000000u));
+/* The result: where a sum rounds down to -0 the exact result is a zero, whose sign is that of the upward one (see PICK in
+ * elementwise.h). `sums`: whether it may be; other operations' zeros have one sign in both directions. */
+static inline __m512 picked_f32(__m512 up, __m512 down, __mmask16 ups, const int sums) {
+    if (sums) ups |= _mm512_cmpeq_epi32_mask(_mm512_castps_si512(down), _mm512_set1_epi32((int)0x80000000u));
     const __m512 out = _mm512_mask_blend_ps(ups, down, up);
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(out, out, _CMP_UNORD_Q), out,
                                 _mm512_castsi512_ps(_mm512_set1_epi32(0x7fc00000)));
 }
-static inline __m512d picked_f64(__m512d up, __m512d down, __mmask8 ups) {
-    ups |= _mm512_cmpeq_epi64_mask(_mm512_castpd_si512(down), _mm512_set1_epi64(INT64_MIN));
+static inline __m512d picked_f64(__m512d up, __m512d down, __mmask8 ups, const int sums) {
+    if (sums) ups |= _mm512_cmpeq_epi64_mask(_mm512_castpd_si512(down), _mm512_set1_epi64(INT64_MIN));
     const __m512d out = _mm512_mask_blend_pd(ups, down, up);
     return _mm512_mask_blend_pd(_mm512_cmp_pd_mask(out, out, _CMP_UNORD_Q), out,
                                 _mm512_castsi512_pd(_mm512_set1_epi64(INT64_C(0x7ff8000000000000))));
 }
 
-#define DIRECTED_F32(name, up, down, last)                                                                            \
+#define DIRECTED_F32(name, sums, up, down, last)                                                                      \
     static __attribute__((noinline)) void directed_##name##_f32(int mode, word_block c, uint32_t element, int64_t n, \
                                                                 const float *a, const float *b, float *out) {        \
         const __m512i step = _mm512_set1_epi32((int)(16 * c.multiplier));                                             \
@@ -62,12 +63,12 @@ static inline __m512d picked_f64(__m512d up, __m512d down, __mmask8 ups) {
             const __mmask16 here = n - i < 16 ? (__mmask16)((1u << (n - i)) - 1) : 0xffff;                            \
             const __m512 x = _mm512_maskz_loadu_ps(here, a + i);                                                      \
             const __m512 y = b ? _mm512_maskz_loadu_ps(here, b + i) : x;                                              \
-            const __m512 result = picked_f32(up, down, ups_of(mode, c, product));                                     \
+            const __m512 result = picked_f32(up, down, ups_of(mode, c, product), sums);                               \
             (void)y;                                                                                                  \
             _mm512_mask_storeu_ps(out + i, here, last);                                                               \
         }                                                                                                             \
     }
-#define DIRECTED_F64(name, up, down, last)                                                                             \
+#define DIRECTED_F64(name, sums, up, down, last)                                                                       \
     static __attribute__((noinline)) void directed_##name##_f64(int mode, word_block c, uint32_t element, int64_t n,  \
                                                                 const double *a, const double *b, double *out) {      \
         const __m512i step = _mm512_set1_epi32((int)(16 * c.multiplier));                                              \
@@ -80,26 +81,26 @@ static inline __m512d picked_f64(__m512d up, __m512d down, __mmask8 ups) {
                 const __mmask8 here = n - i < 8 ? (__mmask8)((1u << (n - i)) - 1) : 0xff;                              \
                 const __m512d x = _mm512_maskz_loadu_pd(here, a + i);                                                  \
                 const __m512d y = b ? _mm512_maskz_loadu_pd(here, b + i) : x;                                          \
-                const __m512d result = picked_f64(up, down, (__mmask8)(ups >> (8 * half)));                            \
+                const __m512d result = picked_f64(up, down, (__mmask8)(ups >> (8 * half)), sums);                      \
                 (void)y;                                                                                               \
                 _mm512_mask_storeu_pd(out + i, here, last);                                                            \
             }                                                                                                          \
         }                                                                                                              \
     }
-#define DIRECTED_OF_TWO(name, last_f32, last_f64)                                                                           \
-    DIRECTED_F32(name, _mm512_##name##_round_ps(x, y, TO_UP), _mm512_##name##_round_ps(x, y, TO_DOWN), last_f32)                \
-    DIRECTED_F64(name, _mm512_##name##_round_pd(x, y, TO_UP), _mm512_##name##_round_pd(x, y, TO_DOWN), last_f64)
-DIRECTED_OF_TWO(add, result, result)
-DIRECTED_OF_TWO(sub, result, result)
-DIRECTED_OF_TWO(mul, result, result)
-DIRECTED_OF_TWO(div, result, result)
-DIRECTED_F32(sqrt, _mm512_sqrt_round_ps(x, TO_UP), _mm512_sqrt_round_ps(x, TO_DOWN), result)
-DIRECTED_F64(sqrt, _mm512_sqrt_round_pd(x, TO_UP), _mm512_sqrt_round_pd(x, TO_DOWN), result)
+#define DIRECTED_OF_TWO(name, sums)                                                                                         \
+    DIRECTED_F32(name, sums, _mm512_##name##_round_ps(x, y, TO_UP), _mm512_##name##_round_ps(x, y, TO_DOWN), result)            \
+    DIRECTED_F64(name, sums, _mm512_##name##_round_pd(x, y, TO_UP), _mm512_##name##_round_pd(x, y, TO_DOWN), result)
+DIRECTED_OF_TWO(add, 1)
+DIRECTED_OF_TWO(sub, 1)
+DIRECTED_OF_TWO(mul, 0)
+DIRECTED_OF_TWO(div, 0)
+DIRECTED_F32(sqrt, 0, _mm512_sqrt_round_ps(x, TO_UP), _mm512_sqrt_round_ps(x, TO_DOWN), result)
+DIRECTED_F64(sqrt, 0, _mm512_sqrt_round_pd(x, TO_UP), _mm512_sqrt_round_pd(x, TO_DOWN), result)
 #define POSITIVE_F32 _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ)
 #define POSITIVE_F64 _mm512_cmp_pd_mask(x, _mm512_setzero_pd(), _CMP_GT_OQ)
-DIRECTED_F32(leaky_relu, _mm512_mul_round_ps(x, y, TO_UP), _mm512_mul_round_ps(x, y, TO_DOWN),
+DIRECTED_F32(leaky_relu, 0, _mm512_mul_round_ps(x, y, TO_UP), _mm512_mul_round_ps(x, y, TO_DOWN),
              _mm512_mask_blend_ps(POSITIVE_F32, result, x))
-DIRECTED_F64(leaky_relu, _mm512_mul_round_pd(x, y, TO_UP), _mm512_mul_round_pd(x, y, TO_DOWN),
+DIRECTED_F64(leaky_relu, 0, _mm512_mul_round_pd(x, y, TO_UP), _mm512_mul_round_pd(x, y, TO_DOWN),
              _mm512_mask_blend_pd(POSITIVE_F64, result, x))
 
 static __attribute__((noinline)) void directed_narrow(int mode, word_block c, uint32_t element, int64_t n, const double *a,
@@ -114,7 +115,7 @@ static __attribute__((noinline)) void directed_narrow(int mode, word_block c, ui
                                              _mm512_cvt_roundpd_ps(high, TO_UP), 1);
         const __m512 down = _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvt_roundpd_ps(low, TO_DOWN)),
                                                _mm512_cvt_roundpd_ps(high, TO_DOWN), 1);
-        _mm512_mask_storeu_ps(out + i, here, picked_f32(up, down, ups_of(mode, c, product)));
+        _mm512_mask_storeu_ps(out + i, here, picked_f32(up, down, ups_of(mode, c, product), 0));
     }
 }
 

@@ -196,6 +196,8 @@ static void collect(const elementwise_call *c, const int64_t *stride, int64_t st
         if (run > n) run = n;
         if (stride[last] == 1)
             memcpy(to, operand + at * size, (size_t)(run * size));
+        else if (stride[last] == 0 && size == 4)
+            for (int64_t i = 0; i < run; ++i) ((uint32_t *)to)[i] = ((const uint32_t *)operand)[at];
         else if (size == 4)
             for (int64_t i = 0; i < run; ++i)
                 ((uint32_t *)to)[i] = ((const uint32_t *)operand)[at + i * stride[last]];

@@ -40,6 +40,7 @@ typedef uint64_t bits_f64;
 #include "reduction.h"
 #include "rows.h"
 #include "sampling.h"
+#include "scatter.h"
 #include "reduced.h"
 #undef V
 #undef I
@@ -85,6 +86,7 @@ typedef uint64_t bits_f64;
 #include "reduction.h"
 #include "rows.h"
 #include "sampling.h"
+#include "scatter.h"
 
 int FN(convolution)(const rounding *r, const convolution_call *c) {
     if (c->type == FLOAT64) return convolve_f64(r, c);
@@ -101,6 +103,12 @@ int FN(contraction)(const rounding *r, const contraction_call *c) {
 
 int FN(sampling)(const rounding *r, const sampling_call *c) {
     return c->type == FLOAT32 ? sample_f32(r, c) : sample_f64(r, c);
+}
+
+int FN(scatter)(const rounding *r, const scatter_call *c) {
+    const int together = c->index_step == 0 && c->source_step == 1 && c->output_step == 1 && c->outer >= 16;
+    if (!together) return scatter_naive(r, c);
+    return c->type == FLOAT32 ? scatter_side_by_side_f32(r, c) : scatter_side_by_side_f64(r, c);
 }
 
 #include "program.h"

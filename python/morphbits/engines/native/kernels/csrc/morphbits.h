@@ -108,9 +108,11 @@ typedef struct {
     int32_t unused;
     int64_t outer, count, size;
     int64_t index_step; /* 0: one index for all o; count: (outer, count) */
+    int64_t source_step, source_place_step; /* in elements, from one o to the next and from one j */
+    int64_t output_step, output_place_step;
     const int64_t *index;
-    const void *source; /* (outer, count), contiguous */
-    void *output;       /* (outer, size), holds what is added to */
+    const void *source;
+    void *output; /* holds what is added to */
 } scatter_call;
 
 /* Linear sampling of an image at places between its voxels, or its derivatives (sampling.h). */
@@ -155,6 +157,7 @@ enum opcode { /* after the operations of `enum operation` */
     BOTH, EITHER, NEITHER,
     SPREAD,        /* a row's value a for each of its elements */
     SUM,           /* of each row of a; `draw` and `extra` are the draws of both levels (rows.h) */
+    SCAN,          /* each row's partial results of operation `extra`, ADD or MUL, from left to right */
     STORE,         /* a into memory at `extra` */
     STORE_MASK,    /* a as bytes of 0 and 1 */
     FETCH,         /* from memory at `extra`, with row a of `strides` */
@@ -286,6 +289,10 @@ int wide_naive(const rounding *, const wide_call *);
 int sampling_portable(const rounding *, const sampling_call *);
 int sampling_avx2(const rounding *, const sampling_call *);
 int sampling_avx512(const rounding *, const sampling_call *);
+int scatter_portable(const rounding *, const scatter_call *);
+int scatter_avx2(const rounding *, const scatter_call *);
+int scatter_avx512(const rounding *, const scatter_call *);
+int scatter_naive(const rounding *, const scatter_call *);
 int program_portable(const rounding *, const program_call *);
 int program_avx2(const rounding *, const program_call *);
 int program_avx512(const rounding *, const program_call *);

@@ -23,7 +23,7 @@ typedef struct {
     control base;       /* the thread's own register */
     const program_call *p;
     char **place;       /* of each value's first element in this block */
-    word_block *block;  /* of sums */
+    word_block *block;  /* of sums and partial sums */
     void *columns;
     function_chunk *function;
 } program_state;
@@ -168,6 +168,20 @@ static void add_rows(program_state *s, int64_t number, int64_t first, int64_t ro
     else row_sums_f64(&s->r, s->block, rows, n, all, first, x, out, s->columns);
 }
 
+static void scan_rows(program_state *s, int64_t number, int64_t first, int64_t count) {
+    const program_call *p = s->p;
+    const instruction *v = p->code + number;
+    const int64_t n = p->inner;
+    const uint64_t key = key_of(p->start, v->draw);
+    for (int64_t b = 0; b < n / 32 + 1; ++b) s->block[b] = block_constants(key, (uint64_t)b);
+    const int up = s->r.mode == DOWNWARD || s->r.mode == RANDOM;
+    control_set(control_with(s->base, up ? UPWARD : s->r.mode, s->r.flush));
+    const void *x = s->place[v->a];
+    void *out = s->place[number];
+    if (v->type == FLOAT32) row_scans_f32(&s->r, s->block, v->extra == MUL, count / n, n, first / n, x, out, s->columns);
+    else row_scans_f64(&s->r, s->block, v->extra == MUL, count / n, n, first / n, x, out, s->columns);
+}
+
 /* A buffer for each value that lies in no memory of Python's, used again after the value's last use. Returns how many. */
 static int64_t buffers(const program_call *p, int64_t *buffer, int64_t *last) {
     int64_t count = 0, unused = 0;
@@ -193,7 +207,7 @@ int FN(program)(const rounding *r, const program_call *p) {
     int64_t most = p->total < 4 * PIECE ? p->total : 4 * PIECE; /* elements of a block */
     int any_sum = 0, width = 4;
     for (int64_t i = 0; i < p->instructions; ++i) {
-        any_sum |= p->code[i].opcode == SUM;
+        any_sum |= p->code[i].opcode == SUM || p->code[i].opcode == SCAN;
         if (p->code[i].type == FLOAT64) width = 8;
     }
     if (p->inner) { /* whole rows: as many as a vector has lanes, or more where they are short */
@@ -213,7 +227,7 @@ int FN(program)(const rounding *r, const program_call *p) {
         program_state s = {.r = *r, .base = saved, .p = p};
         s.place = malloc(sizeof(char *) * (size_t)p->instructions);
         s.function = aligned_alloc(64, (sizeof(function_chunk) + 63) / 64 * 64);
-        s.block = any_sum ? malloc(sizeof(word_block) * 512) : NULL;
+        s.block = any_sum ? malloc(sizeof(word_block) * (size_t)(512 + p->inner / 32)) : NULL;
         s.columns = any_sum ? aligned_alloc(64, (size_t)((p->inner + 16) * VECTOR_BYTES + 63) / 64 * 64) : NULL;
         char *memory = aligned_alloc(64, (size_t)(count * room + 63) / 64 * 64 + 64);
         const int failed = !s.place || !s.function || !memory || (any_sum && (!s.block || !s.columns));
@@ -242,6 +256,7 @@ int FN(program)(const rounding *r, const program_call *p) {
                 if (v->opcode == MEMORY) s.place[i] = (char *)v->extra + first * size;
                 else if (v->out) s.place[i] = (char *)v->out + first * size;
                 if (v->opcode == SUM) add_rows(&s, i, first, n);
+                else if (v->opcode == SCAN) scan_rows(&s, i, first, n);
                 else if (v->opcode != MEMORY && v->opcode != CONSTANT) compute(&s, i, first, n);
             }
         }

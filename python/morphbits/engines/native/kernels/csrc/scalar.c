@@ -33,8 +33,8 @@ static inline double add_directed_f64(double a, double b, int up) {
 #define SCATTER(T, suffix, wide_add)                                                                                       \
     static void scatter_##suffix(const rounding *r, const scatter_call *c, int64_t o, int64_t begin, int64_t end) {         \
         const int64_t *index = c->index + o * c->index_step;                                                               \
-        const T *source = (const T *)c->source + o * c->count;                                                             \
-        T *out = (T *)c->output + o * c->size;                                                                             \
+        const T *source = (const T *)c->source + o * c->source_step;                                                       \
+        T *output = (T *)c->output + o * c->output_step;                                                                   \
         word_block block = {0, 0, 0};                                                                                      \
         uint32_t power = 1;                                                                                                \
         for (int64_t j = 0; j < c->count; ++j) {                                                                           \
@@ -42,7 +42,8 @@ static inline double add_directed_f64(double a, double b, int up) {
             power = (j & 31) == 0 ? 1 : power * STEP;                                                                      \
             const int64_t at = index[j];                                                                                   \
             if (at < begin || at >= end) continue;                                                                         \
-            const T a = out[at], b = source[j];                                                                            \
+            T *out = output + at * c->output_place_step;                                                                   \
+            const T a = *out, b = source[j * c->source_place_step];                                                        \
             T sum;                                                                                                         \
             if (r->mode == NEAREST || r->mode == TOWARD_ZERO) {                                                            \
                 sum = a + b;                                                                                               \
@@ -53,13 +54,13 @@ static inline double add_directed_f64(double a, double b, int up) {
                 if (r->mode == NEARNESS) word = (word | 1) * power;                                                        \
                 sum = r->mode == RANDOM ? add_directed_##suffix(a, b, rounds_up(word, j)) : wide_add;                      \
             }                                                                                                              \
-            out[at] = sum == sum ? sum : (T)NAN;                                                                           \
+            *out = sum == sum ? sum : (T)NAN;                                                                              \
         }                                                                                                                  \
     }
 SCATTER(float, f32, stochastic_f32((double)a + (double)b, word))
 SCATTER(double, f64, stochastic_add_f64(a, b, word))
 
-int morphbits_scatter(const rounding *r, const scatter_call *c) {
+int scatter_naive(const rounding *r, const scatter_call *c) {
     const int64_t parts = c->outer >= r->threads ? 1 : r->threads, each = (c->size + parts - 1) / parts;
 #pragma omp parallel num_threads(r->threads) if (c->outer * c->count >= 32768)
     {
