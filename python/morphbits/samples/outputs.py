@@ -42,7 +42,7 @@ def save_result(
         if name == "warp":
             data = images.save_warp(path, data, affine, result.shift, codes, warp_format, moving)
         else:
-            images.save(path, data, affine, codes)
+            images.save(path, data, affine, codes, noisy=True)
         outputs[name] = {
             "file": path.name,
             "bytes": path.stat().st_size,
