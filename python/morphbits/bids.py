@@ -293,6 +293,11 @@ def xfm_name(subject: Subject, space: str) -> str:
 # ---------------------------------------------------------------------------- results
 
 
+def experiment_name(words: Iterable[str]) -> str:
+    """Words as the name of an experiment: other signs than letters, digits and . _ become -."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(words))
+
+
 def experiment_folder(results: Path, experiment: str) -> Path:
     """`results/<experiment>`."""
     if not _EXPERIMENT.fullmatch(experiment):

@@ -11,6 +11,7 @@ import pytest
 
 from morphbits import registration
 from morphbits.config import Arithmetic, RegisterConfig
+from morphbits.engines.native.dispatch import RandomRounding
 from morphbits.errors import UserError
 from morphbits.images import Image
 from morphbits.models.model import open_model, word
@@ -66,6 +67,15 @@ def odd():
     network = Deep()
     network.multiple = "32"
     return network
+
+
+class Uneven(Shift):
+    def forward(self, moving, fixed):
+        return super().forward(moving, fixed[..., :-1])
+
+
+def uneven():
+    return Uneven()
 
 
 def number():
@@ -175,6 +185,24 @@ def test_a_network_that_takes_no_such_images_is_one_sentence(
         registration.register(small, where, config)
     with pytest.raises(UserError, match="attribute multiple is '32', not a whole number"):
         registration.prepare(*pair, folder / "plugin_of_a_test:odd", config)
+
+
+def test_only_what_the_network_does_wrong_is_said_of_it(
+    folder: Path, pair: tuple[Image, Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under the engine too, whose operators raise the errors of both."""
+    config = RegisterConfig(engine="native")
+    where = folder / "plugin_of_a_test:uneven"
+    prepared = registration.prepare(*pair, where, config)
+    with pytest.raises(UserError, match=r"RuntimeError: Sizes .*plugin_of_a_test.py, line \d+\);"):
+        registration.register(prepared, where, config)
+
+    def faulty(*words: object) -> None:
+        raise RuntimeError("a fault of the engine")
+
+    monkeypatch.setattr(RandomRounding, "_by_rule", faulty)
+    with pytest.raises(RuntimeError, match="a fault of the engine"):
+        registration.register(prepared, folder / "plugin_of_a_test:network", config)
 
 
 def test_weights_of_every_type_have_a_checksum(folder: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -19,6 +21,8 @@ from morphbits.engines.decisions import Decisions
 from morphbits.engines.native import random_rounding
 from morphbits.engines.shadow import Shadow
 from morphbits.errors import UserError
+from morphbits.files import write_json
+from morphbits.models import classical_torch
 from morphbits.models.synthmorph_torch import init_model
 from morphbits.models.weights import Architecture
 from morphbits.registration import register
@@ -66,6 +70,45 @@ def test_one_run_is_within_a_bit_of_samples(case: Case, tmp_path: Path) -> None:
     assert image.shape == case.fixed.data.shape and np.allclose(image.affine, case.fixed.affine)
     html = Path(page.write(folder, case)).read_text()
     assert "Bits from one run" in html and "6 samples" in html and ">nan<" not in html
+    write_json(folder / "one_run.json", found.record)
+    _without_samples_again(case, folder, found)
+
+
+def _without_samples_again(case: Case, folder: Path, found: one_run.OneRun) -> None:
+    """Another run keeps the samples' columns and maps, if it is of the same configuration."""
+    again = one_run.one_run(case, 6)
+    assert "keeps the bits of 6 samples" in one_run.keep_samples(again, folder)
+    assert again.tables["one_run"] == found.tables["one_run"]
+    for name, bits_XYZ in found.maps.items():
+        assert np.array_equal(np.float32(again.maps[name]), np.float32(bits_XYZ), equal_nan=True)
+    again.record["configuration"]["subnormals"] = "flush"
+    said = one_run.keep_samples(again, folder)
+    assert "no longer has the bits of 6 samples, which differ in configuration.subn" in said
+    (folder / "bits_warp-samples.nii.gz").unlink()
+    assert "without the bits of samples (" in one_run.keep_samples(again, folder)
+    (folder / "one_run.csv").unlink()
+    assert one_run.keep_samples(again, folder) == ""
+
+
+def test_a_method_whose_stages_run_again_and_return_matrices(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The classical registration: its squarings run in each step, on two grids."""
+    short = functools.partial(classical_torch.Schedule, ((4, 1),), ((4, 1), (2, 1)))
+    monkeypatch.setattr(classical_torch, "Schedule", short)
+    settings = ExperimentConfig(dataset=str(case.dataset.root), model=Path("classical"))
+    case = computation.open_case(settings, ExecutionConfig(threads=1), 1)
+    found = one_run.one_run(case, 2)
+    one_run.with_samples(found, *computation.activations(case, 2))
+    rows = {row["stage"]: row for row in found.tables["one_run"]}
+    assert rows["affine"]["shape"] == "3×4" and rows["deformable-2"]["shape"] == "3×8×8×16"
+    assert rows["squaring-1"]["shape"] == "3×8×8×16" and rows["sampling"]["runs"] == 2
+
+
+def test_a_network_from_elsewhere_has_a_folder(case: Case, tmp_path: Path) -> None:
+    settings = ExperimentConfig(engine="native", model=Path("somewhere/module:function"))
+    folder = page.folder(ExecutionConfig(results=tmp_path), replace(case, settings=settings))
+    assert folder.parent.name == f"layers-{case.dataset.name}-module-function"
 
 
 def test_an_experiment_of_a_mode_without_spread_is_refused(case: Case) -> None:

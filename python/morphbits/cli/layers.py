@@ -67,6 +67,9 @@ def main() -> None:
 
 def _one_run(case: Case, folder: Path, check: bool, say: Callable[[str], None]) -> None:
     found = one_run.one_run(case, case.settings.runs)
+    kept = one_run.keep_samples(found, folder)
+    if kept and not check:
+        say(kept)
     _save_one_run(found, case, folder)
     if check:
         one_run.with_samples(found, *computation.activations(case, case.settings.runs))

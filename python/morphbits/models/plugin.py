@@ -190,8 +190,11 @@ def _network(path: Path) -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _saying_errors(path: Path) -> Any:
-    """The network; what it raises becomes a sentence."""
+    """The network; what it raises becomes a sentence. What only the engine's operators raise is a
+    fault of the engine, and stays what it is."""
     import torch
+    from torch.utils._mode_utils import no_dispatch
+    from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
     class SayingErrors(torch.nn.Module):
         def __init__(self) -> None:
@@ -204,11 +207,23 @@ def _saying_errors(path: Path) -> Any:
             except (UserError, MemoryError):
                 raise
             except Exception as error:
+                own = self._in_plain_torch(moving, fixed) if is_in_torch_dispatch_mode() else error
+                if own is None:
+                    raise
                 raise UserError(
                     f"model {path.name} failed on images of {by(moving.shape[2:])} voxels: "
-                    f"{_in_words(error)}; if it needs other sizes, give the module an attribute: "
+                    f"{_in_words(own)}; if it needs other sizes, give the module an attribute: "
                     "multiple = 32"
                 ) from error
+
+        def _in_plain_torch(self, moving: torch.Tensor, fixed: torch.Tensor) -> Exception | None:
+            """What the network raises where nothing is perturbed."""
+            try:
+                with no_dispatch():
+                    self.network(moving, fixed)
+            except Exception as error:
+                return error
+            return None
 
     return SayingErrors().eval()
 

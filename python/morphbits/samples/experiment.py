@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +87,7 @@ def default_name(settings: ExperimentConfig, dataset: Dataset) -> str:
         word(settings.model),
         *name_words(settings),
     ]
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(words))
+    return bids.experiment_name(words)
 
 
 # ---------------------------------------------------------------------- the plan

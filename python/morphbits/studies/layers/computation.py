@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from morphbits import bids, datasets, images, stages
 from morphbits.bids import Dataset, Subject
@@ -112,14 +113,18 @@ class Samples:
     orders: Mapping[str, str]  # of sums, by layer, where they were measured
 
 
-def make(case: Case, runs: int, **arithmetic: Any) -> Samples:
-    """``runs`` samples of the case; in mode nearest one is enough."""
+def make(
+    case: Case, runs: int, each: Callable[[], None] = lambda: None, /, **arithmetic: Any
+) -> Samples:
+    """``runs`` samples of the case; in mode nearest one is enough. ``each`` is called after
+    each."""
     results, seconds = [], []
     for run in range(1, runs + 1):
         start = time.perf_counter()
         config = case.config(run, **arithmetic)
         results.append(register(case.prepared, case.settings.model, config))
         seconds.append(time.perf_counter() - start)
+        each()
     return Samples(
         np.stack([result.moved_XYZ for result in results]),
         np.stack([result.warp_XYZV for result in results]),
@@ -211,6 +216,17 @@ def _stage_row(
     }
 
 
+def is_one_array(result: Any) -> bool:
+    """Whether a stage's result is one tensor of numbers that are rounded."""
+    return isinstance(result, Tensor) and result.dtype.is_floating_point
+
+
+def shape_of(result: np.ndarray) -> str:
+    """In words, without the axis of a batch of one."""
+    shape = result.shape
+    return "×".join(map(str, shape[1:] if shape[0] == 1 else shape))
+
+
 @dataclass
 class _Activation:
     """Running sum, least and greatest of one activation over samples; float64 and float32."""
@@ -225,29 +241,36 @@ def activations(case: Case, runs: int) -> tuple[list[Row], Samples]:
     """Significant bits of every stage's result, everything before it perturbed too, and the
     samples that they are of.
 
-    Mean and quantiles over its numbers, general method, the samples' mean as reference.
+    Mean and quantiles over its numbers, general method, the samples' mean as reference. Of a stage
+    that runs several times in a registration it is the last result.
     """
     kept: dict[str, _Activation] = {}
+    last: dict[str, np.ndarray] = {}
 
     def observe(name: str, result: Any) -> None:
-        values = result.numpy()
-        one = kept.get(name)
-        if one is None:
-            kept[name] = _Activation(values.astype(np.float64), values.copy(), values.copy())
-            return
-        one.total += values
-        one.samples += 1
-        np.minimum(one.least, values, out=one.least)
-        np.maximum(one.greatest, values, out=one.greatest)
+        if is_one_array(result):
+            last[name] = result.detach().numpy().copy()
+
+    def add() -> None:
+        for name, values in last.items():
+            one = kept.get(name)
+            if one is None:
+                kept[name] = _Activation(values.astype(np.float64), values, values.copy())
+                continue
+            one.total += values
+            one.samples += 1
+            np.minimum(one.least, values, out=one.least)
+            np.maximum(one.greatest, values, out=one.greatest)
+        last.clear()
 
     with stages.observed(observe):
-        samples = make(case, runs)
+        samples = make(case, runs, add)
     rows: list[Row] = []
     for name, one in kept.items():
         mean_N = (one.total / one.samples).astype(np.float32).ravel()
         ends_SN = np.stack([one.least.ravel(), one.greatest.ravel()])
         found = significant_bits(ends_SN, mean_N, "ieee")
-        shape = "×".join(map(str, one.total.shape[1:]))
+        shape = shape_of(one.total)
         rows.append({"stage": name, "shape": shape, **quantiles(found), "runs": one.samples})
     # network's are the same numbers as flow's
     return [row for row in rows if row["stage"] != "network"], samples

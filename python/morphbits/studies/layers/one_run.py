@@ -5,21 +5,27 @@ Shape legend: X Y Z space (voxels of the fixed grid), V warp component.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
 from scipy import ndimage
 from torch import Tensor
+from torch.nn.modules.module import register_module_forward_hook
 
 from morphbits import provenance, stages
 from morphbits.engines.shadow import Shadow
+from morphbits.errors import UserError
 from morphbits.models.model import open_model
 from morphbits.registration import check_memory, register
-from morphbits.stats.analysis import Row
+from morphbits.stats.analysis import Row, read_table
 from morphbits.stats.one_run import check, counter_row, estimated_bits
 from morphbits.stats.significance import FLOAT32_BITS, quantiles, significant_bits
-from morphbits.studies.layers.computation import Case, Samples
+from morphbits.studies.layers.computation import Case, Samples, is_one_array, shape_of
 
 WINDOW = 5  # voxels along each axis over which a map is averaged
 
@@ -57,22 +63,21 @@ def one_run(case: Case, runs: int) -> OneRun:
     outputs: list[np.ndarray] = []
 
     def observe(name: str, result: Any) -> None:
-        if isinstance(result, Tensor):
+        if is_one_array(result):
             values, exact = result.detach().numpy(), shadow.of(result).numpy()
             bits = estimated_bits(values, exact, runs, mode)
-            rows[name] = _row(name, values[0], exact[0], bits)
+            rows[name] = _row(name, values, exact, bits)
 
     def hook(module: Any, inputs: Any, results: Any) -> None:
+        """Of every module: that which holds the others returns last."""
         if isinstance(results, tuple | list) and all(isinstance(x, Tensor) for x in results):
             outputs[:] = [shadow.of(x)[0].numpy() for x in results]
 
     config = case.config(mode="nearest")
-    model = open_model(case.settings.model, config)
-    voxels = int(case.prepared.fixed.size)
+    memory = open_model(case.settings.model, config).memory(case.prepared.fixed.size, "native")
     # float32, its shadow of twice the size, and a float64 result while it is copied
-    check_memory(case.settings.model, 4 * model.memory(voxels, "native"), case.prepared)
-    network = model.network()
-    handle = network.register_forward_hook(hook)
+    check_memory(case.settings.model, 4 * memory, case.prepared)
+    handle = register_module_forward_hook(hook)
     try:
         with stages.observed(observe):
             result = register(case.prepared, case.settings.model, config, watch=shadow)
@@ -130,7 +135,7 @@ def _row(name: str, values: np.ndarray, exact: np.ndarray, bits: np.ndarray) -> 
     error = values.astype(np.float64) - exact
     return {
         "stage": name,
-        "shape": "×".join(map(str, values.shape)),
+        "shape": shape_of(values),
         "one_run": min(float(FLOAT32_BITS), quantiles(bits)["mean"]),
         "error_rms": float(np.sqrt(np.mean(error**2))),
         "error_max": float(np.abs(error).max()),
@@ -149,8 +154,41 @@ def with_samples(found: OneRun, activations: list[Row], samples: Samples) -> Non
         "result: warp": quantiles(warp_XYZV)["mean"],
     }
     for row in found.tables["one_run"]:
-        row["samples"] = known[row["stage"]]
-        row["difference"] = row["one_run"] - row["samples"]
-        row["runs"] = len(samples.image_SXYZ)
+        _compare(row, known[row["stage"]], len(samples.image_SXYZ))
     found.maps["image, samples"] = averaged(image_XYZ)
     found.maps["warp, samples"] = averaged(_mean_component(warp_XYZV))
+
+
+def keep_samples(found: OneRun, folder: Path) -> str:
+    """Add to a run's table and maps what `with_samples` added to the earlier ones in the folder,
+    if those are of the same configuration. A sentence on what becomes of it; empty where no
+    samples were made."""
+    try:
+        rows = read_table(folder / "one_run.csv")
+        if not rows or "samples" not in rows[0]:
+            return ""
+        record = json.loads((folder / "one_run.json").read_text(encoding="utf-8"))
+        maps = {
+            f"{quantity}, samples": nibabel.Nifti1Image.from_filename(
+                folder / f"bits_{quantity}-samples.nii.gz"
+            ).get_fdata(dtype=np.float32)
+            for quantity in ("image", "warp")
+        }
+    except (UserError, OSError, ValueError, EOFError, ImageFileError) as error:
+        return f"the earlier table is replaced, without the bits of samples ({error})"
+    told = ("configuration", "estimated_for")
+    now = json.loads(json.dumps({key: found.record[key] for key in told}))
+    if keys := provenance.differing_keys({key: record.get(key) for key in told}, now):
+        return (
+            f"the table no longer has the bits of {rows[0]['runs']} samples, which differ in "
+            f"{', '.join(keys)}: --check (make: CHECK=1) makes samples like this run"
+        )
+    samples = {row["stage"]: row["samples"] for row in rows}
+    for row in found.tables["one_run"]:
+        _compare(row, samples[row["stage"]], rows[0]["runs"])
+    found.maps |= maps
+    return f"the table keeps the bits of {rows[0]['runs']} samples of the same configuration"
+
+
+def _compare(row: Row, samples: float, runs: int) -> None:
+    row |= {"samples": samples, "difference": row["one_run"] - samples, "runs": runs}

@@ -13,11 +13,13 @@ import numpy as np
 from matplotlib.figure import Figure as Canvas
 
 from morphbits import images
+from morphbits.engines.decisions import KINDS
 from morphbits.report.figures import STYLE, Figure, strip, svg
 from morphbits.report.tables import Table, number, small
 from morphbits.stats.analysis import Row
 from morphbits.stats.one_run import MANY
 from morphbits.studies.layers.computation import Case
+from morphbits.studies.layers.flips import LABELS
 
 Rows = Mapping[str, Sequence[Row]]
 
@@ -27,10 +29,14 @@ def save_maps(where: Path, kind: str, maps: Mapping[str, np.ndarray], case: Case
     for path in where.glob(f"{kind}_*.nii.gz"):
         path.unlink()
     for name, volume_XYZ in maps.items():
-        words = "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
-        path = where / f"{kind}_{words}.nii.gz"
+        path = where / f"{kind}_{_word(name)}.nii.gz"
         codes = case.prepared.fixed_codes
         images.save(path, volume_XYZ.astype(np.float32), case.prepared.fixed_affine, codes)
+
+
+def _word(name: str) -> str:
+    """In file names."""
+    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
 
 
 def _maps(where: Path, kind: str) -> dict[str, np.ndarray]:
@@ -241,6 +247,7 @@ def flips_figure(where: Path) -> Figure | None:
     }
     if not maps:
         return None
+    titles = {_word(kind): kind for kind in (*KINDS, LABELS)}
     means = {k: [np.flipud(v.mean(axis=a).T) for a in range(3)] for k, v in maps.items()}
     smallest = min(m[m > 0].min() for views in means.values() for m in views)
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
@@ -253,6 +260,6 @@ def flips_figure(where: Path) -> Figure | None:
                 ax.set_facecolor("black")
                 ax.set_xticks([])
                 ax.set_yticks([])
-            line[0].set_title(kind.replace("-", " "), loc="left", fontsize=10)
+            line[0].set_title(titles.get(kind, kind), loc="left", fontsize=10)
         canvas.colorbar(shades, ax=axes, label="share of decisions that flip", shrink=0.6)
         return svg(canvas, "Where decisions flip, along three axes: " + ", ".join(maps))

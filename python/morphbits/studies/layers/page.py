@@ -40,7 +40,8 @@ MM_LOST = 0.05
 
 def folder(execution: ExecutionConfig, case: Case) -> Path:
     """Where the tables and the page go: ``layers/`` in the experiment's folder."""
-    name = execution.experiment or f"layers-{case.dataset.name}-{word(case.settings.model)}"
+    words = "layers", case.dataset.name, word(case.settings.model)
+    name = execution.experiment or bids.experiment_name(words)
     path = bids.experiment_folder(execution.results, name) / "layers"
     path.mkdir(parents=True, exist_ok=True)
     return path
