@@ -151,6 +151,34 @@ def test_operands_may_be_strided_broadcast_and_written(
     check(monkeypatch, lambda x: (x * 1).transpose(0, 1).sigmoid_(), [x])
 
 
+@pytest.mark.parametrize("subnormals", ["keep", "flush"])
+@pytest.mark.parametrize("mode", MODES)
+def test_slopes_of_channels_give_the_bytes_of_one_product(mode: str, subnormals: str) -> None:
+    """Also of numbers that are flushed: a positive one stays, as `where` leaves it."""
+    generator = torch.Generator().manual_seed(4)
+    x, g = torch.randn(2, 2, 3, 40, 30, generator=generator)
+    x.view(-1)[:6] = torch.tensor([0.0, -0.0, 1e-42, -1e-42, torch.inf, torch.nan])
+    slope, aten = torch.linspace(-0.5, 0.5, 3).view(3, 1, 1), torch.ops.aten
+    positive = x > 0
+
+    def perturbed(function: Any) -> Any:
+        with random_rounding(mode, seed=6, subnormals=subnormals):
+            return function()
+
+    assert same_bytes(
+        perturbed(lambda: aten._prelu_kernel(x, slope)),
+        torch.where(positive, x, perturbed(lambda: slope * x)),
+    )
+    to_x, to_slope = perturbed(lambda: aten._prelu_kernel_backward(g, x, slope))
+    products = perturbed(lambda: (slope * g, x * g))
+    assert same_bytes(to_x, torch.where(positive, g, products[0]))
+    assert same_bytes(to_slope, torch.where(positive, 0.0, products[1]))
+    assert same_bytes(
+        perturbed(lambda: aten.leaky_relu_backward(g, x, 0.3, False)),
+        torch.where(positive, g, perturbed(lambda: g * 0.3)),
+    )
+
+
 def test_a_formula_of_one_memory_is_computed_again_on_two() -> None:
     a, b, c = (torch.arange(9.0).view(3, 3) + k for k in range(3))
     with random_rounding("nearest", seed=5):

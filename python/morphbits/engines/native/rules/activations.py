@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from morphbits.engines.native.kernels.precision import FLOAT32
 from morphbits.engines.native.rules.arithmetic import Operator
 from morphbits.engines.native.rules.elementwise import functional, write
 from morphbits.engines.native.rules.registry import rule
@@ -224,14 +225,24 @@ def _rrelu_backward(
 @rule("_prelu_kernel", "weight·x where it is not positive")
 @functional
 def _prelu(op: Operator, x: T, weight: T) -> T:
-    return torch.where(x > 0, x, op.mul(weight, x))
+    how = op.context.unkeyed
+    if how.flush or how.operands != FLOAT32:  # the operation below compares x as it multiplies it
+        return torch.where(op.positive(x), x, op.mul(weight, x))
+    return op.operation("leaky_relu", x.dtype, x, weight)
 
 
 @rule("_prelu_kernel_backward", "weight·gradient and x·gradient where x is not positive")
 def _prelu_backward(op: Operator, g: T, x: T, weight: T) -> tuple[T, T]:
-    zero = torch.zeros((), dtype=g.dtype)
-    to_x = torch.where(x > 0, g, op.mul(weight, g))
-    return to_x, torch.where(x > 0, zero, op.mul(x, g))
+    op.check(g, x, weight)
+    return op.formula(_prelu_slopes, g, x, weight)
+
+
+def _prelu_slopes(op: Operator, g: T, x: T, weight: T) -> tuple[T, T]:
+    positive = op.positive(x)
+    return (
+        torch.where(positive, g, op.mul(weight, g)),
+        torch.where(positive, 0.0, op.mul(x, g)),
+    )
 
 
 @rule("log_sigmoid_forward", "min(x, 0) − log1p(exp(−|x|))")

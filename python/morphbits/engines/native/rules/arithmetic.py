@@ -199,6 +199,10 @@ class Operator:
             return -a
         return self.recorder.negative(self.context.unkeyed, self.context.position, a)
 
+    def positive(self, a: torch.Tensor) -> Any:
+        """Where a > 0; recorded, as `a > 0` of a tensor is not."""
+        return self.neg(a) < 0
+
     def sqrt(self, a: torch.Tensor) -> torch.Tensor:
         """√a."""
         return self.operation("sqrt", a.dtype, a)

@@ -99,8 +99,11 @@ def _leaky_relu_backward(
     self_is_result: bool,
 ) -> torch.Tensor:
     op.check(gradient, x)
-    scaled = op.mul(gradient, float(negative_slope))
-    return torch.where(x > 0, gradient, scaled)
+    return op.formula(_leaky_relu_slope, gradient, x, float(negative_slope))
+
+
+def _leaky_relu_slope(op: Operator, g: torch.Tensor, x: torch.Tensor, slope: float) -> Any:
+    return torch.where(op.positive(x), g, op.mul(g, slope))
 
 
 @rule("_to_copy", "one rounding an element that loses bits", sixteen_bits=True)

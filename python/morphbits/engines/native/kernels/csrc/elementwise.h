@@ -181,6 +181,21 @@ static void chunk(const rounding *r, control base, const elementwise_call *c, wo
     else finish_f64(n, c->operation == LEAKY_RELU, a, result.f64, out);
 }
 
+/* n numbers of `size` bytes that lie `step` numbers apart. */
+#define RUN(T)                                                                                        \
+    if (step == 0) for (int64_t i = 0; i < n; ++i) ((T *)to)[i] = *(const T *)from;                   \
+    else for (int64_t i = 0; i < n; ++i) ((T *)to)[i] = ((const T *)from)[i * step];                  \
+    break;
+static void collect_run(int64_t n, const void *restrict from, int64_t step, int64_t size, void *restrict to) {
+    switch (step == 1 ? 0 : size) {
+    case 0: memcpy(to, from, (size_t)(n * size)); break;
+    case 1: RUN(uint8_t)
+    case 4: RUN(uint32_t)
+    case 8: RUN(uint64_t)
+    }
+}
+#undef RUN
+
 /* `n` elements of an operand from output element `start` on, in the order of the output. */
 static void collect(const elementwise_call *c, const int64_t *stride, int64_t start, int64_t n, int64_t size,
                     const char *operand, char *to) {
@@ -194,16 +209,7 @@ static void collect(const elementwise_call *c, const int64_t *stride, int64_t st
     while (n > 0) {
         int64_t run = c->shape[last] - index[last];
         if (run > n) run = n;
-        if (stride[last] == 1)
-            memcpy(to, operand + at * size, (size_t)(run * size));
-        else if (stride[last] == 0 && size == 4)
-            for (int64_t i = 0; i < run; ++i) ((uint32_t *)to)[i] = ((const uint32_t *)operand)[at];
-        else if (size == 4)
-            for (int64_t i = 0; i < run; ++i)
-                ((uint32_t *)to)[i] = ((const uint32_t *)operand)[at + i * stride[last]];
-        else
-            for (int64_t i = 0; i < run; ++i)
-                ((uint64_t *)to)[i] = ((const uint64_t *)operand)[at + i * stride[last]];
+        collect_run(run, operand + at * size, stride[last], size, to);
         to += run * size;
         n -= run;
         index[last] += run;

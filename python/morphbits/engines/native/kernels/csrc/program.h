@@ -61,31 +61,20 @@ static int64_t value_size(const instruction *v) { return v->type == FLOAT32 ? 4 
 EXACT(exact_f32, float, uint32_t)
 EXACT(exact_f64, double, uint64_t)
 
-/* n elements of a value of the whole, from element `start` on: where a memory operand is broadcast or strided. */
+/* n elements, a PIECE at most, of a value of the whole, from element `start` on: where a memory operand is broadcast or
+ * strided. */
 static void fetch(const program_call *p, const instruction *v, int64_t start, int64_t n, char *to) {
     elementwise_call shape = {.dims = (int32_t)p->dims};
     for (int d = 0; d < p->dims; ++d) shape.shape[d] = p->shape[d];
+    const int64_t *stride = p->strides + v->a * MAX_DIMS;
     if (v->opcode == FETCH) {
-        collect(&shape, p->strides + v->a * MAX_DIMS, start, n, value_size(v), (const char *)v->extra, to);
+        collect(&shape, stride, start, n, value_size(v), (const char *)v->extra, to);
         return;
     }
-    int64_t index[MAX_DIMS], at = 0; /* FETCH_MASK: bytes of 0 and 1 */
-    for (int64_t rest = start, d = p->dims - 1; d >= 0; --d) {
-        index[d] = rest % p->shape[d];
-        at += index[d] * p->strides[v->a * MAX_DIMS + d];
-        rest /= p->shape[d];
-    }
-    for (int64_t i = 0; i < n; ++i) {
-        const int set = ((const char *)v->extra)[at] != 0;
-        if (v->type == FLOAT32) ((uint32_t *)to)[i] = 0 - (uint32_t)set;
-        else ((uint64_t *)to)[i] = 0 - (uint64_t)set;
-        for (int64_t d = p->dims - 1; d >= 0; --d) {
-            at += p->strides[v->a * MAX_DIMS + d];
-            if (++index[d] < p->shape[d]) break;
-            at -= index[d] * p->strides[v->a * MAX_DIMS + d];
-            index[d] = 0;
-        }
-    }
+    char set[PIECE]; /* FETCH_MASK: bytes of 0 and 1 */
+    collect(&shape, stride, start, n, 1, (const char *)v->extra, set);
+    if (v->type == FLOAT32) for (int64_t i = 0; i < n; ++i) ((uint32_t *)to)[i] = 0 - (uint32_t)(set[i] != 0);
+    else for (int64_t i = 0; i < n; ++i) ((uint64_t *)to)[i] = 0 - (uint64_t)(set[i] != 0);
 }
 
 static void one_function(program_state *s, const instruction *v, word_block block, uint32_t element, int64_t n, const void *a,
