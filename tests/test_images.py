@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import ndimage
 from support.random_images import OBLIQUE, RNG, volume
 
 from morphbits import images
@@ -177,3 +178,24 @@ def test_jacobian_of_known_maps() -> None:
     assert np.allclose(images.jacobian_determinant(x @ np.diag([-2.0, 0, 0])), -1)
     shear = x @ np.array([[0, 0.3, 0], [0.2, 0, 0], [0, 0, 0]])
     assert np.allclose(images.jacobian_determinant(shear), 1 - 0.3 * 0.2)
+
+
+def test_the_nearest_voxel_is_scipys() -> None:
+    data = RNG.integers(0, 9, (4, 5, 6)).astype(np.int32)
+    points = RNG.uniform(-2, 8, (3, 7, 8, 9))
+    points[:, :3] = np.round(points[:, :3] * 2) / 2  # halfway between voxels and at the borders
+    points[0, 3, 0, :2] = 1e300, -1e300
+    known = ndimage.map_coordinates(data, points, order=0, mode="grid-constant", cval=-1)
+    found = images._nearest(data, points, -1)
+    assert found.dtype == known.dtype
+    np.testing.assert_array_equal(found, known)
+
+
+@pytest.mark.parametrize("planes", [2, 3, 8, 9])
+def test_derivatives_plane_by_plane_are_those_of_the_whole(planes: int) -> None:
+    warp = RNG.standard_normal((planes, 5, 6, 3)).astype(np.float32)
+    gradients = [np.gradient(warp[..., v].astype(np.float64)) for v in range(3)]
+    (a, b, c), (d, e, f), (g, h, i) = gradients
+    a, e, i = a + 1, e + 1, i + 1
+    known = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+    np.testing.assert_array_equal(images.jacobian_determinant(warp), known)

@@ -34,6 +34,7 @@ EXTENSIONS = (".nii.gz", ".nii", ".mgz", ".mgh", ".npz")
 CODES = (2, 0)  # of sform ("aligned") and qform ("unknown") where an image brings none of its own
 WARP_NAME = "morphbits warp"  # the intent's name of a warp in voxels, as `save_warp` writes it
 MGH_INTENT = 65536  # added to the intent codes of MGH files, which are not NIfTI's
+HEADER = 540  # bytes of NIfTI-2's, the longer one
 QUATERNION = 1e-4  # by how much the length of b, c, d may exceed 1: float32 matrices made them
 FLAT = 1e-6  # of the product of a voxel's edges: a volume below it is no volume in float32
 
@@ -344,13 +345,13 @@ def _without_codes(raw: bytes, order: str, second: bool) -> tuple[bytes, tuple[i
         return raw, CODES
     place, kind = (344, "ii") if second else (252, "hh")
     qform, sform = struct.unpack_from(order + kind, raw, place)
-    patched = bytearray(raw)
+    patched, voxels = bytearray(raw[:HEADER]), memoryview(raw)[HEADER:]
     struct.pack_into(order + kind, patched, place, 0, 0)
     place, kind = (16, "8q") if second else (40, "8h")
     count, *lengths = struct.unpack_from(order + kind, raw, place)
     lengths[3:] = [max(length, 1) for length in lengths[3:]]
     struct.pack_into(order + kind, patched, place, count, *lengths)
-    return bytes(patched), (sform, qform)
+    return b"".join([patched, voxels]), (sform, qform)
 
 
 def _with_offset(raw: bytes, order: str, second: bool) -> tuple[bytes, list[str]]:
@@ -366,12 +367,12 @@ def _with_offset(raw: bytes, order: str, second: bool) -> tuple[bytes, list[str]
             begin += size
     if offset >= begin:
         return raw, []
-    patched = bytearray(raw)
+    patched, voxels = bytearray(raw[:HEADER]), memoryview(raw)[HEADER:]
     struct.pack_into(order + kind, patched, place, begin)
     note = (
         f"its header lets the voxels begin at byte {offset:g}, inside of itself: read from {begin}"
     )
-    return bytes(patched), [note]
+    return b"".join([patched, voxels]), [note]
 
 
 def _world(

@@ -44,6 +44,7 @@ from morphbits.transforms import load_warp as load_warp
 from morphbits.transforms import save_warp as save_warp
 from morphbits.transforms import say_if_unnamed as say_if_unnamed
 
+PLANES = 8  # of a volume, whose derivatives stay in a processor's cache
 MULTIPLE = 16  # four levels of stride two, as in every SynthMorph network
 SAME_GRID = 1e-3  # voxels: corners closer than this are one grid (headers hold float32 affines)
 NOTE = "note on the "  # begins a step that says what was decided or looks wrong
@@ -149,13 +150,35 @@ def resample(
             cval=fill,
         )
     else:
-        points = np.moveaxis(warp, -1, 0) + np.indices(shape[:3], dtype=np.float64)
-        points = np.einsum("ij,jxyz->ixyz", to_image[:3, :3], points)
+        points: NDArray[Any] = np.moveaxis(warp, -1, 0) + np.indices(shape[:3], dtype=np.float64)
+        scales = np.diag(to_image[:3, :3])
+        if (to_image[:3, :3] == np.diag(scales)).all():  # the sums' other terms are 0
+            points *= scales[:, None, None, None]
+        else:
+            points = np.einsum("ij,jxyz->ixyz", to_image[:3, :3], points)
         points += to_image[:3, 3, None, None, None]
-        data = ndimage.map_coordinates(
-            image.data, points, order=order, mode="grid-constant", cval=fill
-        )
+        if order == 0:
+            data = _nearest(image.data, points, fill)
+        else:
+            data = ndimage.map_coordinates(
+                image.data, points, order=order, mode="grid-constant", cval=fill
+            )
     return Image(data, affine.copy(), image.has_affine, image.path)
+
+
+def _nearest(data: NDArray[Any], points: NDArray[np.float64], fill: float) -> NDArray[Any]:
+    """What `ndimage.map_coordinates` gives for order 0 and grid-constant, in half of the time."""
+    points += 0.5
+    inside = np.ones(points.shape[1:], bool)
+    places = np.zeros(points.shape[1:], np.int64)
+    for position, n in zip(np.floor(points, out=points), data.shape, strict=True):
+        inside &= (position >= 0) & (position < n)
+        places *= n
+        with np.errstate(invalid="ignore"):  # far outside
+            places += position.astype(np.int64)
+    values = data.reshape(-1).take(places, mode="clip")
+    values[~inside] = fill
+    return values
 
 
 def move(moving: Image, warp: Image, order: int = 1) -> Image:
@@ -187,12 +210,18 @@ def jacobian_determinant(warp: NDArray[Any]) -> NDArray[np.float64]:
     Central differences, one-sided at the border, as voxelmorph's `jacobian_determinant`. Above 1:
     local growth of what is sampled; 0 or less: a fold.
     """
-    (a, b, c), (d, e, f), (g, h, i) = (
-        np.gradient(warp[..., v].astype(np.float64, order="C")) for v in range(3)
-    )
-    for diagonal in (a, e, i):
-        diagonal += 1
-    return np.asarray(a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g))
+    determinants = np.empty(warp.shape[:3])
+    for start in range(0, len(warp), PLANES):  # and a neighbour on each side
+        first, stop = max(start - 1, 0), start + PLANES
+        (a, b, c), (d, e, f), (g, h, i) = (
+            np.gradient(warp[first : stop + 1, ..., v].astype(np.float64, order="C"))
+            for v in range(3)
+        )
+        for diagonal in (a, e, i):
+            diagonal += 1
+        found: Any = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+        determinants[start:stop] = found[start - first :][:PLANES]
+    return determinants
 
 
 # -------------------------------------------------------------------------------- prepare

@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from morphbits.images import Image
 from morphbits.stats import measures
-from morphbits.stats.measures import Regions, affine_part, region_names
+from morphbits.stats.measures import Fit, Regions, region_names
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 SHAPE = (10, 9, 8)
@@ -128,7 +128,7 @@ def test_the_affine_part_of_an_affine_warp_is_itself() -> None:
     points_NV = rng.uniform(-80, 80, (50, 3))
     displacements_NV = points_NV @ (matrix[:3, :3] - np.eye(3)).T + matrix[:3, 3]
     # 50 equations of numbers of 100 mm in float64
-    np.testing.assert_allclose(affine_part(points_NV, displacements_NV), matrix, atol=1e-12)
+    np.testing.assert_allclose(Fit.of(points_NV).affine_part(displacements_NV), matrix, atol=1e-12)
 
 
 def test_regions_have_the_names_of_their_table(tmp_path: Path) -> None:

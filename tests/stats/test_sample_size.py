@@ -6,13 +6,20 @@ import math
 
 import numpy as np
 import pytest
+import significantdigits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from morphbits.stats import sample_size
-from morphbits.stats.sample_size import by_sample_size, general_bits, sizes
-from morphbits.stats.significance import bits_held, mean_reference, significant_bits
+from morphbits.stats.sample_size import by_sample_size, sizes
+from morphbits.stats.significance import (
+    TYPE_BITS,
+    bits_held,
+    general_bits,
+    mean_reference,
+    significant_bits,
+)
 from morphbits.studies.agreement import comparison
 
 EDGES = [0.0, -0.0, 1.0, -1.0, 1.5, 3e-39, 7e37, np.inf, np.nan]
@@ -22,17 +29,32 @@ EDGES = [0.0, -0.0, 1.0, -1.0, 1.5, 3e-39, 7e37, np.inf, np.nan]
 @given(
     centre=st.sampled_from(EDGES) | st.floats(-8, 8, width=32),
     deviations=hnp.arrays(np.float32, (4, 5), elements=st.floats(-2, 2, width=32)),
-    scale=st.integers(-26, 0),
+    scale=st.integers(-54, 0),
+    kind=st.sampled_from([np.float32, np.float64]),
 )
 def test_bits_of_the_extremes_are_those_of_the_package(
-    centre: float, deviations: np.ndarray, scale: int
+    centre: float, deviations: np.ndarray, scale: int, kind: type
 ) -> None:
+    """Between 0 and what the type holds, which are ours, as is what the background gets."""
+    most = TYPE_BITS[np.dtype(kind)]
     with np.errstate(all="ignore"):
-        samples_SN = (np.float32(centre) * (1 + deviations * 2.0**scale)).astype(np.float32)
-        found = general_bits(
-            samples_SN.min(axis=0), samples_SN.max(axis=0), mean_reference(samples_SN)
+        samples_SN = (kind(centre) * (1 + deviations * kind(2) ** scale)).astype(kind)
+        reference_N = mean_reference(samples_SN)
+        found = general_bits(samples_SN.min(axis=0), samples_SN.max(axis=0), reference_N, most)
+        equal = (samples_SN == reference_N).all(axis=0)
+        known = ~equal & (reference_N != 0)
+        package = significantdigits.significant_digits(
+            samples_SN[:, known],
+            reference=reference_N[known],
+            error=significantdigits.Error.Relative,
+            method=significantdigits.Method.General,
+            dtype=np.float64,
         )
-        np.testing.assert_array_equal(found, significant_bits(samples_SN, None))
+    finite = np.isfinite(samples_SN[:, known]).all(axis=0)
+    np.testing.assert_array_equal(found[known], np.where(finite, np.clip(package, 0, most), 0))
+    held = np.where(np.isfinite(reference_N), most, 0)
+    usual = np.where(reference_N == 0, np.where(equal, np.nan, 0), held)
+    np.testing.assert_array_equal(found[~known], usual[~known])
 
 
 def noisy(n: int, voxels: int = 3000, seed: int = 0) -> np.ndarray:

@@ -108,9 +108,9 @@ class Regions:
                 if other_XYZ is not None:
                     overlap = accuracy.dice(labels_XYZ, other_XYZ, self.names)
                     values |= {(self.names[x], measure): dice for x, dice in overlap.items()}
-        matrix = affine_part(self._points, displacements_NV)
+        matrix = self._fit.affine_part(displacements_NV)
         if ieee:
-            pair = matrix, ieee.affine_part, self._points.mean(axis=0)
+            pair = matrix, ieee.affine_part, self._fit.middle_V
             values["brain", "fd_power"] = framewise_displacement_power(*pair)
             values["brain", "fd_jenkinson"] = framewise_displacement_jenkinson(*pair)
         return Sample(values, labels_XYZ, matrix)
@@ -121,9 +121,11 @@ class Regions:
         return {region: mask[self.masks["brain"]] for region, mask in self.masks.items()}
 
     @cached_property
-    def _points(self) -> np.ndarray:
-        """The brain's voxels, (N, 3) RAS mm."""
-        return np.argwhere(self.masks["brain"]) @ self.affine[:3, :3].T + self.affine[:3, 3]
+    def _fit(self) -> Fit:
+        """To displacements of the brain's voxels."""
+        return Fit.of(
+            np.argwhere(self.masks["brain"]) @ self.affine[:3, :3].T + self.affine[:3, 3]
+        )
 
     @cached_property
     def _box(self) -> tuple[slice, ...]:
@@ -138,17 +140,29 @@ def displacements(warp: Image, mask: np.ndarray) -> np.ndarray:
     return warp.data[mask].astype(np.float64) @ warp.affine[:3, :3].T + shift
 
 
-def affine_part(points_NV: np.ndarray, displacements_NV: np.ndarray) -> np.ndarray:
-    """(4, 4), RAS mm of the fixed image to RAS mm of the moving one: the least squares fit to the
-    displacements of these points, all in RAS mm."""
-    middle_V = points_NV.mean(axis=0)
-    centred_NV = points_NV - middle_V
-    normal = centred_NV.T @ centred_NV
-    slope = np.linalg.lstsq(normal, centred_NV.T @ displacements_NV, rcond=None)[0].T
-    matrix = np.eye(4)
-    matrix[:3, :3] += slope
-    matrix[:3, 3] = displacements_NV.mean(axis=0) - slope @ middle_V
-    return matrix
+@dataclass(frozen=True)
+class Fit:
+    """Of affine matrices to displacements of points, RAS mm: what all fits to them share."""
+
+    middle_V: np.ndarray
+    centred_NV: np.ndarray
+    normal: np.ndarray
+
+    @classmethod
+    def of(cls, points_NV: np.ndarray) -> Fit:
+        middle_V = points_NV.mean(axis=0)
+        centred_NV = points_NV - middle_V
+        return cls(middle_V, centred_NV, centred_NV.T @ centred_NV)
+
+    def affine_part(self, displacements_NV: np.ndarray) -> np.ndarray:
+        """(4, 4), RAS mm of the fixed image to RAS mm of the moving one: the least squares fit to
+        the displacements of the points, in RAS mm."""
+        moments = self.centred_NV.T @ displacements_NV
+        slope = np.linalg.lstsq(self.normal, moments, rcond=None)[0].T
+        matrix = np.eye(4)
+        matrix[:3, :3] += slope
+        matrix[:3, 3] = displacements_NV.mean(axis=0) - slope @ self.middle_V
+        return matrix
 
 
 def framewise_displacement_power(

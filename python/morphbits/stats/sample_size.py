@@ -17,10 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from morphbits.stats.significance import FLOAT32_BITS
+from morphbits.stats.significance import FLOAT32_BITS, SLAB_VOXELS, general_bits
 
 SIZES = (2, 3, 4, 5, 7, 10, 15, 20, 30, 40, 60, 80, 100)
-SLAB_VOXELS = 1 << 15  # temporary arrays of this size stay in a processor's cache
 
 
 @dataclass(frozen=True)
@@ -103,22 +102,3 @@ def _maps(samples_SN: np.ndarray, points: list[int], most: int) -> dict[str | in
         rest_mean_N = ((total_N - sample_N) / (n - 1)).astype(np.float32)
         maps[f"without {s}"] = general_bits(rest_low_N, rest_high_N, rest_mean_N, most)
     return maps
-
-
-def general_bits(
-    low_N: np.ndarray, high_N: np.ndarray, reference_N: np.ndarray, most: int = FLOAT32_BITS
-) -> np.ndarray:
-    """`significant_bits` of method general from the smallest and largest sample, float32 (N,).
-
-    Z is in the arrays' own precision.
-
-    |Z| = m · 2^e with ½ ≤ m < 1 is at most 2^-k for k ≤ −e, and for k = 1 − e where m is ½.
-    """
-    with np.errstate(all="ignore"):
-        error_N = np.maximum(np.abs(low_N / reference_N - 1), np.abs(high_N / reference_N - 1))
-    mantissa_N, exponent_N = np.frexp(error_N)
-    bits_N = np.clip((mantissa_N == 0.5) - exponent_N, 0, most).astype(np.float32)
-    bits_N[error_N == 0] = most
-    bits_N[~np.isfinite(error_N)] = 0
-    bits_N[(low_N == 0) & (high_N == 0) & (reference_N == 0)] = np.nan
-    return bits_N

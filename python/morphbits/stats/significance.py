@@ -40,13 +40,9 @@ FLOAT32_BITS = 24
 TYPE_BITS = {np.dtype(np.float32): FLOAT32_BITS, np.dtype(np.float64): 53}
 CONFIDENCE = 0.95
 CNH_PROBABILITY = 0.95
+STORED_BITS = 52  # of a float64, where the package stops
 MINIMUM_SAMPLES = 2  # a spread needs two
-SLAB_VOXELS = 1 << 15  # the package's six arrays of S times this size stay in the cache
-
-_PACKAGE_METHOD = {
-    "general": significantdigits.Method.General,
-    "cnh": significantdigits.Method.CNH,
-}
+SLAB_VOXELS = 1 << 15  # temporary arrays of this size stay in a processor's cache
 
 
 def general_probability(n: int, confidence: float = CONFIDENCE) -> float:
@@ -108,20 +104,17 @@ def significant_bits(
 
     samples_SN = samples_SXYZ.reshape(len(samples_SXYZ), -1)
     reference_N = reference_XYZ.reshape(-1)
-    bits_N = np.full(reference_N.shape, np.nan, np.float32)
-    (inside,) = np.nonzero(reference_N)  # a NaN counts as non-zero here, and gets its 0 below
-    outside = np.flatnonzero(reference_N == 0)
-    lost = np.zeros(outside.shape, bool)
-    for sample_N in samples_SN:
-        lost |= sample_N[outside] != 0
-    bits_N[outside[lost]] = 0
+    bits_N = np.empty(reference_N.shape, np.float32)
+    slabs = [slice(n, n + SLAB_VOXELS) for n in range(0, reference_N.size, SLAB_VOXELS)]
     if method == "general":
         # x / reference − 1 is monotone, rounded or not: the largest error is that of the smallest
-        # or of the largest sample, and the others need not be looked at 24 times
-        samples_SN = np.stack([reduce(np.minimum, samples_SN), reduce(np.maximum, samples_SN)])
-    for start in range(0, inside.size, SLAB_VOXELS):
-        slab = inside[start : start + SLAB_VOXELS]
-        bits_N[slab] = _slab_bits(samples_SN.take(slab, axis=1), reference_N[slab], method, most)
+        # or of the largest sample, and the others need not be looked at
+        low_N, high_N = reduce(np.minimum, samples_SN), reduce(np.maximum, samples_SN)
+        for slab in slabs:
+            bits_N[slab] = general_bits(low_N[slab], high_N[slab], reference_N[slab], most)
+    else:
+        for slab in slabs:
+            bits_N[slab] = _cnh_bits(samples_SN[:, slab], reference_N[slab], most)
     return bits_N.reshape(reference_XYZ.shape)
 
 
@@ -135,14 +128,35 @@ def bits_held(configuration: Mapping[str, Any]) -> int:
     return named[precision] if precision in named else int(precision)
 
 
-def _slab_bits(
-    samples_SN: np.ndarray, reference_N: np.ndarray, method: Method, most: int
+def general_bits(
+    low_N: np.ndarray, high_N: np.ndarray, reference_N: np.ndarray, most: int = FLOAT32_BITS
 ) -> np.ndarray:
-    """Bits of some voxels with a non-zero reference, by the package; float32 (N,)."""
+    """`significant_bits` of method general from the smallest and largest sample, float32 (N,).
+
+    Z is in the arrays' own precision. The package compares it with each 2^-k; here its exponent
+    says the same: |Z| = m · 2^e with ½ ≤ m < 1 is at most 2^-k for k ≤ −e, and for k = 1 − e where
+    m is ½. As in the package, of float64 only samples that equal the reference have all bits.
+    """
+    with np.errstate(all="ignore"):
+        error_N = np.maximum(np.abs(low_N / reference_N - 1), np.abs(high_N / reference_N - 1))
+    mantissa_N, exponent_N = np.frexp(error_N)
+    bits_N = np.clip((mantissa_N == 0.5) - exponent_N, 0, most).astype(np.float32)
+    bits_N[error_N == 0] = most
+    if most > STORED_BITS:
+        differs_N = (low_N != reference_N) | (high_N != reference_N)
+        np.minimum(bits_N, STORED_BITS, out=bits_N, where=differs_N)
+    bits_N[~np.isfinite(error_N)] = 0
+    bits_N[(low_N == 0) & (high_N == 0) & (reference_N == 0)] = np.nan
+    return bits_N
+
+
+def _cnh_bits(samples_SN: np.ndarray, reference_N: np.ndarray, most: int) -> np.ndarray:
+    """`significant_bits` of method cnh, by the package; float32 (N,)."""
     finite_N = np.isfinite(samples_SN).all(axis=0) & np.isfinite(reference_N)
-    equal_N = (samples_SN == reference_N).all(axis=0)  # the package gives them 52, after 53 steps
+    equal_N = (samples_SN == reference_N).all(axis=0)  # the package gives them 52
     bits_N = np.where(equal_N & finite_N, most, 0).astype(np.float32)
-    found_of_N = finite_N & ~equal_N
+    bits_N[equal_N & (reference_N == 0)] = np.nan
+    found_of_N = finite_N & ~equal_N & (reference_N != 0)
     if found_of_N.any():
         if not found_of_N.all():
             samples_SN, reference_N = samples_SN[:, found_of_N], reference_N[found_of_N]
@@ -153,7 +167,7 @@ def _slab_bits(
                 axis=0,
                 basis=2,
                 error=significantdigits.Error.Relative,
-                method=_PACKAGE_METHOD[method],
+                method=significantdigits.Method.CNH,
                 probability=CNH_PROBABILITY,
                 confidence=CONFIDENCE,
                 dtype=np.float64,  # lifts the package's stop at 23, Z itself stays float32

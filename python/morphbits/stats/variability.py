@@ -37,10 +37,10 @@ def ulps(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """
 
     def place(values: np.ndarray) -> np.ndarray:
-        bits = np.ascontiguousarray(values, np.float32).view(np.int32).astype(np.int64)
+        bits = np.ascontiguousarray(values, np.float32).view(np.int32)
         return np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)  # sign and magnitude, to a number
 
-    return np.abs(place(one) - place(other))
+    return np.abs(np.subtract(place(one), place(other), dtype=np.int64))
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,12 @@ def distance(one: np.ndarray, other: np.ndarray) -> Distance:
             f" and {other.dtype} {other.shape}"
         )
     one, other = np.ascontiguousarray(one), np.ascontiguousarray(other)
+    if not (differing := int(np.count_nonzero(one.view(np.int32) != other.view(np.int32)))):
+        return Distance(one.size, 0, 0.0, 0, 0.0)
     steps = ulps(one, other)
     return Distance(
         elements=one.size,
-        differing=int(np.count_nonzero(one.view(np.int32) != other.view(np.int32))),
+        differing=differing,
         max_absolute=float(np.abs(one.astype(np.float64) - other).max()),
         max_ulps=int(steps.max()),
         median_ulps=float(np.median(steps)),

@@ -203,11 +203,9 @@ def framewise_displacement(file: Compared, dataset: Dataset | None) -> tuple[flo
         if brain is None or brain[0].shape != grid:
             brain = np.ones(grid, bool), warps[0].affine
         points_NV = _points(*brain)
-        one, other = (
-            measures.affine_part(points_NV, measures.displacements(warp, brain[0]))
-            for warp in warps
-        )
-        centre = points_NV.mean(axis=0)
+        fit = measures.Fit.of(points_NV)
+        one, other = (fit.affine_part(measures.displacements(warp, brain[0])) for warp in warps)
+        centre = fit.middle_V
     else:
         matrices = [m for path in (file.a, file.b) if (m := affine(path)) is not None]
         if len(matrices) < 2:
