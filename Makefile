@@ -87,8 +87,8 @@ stability-test: $(stamp) ## do two results, A and B, differ by more than an EXPE
 	$(morphbits) stability-test $(call options,A B EXPERIMENT RESULTS ALPHA FLOOR)
 
 .PHONY: machines
-machines: $(stamp) ## what moves a result: an EXPERIMENT's SUBJECT by every kernel of this machine
-	$(morphbits) machines $(call options,EXPERIMENT RESULTS SUBJECT)
+machines: $(stamp) ## what moves a result: an EXPERIMENT's SUBJECT by every kernel of this machine (ORDERS)
+	$(morphbits) machines $(call options,EXPERIMENT RESULTS SUBJECT ORDERS)
 
 .PHONY: verrou-sanity
 verrou-sanity: $(stamp) ## check in seconds that Verrou perturbs what it should and nothing else (VERROU_PREFIX)
@@ -346,6 +346,7 @@ AGAIN ?=         ## verify: number of samples to make again (default: 2)
 A ?=             ## stability-test: a result, file or folder; methods: an experiment
 B ?=             ## stability-test: another result, same subjects; methods: an experiment, or a folder
 C ?=             ## methods: a third experiment or folder
+ORDERS ?=        ## machines: orders of additions of another machine, a file that it wrote
 ALPHA ?=         ## stability-test: false-alarm level (default: 0.05)
 FLOOR ?=         ## stability-test: bits in which A and B must agree in the mean
 LICENSE ?=       ## archive: the licence it is published under, such as CC-BY-4.0

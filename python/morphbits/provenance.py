@@ -86,7 +86,7 @@ def configuration(config: RegisterConfig, inputs: Mapping[str, Any]) -> dict[str
     chosen = {**hashed(config), **inputs, "versions": dict(versions(config.framework))}
     if config.engine != "ieee":
         chosen["kernel"] = engines.get(config.engine).version()
-    if config.engine == "native" and config.accumulation == "probe":
+    if config.engine == "native" and config.accumulation == "probe" and "orders" not in inputs:
         chosen |= {"cpu": cpu(), "instructions": _instructions()}
     chosen = dict(sorted(chosen.items()))
     return {**chosen, "hash": configuration_hash(chosen)}

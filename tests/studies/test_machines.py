@@ -17,18 +17,21 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_torch_as_installed_comes_first_and_every_variant_is_there() -> None:
-    ways = list(machines.ways())
+    ways = list(machines.ways(Path("other"), [Path("1"), Path("2")]))
     assert (ways[0].computes, ways[0].how) == ("torch", "as installed")
     variants = [way.environment.get("MORPHBITS_VARIANT") for way in ways]
     assert {name for name in variants if name} == set(available_variants())
     assert {way.options["threads"] for way in ways} == {1, 2}
     assert {way.options.get("onednn", "on") for way in ways} == {"on", "off"}
+    batches = [way.computes for way in ways if "batch-with" in way.files]
+    assert batches == ["torch", "TensorFlow", "native, nearest", "native, nearest"]
 
 
 @pytest.mark.parametrize("how", ["portable at most", "without oneDNN"])
 def test_torch_computes_as_the_way_says(how: str) -> None:
     """What torch itself reports in that environment."""
-    way = next(way for way in machines.ways() if (way.computes, way.how) == ("torch", how))
+    ways = machines.ways(Path("other"), [Path("1"), Path("2")])
+    way = next(way for way in ways if (way.computes, way.how) == ("torch", how))
     code = (
         f"{way.before}import torch; print(torch.backends.cpu.get_cpu_capability(), "
         "torch.backends.mkldnn.enabled)"
@@ -61,12 +64,25 @@ def test_the_native_engine_gives_the_same_bytes_by_every_variant(tmp_path: Path)
     options = ["--experiment", "m", "--results", str(tmp_path / "results")]
     samples = ["--data", str(tmp_path / "data"), "--engine", "native", "--dataset", "phantom"]
     samples += ["--size", "4mm", "--subjects", "1", "--runs", "6", "--yes"]
-    for words in (["inference", *options, *samples], ["machines", *options]):
+    folder = tmp_path / "results/m/machines"
+    orders = ["--orders", str(folder / machines.ORDERS)]
+    for words in (["inference", *options, *samples], ["machines", *options],
+                  ["machines", *options, *orders]):  # fmt: skip
         subprocess.run([sys.executable, str(ROOT / "python/morphbits"), *words], check=True)
-    rows = read_table(tmp_path / "results/m/machines/machines.csv")
+    rows = read_table(folder / "machines.csv")
     native = [row for row in rows if row["computes"] == "native, nearest"]
-    assert len({row["same_as"] for row in native}) == 1
-    assert len(native) == len(available_variants()) + 1
+    own = [row for row in native if "torch's orders" not in row["how"]]
+    assert len({row["same_as"] for row in own}) == 1
+    assert len(own) == len(available_variants()) + 2
+    # recorded and followed, of one image and of a batch; torch's bytes where all are proven
+    torchs = [row for row in native if row not in own]
+    assert len(torchs) == 4
+    for here, there in (torchs[:2], torchs[2:]):
+        assert (here["same_as"], here["orders"]) == (there["same_as"], there["orders"])
+    as_torch = {row["how"]: row["same_as"] for row in rows if row["computes"] == "torch"}
+    for row, how in ((torchs[0], "as installed"), (torchs[2], "in a batch of two")):
+        proven, of = row["orders"].split(" of ")
+        assert row["same_as"] == as_torch[how] or proven != of
     assert not [row for row in rows if row.get("failed")]
     # nothing moves by more than random rounding does
     assert all(row["ratio"] < 3 for row in rows)

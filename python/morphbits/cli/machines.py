@@ -3,9 +3,11 @@
     morphbits machines --experiment smoke
 
 torch and TensorFlow with and without oneDNN, in AVX-512, AVX2 and portable instructions as far as
-the processor has them, on one thread and two, and the native engine in mode nearest: how far each
-is from torch as it is installed, in bits, mm and Dice, next to the experiment's perturbed samples.
-Writes machines.csv and machines.html into results/EXPERIMENT/machines/.
+the processor has them, on one thread and two, alone and in a batch, and the native engine in mode
+nearest: how far each is from torch as it is installed, in bits, mm and Dice, next to the
+experiment's perturbed samples. Writes machines.csv and machines.html into
+results/EXPERIMENT/machines/, and orders.json.gz, the orders in which torch adds here: given as
+--orders on another machine, it lets the native engine compute there what torch computes here.
 """
 
 from __future__ import annotations
@@ -29,10 +31,15 @@ def main() -> None:
     parser.add_argument(
         "--subject", type=config.whole(1), default=1, help="number in the dataset (default: 1)"
     )
+    parser.add_argument(
+        "--orders", type=Path, help="orders.json.gz of another machine: what torch gives there"
+    )
     given = parser.parse_args()
     say = partial(print, flush=True)
-    rows = machines.measure(given.results, given.experiment, given.subject, say)
     folder = bids.experiment_folder(given.results, given.experiment) / "machines"
+    rows = machines.measure(
+        given.results, given.experiment, given.subject, folder, given.orders, say
+    )
     columns = list(dict.fromkeys(key for row in rows for key in row))
     write_table(folder / "machines.csv", [{key: row.get(key) for key in columns} for row in rows])
     page = html.render(

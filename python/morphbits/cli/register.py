@@ -49,6 +49,18 @@ def main() -> None:
         help="another moving image, registered in the same batch; its result is dropped. For who "
         "asks whether the other images of a batch change a result",
     )
+    parser.add_argument(
+        "--record-orders",
+        type=Path,
+        help="with --accumulation probe, one more output: the orders that were measured, for "
+        "--orders on another machine",
+    )
+    parser.add_argument(
+        "--orders",
+        type=Path,
+        help="with --accumulation probe: orders that were recorded elsewhere, instead of those of "
+        "this machine's kernels",
+    )
     add_arguments(parser, RegisterConfig)
     arguments = parser.parse_args()
     files = Files(*(getattr(arguments, name) for name in Files.__annotations__))

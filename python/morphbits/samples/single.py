@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from morphbits import images, provenance, wording
 from morphbits.bids import sidecar
@@ -22,9 +23,11 @@ from morphbits.transforms import check_format, check_grids
 
 @dataclass(frozen=True)
 class Files:
-    """What is read (moving, fixed, model) and what is written (moved, warp, resampled).
+    """What is read (moving, fixed, model, batch_with, orders) and what is written (moved, warp,
+    resampled, record_orders).
 
-    batch_with: another moving image, which the network registers in the same batch.
+    batch_with: another moving image, which the network registers in the same batch. orders: those
+    that accumulation=probe takes from a file; record_orders: those that it measured.
     """
 
     moving: Path
@@ -34,22 +37,30 @@ class Files:
     warp: Path
     resampled: Path | None = None
     batch_with: Path | None = None
+    orders: Path | None = None
+    record_orders: Path | None = None
 
     @property
     def images(self) -> dict[str, Path]:
         """Those that are read, by their names in the record."""
-        named = {"moving": self.moving, "fixed": self.fixed, "batch_with": self.batch_with}
-        return {name: path for name, path in named.items() if path}
+        more = {"batch_with": self.batch_with} if self.batch_with else {}
+        return {"moving": self.moving, "fixed": self.fixed, **more}
 
     @property
     def read(self) -> dict[str, Path]:
         """All that are read."""
-        return {**self.images, "model": self.model}
+        more = {"orders": self.orders} if self.orders else {}
+        return {**self.images, "model": self.model, **more}
 
     @property
     def written(self) -> list[Path]:
         """The images that are written."""
         return [path for path in (self.moved, self.warp, self.resampled) if path]
+
+    @property
+    def outputs(self) -> list[Path]:
+        """All that are written."""
+        return [*self.written, *([self.record_orders] if self.record_orders else [])]
 
 
 def register_files(
@@ -59,9 +70,10 @@ def register_files(
     end. ``say`` takes a line for each step before it."""
     _check_outputs(files, config)
     started = provenance.Start()
-    inputs = provenance.inputs(files.images, files.model, config)
+    given = {role: path for role, path in files.read.items() if role != "model"}
+    inputs = provenance.inputs(given, files.model, config)
     with ExitStack() as stack:
-        beside = {path: stack.enter_context(staging(path.parent)) for path in files.written}
+        beside = {path: stack.enter_context(staging(path.parent)) for path in files.outputs}
         say(f"reading {' and '.join(map(str, files.images.values()))}")
         moving, fixed, *others = (
             images.load(path, config.orientation, config.nan) for path in files.images.values()
@@ -75,7 +87,8 @@ def register_files(
         batch = [prepare(other, fixed, files.model, config) for other in others]
         if any(other.fixed.shape != prepared.fixed.shape for other in batch):
             raise UserError(f"{files.batch_with}: is cropped to another grid; leave out --crop")
-        result = register(prepared, files.model, config, others=batch)
+        with _orders(files):
+            result = register(prepared, files.model, config, others=batch)
         made = {path: folder / path.name for path, folder in beside.items()}
         record_path = record_file(files)
         try:
@@ -91,6 +104,10 @@ def register_files(
                 sources = (files.moving, files.fixed)
                 describe_warp(made[files.warp], config.warp_format, sources)
                 made[sidecar(files.warp)] = sidecar(made[files.warp])
+            if files.record_orders:
+                from morphbits.engines.native.orders import recorded
+
+                recorded.write(made[files.record_orders])
             record = {
                 "configuration": provenance.configuration(config, inputs),
                 "provenance": provenance.provenance(config, started, result.record)
@@ -109,6 +126,15 @@ def register_files(
     return _summary(files, config, result, record_path)
 
 
+def _orders(files: Files) -> AbstractContextManager[Any]:
+    """In which `probe` takes the orders of a file."""
+    if not files.orders:
+        return nullcontext()
+    from morphbits.engines.native.orders import recorded
+
+    return recorded.replay(files.orders)
+
+
 def record_file(files: Files) -> Path:
     """``sample.json`` beside the moved image; with the image's name before it where that file
     already describes another registration."""
@@ -125,14 +151,20 @@ def _check_outputs(files: Files, config: RegisterConfig) -> None:
     check_format(files.warp, config.warp_format)
     for path in files.written:
         images.extension_of(path)
+    for path in files.outputs:
         if path.is_dir():
             raise UserError(f"{path}: is a folder; give the name of a file")
-    named = [path.resolve() for path in files.written]
+    probes = config.engine == "native" and config.accumulation == "probe"
+    if (files.orders or files.record_orders) and not probes:
+        raise UserError("--orders and --record-orders need --engine native --accumulation probe")
+    if files.orders and files.record_orders:
+        raise UserError("--record-orders measures this machine's orders: leave out --orders")
+    named = [path.resolve() for path in files.outputs]
     if len(set(named)) < len(named) or {path.resolve() for path in files.read.values()} & set(
         named
     ):
         raise UserError(
-            f"{', '.join(map(str, files.written))}: outputs must not replace each other or an "
+            f"{', '.join(map(str, files.outputs))}: outputs must not replace each other or an "
             "input"
         )
 
@@ -160,6 +192,7 @@ def _summary(files: Files, config: RegisterConfig, result: Result, record: Path)
         f"moved  {files.moved}",
         f"warp   {files.warp} ({_in_words(config.warp_format)})",
         *([f"moving image in its own intensities  {files.resampled}"] if files.resampled else []),
+        *([f"orders of additions  {files.record_orders}"] if files.record_orders else []),
         f"record {record}",
     ]
     return "\n".join(lines)

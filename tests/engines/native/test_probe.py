@@ -14,7 +14,7 @@ from support.processors import ORDERS_ARE_READ
 from morphbits.engines.native import random_rounding
 from morphbits.engines.native.kernels import library
 from morphbits.engines.native.kernels.library import MODES, Rounding, Terms, available_variants
-from morphbits.engines.native.orders import probe
+from morphbits.engines.native.orders import probe, store
 from morphbits.engines.native.orders.accumulation import terms
 from morphbits.models.synthmorph_torch import init_model
 from morphbits.models.weights import Architecture
@@ -43,7 +43,7 @@ def layer(
 
 @pytest.fixture(autouse=True)
 def forget() -> None:
-    probe._found.clear()
+    store.measured.clear()
 
 
 @pytest.mark.parametrize("name", ["sequential", "direct", "blocked:7", "blocked:192", "start"])
@@ -76,7 +76,7 @@ def test_any_order_of_the_terms_is_recovered() -> None:
         x, w, b = layer(3, 4, (6, 5, 7))
         found = probe.order(kernel(known), x, w, b, STEPS, threads=1)
         assert found.proven, found.words
-        probe._found.clear()
+        store.measured.clear()
 
 
 @pytest.mark.parametrize(

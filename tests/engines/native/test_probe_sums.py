@@ -16,7 +16,7 @@ from support.processors import ORDERS_ARE_READ
 from morphbits.engines.native import random_rounding
 from morphbits.engines.native.kernels import sums
 from morphbits.engines.native.kernels.library import Rounding
-from morphbits.engines.native.orders import probe_sums
+from morphbits.engines.native.orders import probe_sums, store
 from morphbits.engines.native.orders.trees import Node, Plan, UnreadableError, describe, tree
 
 NEAREST = partial(Rounding, "nearest", threads=1)
@@ -24,7 +24,7 @@ NEAREST = partial(Rounding, "nearest", threads=1)
 
 @pytest.fixture(autouse=True)
 def forget() -> None:
-    probe_sums._found.clear()
+    store.measured.clear()
 
 
 def random_tree(terms: int, seed: int) -> Node:
@@ -62,7 +62,7 @@ def test_every_tree_is_recovered() -> None:
         found = probe_sums.sum_order(lambda t, root=root: by_tree(root, t), x, [0], threads=2)  # type: ignore[misc]
         assert "the same bytes" in found.words, found.words
         assert same_bytes(found.add(lambda count: NEAREST(), x), by_tree(root, x))
-        probe_sums._found.clear()
+        store.measured.clear()
 
 
 def test_results_of_several_orders_are_told_apart() -> None:
@@ -87,7 +87,7 @@ def test_what_is_no_order_is_said() -> None:
     ):
         found = probe_sums.sum_order(kernel, x, [0], threads=1)
         assert "not read" in found.words and not found.parts, (why, found.words)
-        probe_sums._found.clear()
+        store.measured.clear()
     with pytest.raises(UnreadableError):
         tree(range(4), lambda pairs: [3 for _ in pairs])
     long = torch.zeros(probe_sums.TERMS + 1)

@@ -4,6 +4,9 @@ Each way of computing is a process of its own with nothing perturbed, for kernel
 library is loaded: torch's by ATEN_CPU_CAPABILITY, oneDNN's by ONEDNN_MAX_CPU_ISA (in torch and in
 TensorFlow), the native engine's by MORPHBITS_VARIANT. Distances are to the first way, torch as it
 is installed on one thread, and next to those of the experiment's perturbed samples.
+
+The orders in which torch's kernels add here are written into a file (`orders.recorded`), by which
+the native engine adds on another machine as torch does here; and those of another are followed.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +27,8 @@ from morphbits import bids, images, provenance
 from morphbits.bids import Dataset, Subject
 from morphbits.config import ExperimentConfig, RegisterConfig, from_mapping, to_arguments
 from morphbits.engines.native.kernels.library import VARIANTS, available_variants
+from morphbits.engines.native.orders import recorded
+from morphbits.engines.native.orders.store import PROVEN
 from morphbits.errors import UserError
 from morphbits.models.model import located
 from morphbits.report.tables import MISSING, Table, number, small
@@ -33,6 +38,7 @@ from morphbits.studies.stability_test.results import Compared, compare_subject, 
 from morphbits.studies.stability_test.verdict import MINIMUM
 
 PACKAGE = Path(__file__).parents[3]
+ORDERS = "orders.json.gz"  # this machine's
 WITHOUT_ONEDNN = "import torch; torch.backends.mkldnn.set_flags(False); "
 # (name, variant of this engine's kernels that shows that it can run here, torch's name, oneDNN's)
 INSTRUCTIONS = (
@@ -51,15 +57,20 @@ class Way:
     options: Mapping[str, object]
     environment: Mapping[str, str] = field(default_factory=dict)
     before: str = ""  # Python that runs first
+    files: Mapping[str, Path] = field(default_factory=dict)  # more of register's options
 
 
-def ways() -> Iterator[Way]:
-    """All ways of this machine, torch as it is installed first."""
+def ways(other: Path, made: Sequence[Path], orders: Path | None = None) -> Iterator[Way]:
+    """All ways of this machine, torch as it is installed first. other: another moving image, for
+    a batch; made: where this machine's orders are written, of one image and of a batch; orders:
+    those of another machine."""
     torch = {"engine": "ieee", "framework": "torch", "threads": 1}
     native = {"engine": "native", "framework": "torch", "mode": "nearest", "threads": 1}
     here = [row for row in INSTRUCTIONS if row[1] in available_variants()]
     yield Way("torch", "as installed", torch)
     yield Way("torch", "2 threads", torch | {"threads": 2})
+    batch = {"batch-with": other}
+    yield Way("torch", "in a batch of two", torch, files=batch)
     for name, _, aten, onednn in here:
         environment = {"ATEN_CPU_CAPABILITY": aten, "ONEDNN_MAX_CPU_ISA": onednn}
         yield Way("torch", f"{name} at most", torch, environment)
@@ -67,22 +78,38 @@ def ways() -> Iterator[Way]:
     tf = {"engine": "ieee", "framework": "tensorflow", "threads": 1, "plain": True}
     yield Way("TensorFlow", "with oneDNN", tf)
     yield Way("TensorFlow", "with oneDNN, 2 threads", tf | {"threads": 2})
+    yield Way("TensorFlow", "with oneDNN, in a batch of two", tf, files=batch)
     for name, _, _, onednn in here[1:]:
         yield Way("TensorFlow", f"oneDNN, {name} at most", tf, {"ONEDNN_MAX_CPU_ISA": onednn})
     yield Way("TensorFlow", "without oneDNN", tf | {"onednn": "off"})
     for name, variant, _, _ in here:
         yield Way("native, nearest", name, native, {"MORPHBITS_VARIANT": variant})
     yield Way("native, nearest", "2 threads", native | {"threads": 2})
+    yield Way("native, nearest", "in a batch of two", native, files=batch)
+    probe = native | {"accumulation": "probe"}
+    there = f"torch's orders on {recorded.read(orders).words}" if orders else ""
+    for file, among, more in zip(made, ("", ", in a batch of two"), ({}, batch), strict=True):
+        files = {"record-orders": file, **more}
+        yield Way("native, nearest", f"torch's orders here{among}", probe, files=files)
+        if orders:
+            files = {"orders": orders, **more}
+            yield Way("native, nearest", f"{there}{among}", probe, files=files)
 
 
 def measure(
-    results: Path, experiment: str, number_of_subject: int, say: Callable[[str], None]
+    results: Path,
+    experiment: str,
+    number_of_subject: int,
+    folder: Path,
+    orders: Path | None,
+    say: Callable[[str], None],
 ) -> list[Row]:
     """A row for each way, and one for pairs of perturbed samples, on one subject of an experiment.
+    This machine's orders are written into `folder`; `orders`: those of another machine.
 
     rms_mm, max_mm: distance of the warps; bits: in which images and warps agree in the mean; dice:
     smallest of the moved labels; ratio: distance over that of two samples (`verdict`); same_as:
-    the first way with the same bytes.
+    the first way with the same bytes; orders: how many were read and proven.
     """
     dataset = recorded_dataset(results, experiment)
     record = bids.experiment_file(results, experiment, "experiment.json")
@@ -95,6 +122,9 @@ def measure(
             f"{dataset.root}: has {len(subjects)} subjects, no number {number_of_subject}"
         )
     subject = subjects[number_of_subject - 1]
+    # another subject, or, where there is none, the fixed image
+    following = subjects[number_of_subject % len(subjects)]
+    other = dataset.moving(following) if len(subjects) > 1 else dataset.fixed()
     samples = _samples(results, experiment, subject, dataset)
     if len(samples) < MINIMUM:
         raise UserError(
@@ -105,11 +135,11 @@ def measure(
     seen: dict[tuple[str, ...], str] = {}
     with tempfile.TemporaryDirectory(prefix="morphbits-machines-") as temporary:
         first: tuple[Path, Path] | None = None
-        for k, way in enumerate(ways()):
+        made = [Path(temporary) / name for name in ("alone.json.gz", "batch.json.gz")]
+        for k, way in enumerate(ways(other, made, orders)):
             row: Row = {"computes": way.computes, "how": way.how}
-            folder = Path(temporary) / f"{k}"
             # named as the samples' files, which label maps and reports go by
-            given = tuple(folder / path.name for path in samples[0])
+            given = tuple(Path(temporary) / f"{k}" / path.name for path in samples[0])
             failed = _register(way, settings, dataset, subject, given)
             if failed:
                 rows.append(row | {"failed": failed})
@@ -121,8 +151,13 @@ def measure(
             name = f"{way.computes}, {way.how}"
             row["same_as"] = seen.setdefault(key, name)
             row |= _distances(first, images_of, samples, dataset)
+            if found := _orders(given[0].with_name("sample.json")):
+                proven = sum(words.endswith(PROVEN) for words in found.values())
+                row["orders"] = f"{proven} of {len(found)}"
             rows.append(row)
             say(f"{name}: {row['rms_mm']:.3g} mm, {row['ratio']:.3g} times two samples")
+        if all(file.is_file() for file in made):
+            recorded.merge(made, folder / ORDERS)
     pairs = [
         _distances(one, other, samples, dataset)
         for one, other in itertools.islice(itertools.combinations(samples, 2), 10)
@@ -164,6 +199,7 @@ def _register(
     words = ["register", "--moving", str(dataset.moving(subject)), "--fixed", str(dataset.fixed())]
     words += ["--model", str(located(settings.model))]
     words += ["--moved", str(given[0]), "--warp", str(given[1]), *to_arguments(chosen)]
+    words += [word for name, path in way.files.items() for word in (f"--{name}", str(path))]
     code = f"{way.before}from morphbits.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, *words],
@@ -172,6 +208,12 @@ def _register(
     )  # fmt: skip
     *_, last = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
     return last.removeprefix("error: ") if done.returncode else ""
+
+
+def _orders(sample: Path) -> dict[str, str]:
+    """The orders that a registration followed, in words."""
+    found: dict[str, str] = json.loads(sample.read_text())["provenance"].get("orders", {})
+    return found
 
 
 def _data(path: Path) -> np.ndarray:
@@ -203,6 +245,10 @@ def _distances(
     }
 
 
+def _how(row: Row) -> str:
+    return row["how"] + (f" ({row['orders']} proven)" if row.get("orders") else "")
+
+
 def table(rows: list[Row], first: str) -> Table:
     """For page and note."""
 
@@ -221,7 +267,7 @@ def table(rows: list[Row], first: str) -> Table:
             "computed by", "how", "image: bits that agree", "warp: bits", "warp: RMS, mm",
             "largest, mm", "smallest Dice", "times two samples", "same bytes as",
         ],
-        rows=[[row["computes"], row["how"], *cells(row)] for row in rows],
+        rows=[[row["computes"], _how(row), *cells(row)] for row in rows],
         text_columns=2,
     )  # fmt: skip
 

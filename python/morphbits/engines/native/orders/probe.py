@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from morphbits.engines.native.kernels.library import Rounding, convolution
+from morphbits.engines.native.orders import store
 from morphbits.engines.native.orders.accumulation import Terms, terms
 from morphbits.engines.native.orders.trees import (
     MASK,
@@ -245,8 +246,17 @@ class Found:
     words: str
     proven: bool
 
-
-_found: dict[tuple, Found] = {}
+    def fits(self, geometry: Geometry, bias: bool) -> bool:
+        """Whether it adds each product of such a convolution once."""
+        order, taps = self.terms, geometry.taps
+        terms = order.channel * taps + order.tap
+        return (
+            np.array_equal(np.sort(terms), np.arange(geometry.terms))
+            and bool((order.tap >= 0).all() and (order.tap < taps).all())
+            and bool((np.diff(order.segment_end, prepend=0) > 0).all())
+            and int(order.segment_end[-1]) == geometry.terms
+            and (bias or not (order.bias_first or order.bias_starts))
+        )
 
 
 def order(
@@ -260,13 +270,12 @@ def order(
 ) -> Found:
     """The order of the framework's convolution of these tensors; one chain where it is not read.
 
-    Probed and compared once for each layout of the tensors and number of torch's threads, then
-    remembered for the life of the process; ``kernel``: what else tells kernels apart.
+    ``kernel``: what else tells kernels apart.
     """
     geometry = Geometry(tuple(x.shape), tuple(weight.shape), steps)
-    layout = (geometry, x.stride(), weight.stride(), x.dtype, bias is None)
-    key = (*layout, torch.get_num_threads(), kernel)
-    if key not in _found:
+    layout = (geometry, x.stride(), weight.stride(), x.dtype, bias is None, kernel)
+
+    def measure() -> Found:
         proven, chosen = False, terms("sequential", geometry.taps, weight.shape[1])
         try:
             chosen = read(convolve, geometry, (x, weight), bias is not None)
@@ -288,12 +297,13 @@ def order(
                 compared += theirs.numel()
             share, proven = equal / compared, equal == compared
             below = math.floor(1000 * share) / 10  # never 100 where one differs
-            words = f"{describe(chosen, geometry.taps, bias is not None)}: "
-            words += "the same bytes" if proven else f"{below:.1f}% of values the same"
+            words = describe(chosen, geometry.taps, bias is not None)
+            words += store.PROVEN if proven else f": {below:.1f}% of values the same"
         except UnreadableError as error:
             words = f"not read ({error}): one chain"
-        _found[key] = Found(chosen, words, proven)
-    return _found[key]
+        return Found(chosen, words, proven)
+
+    return store.order(layout, measure, lambda found: found.fits(geometry, bias is not None))
 
 
 def lengthened(x: torch.Tensor, weight: torch.Tensor, steps: Steps) -> torch.Tensor:

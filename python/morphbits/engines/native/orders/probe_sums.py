@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Any
 
 import numpy as np
 import torch
 
 from morphbits.engines.native.kernels import sums
 from morphbits.engines.native.kernels.library import Rounding, elementwise
+from morphbits.engines.native.orders import store
 from morphbits.engines.native.orders.trees import (
     MASK,
     Node,
@@ -44,8 +44,6 @@ TERMS = 2**14
 # Orders that the results of one call may have.
 ORDERS = 8
 Draw = Callable[[int], Rounding]  # the random bits of a kernel of so many operations
-
-_found: dict[tuple, Any] = {}
 
 
 def _times(shape: Sequence[int]) -> str:
@@ -84,6 +82,14 @@ class FoundSum:
             out[index] = plan.add(rounding, terms_NI[:, index])
         return out
 
+    def fits(self, terms: int, results: int) -> bool:
+        """Whether it adds each of so many terms once for each result; or was not read."""
+        return not self.parts or (
+            all(plan.fits(terms) for _, plan in self.parts)
+            and torch.cat([index for index, _ in self.parts]).sort()[0].tolist()
+            == list(range(results))
+        )
+
 
 def sum_order(
     kernel: Callable[[torch.Tensor], torch.Tensor],
@@ -93,17 +99,22 @@ def sum_order(
 ) -> FoundSum:
     """The order of the framework's sum of `x` over `axes`.
 
-    kernel: the framework's sum over these axes. Read and compared once for each layout and number
-    of torch's threads, then remembered for the life of the process.
+    kernel: the framework's sum over these axes.
     """
-    key = ("sum", *layout(x), tuple(axes), torch.get_num_threads())
-    if key not in _found:
+    terms = prod(x.shape[d] for d in axes)
+
+    def measure() -> FoundSum:
         layer = f"{_times(x.shape)} over {_times([x.shape[d] for d in axes])}"
         try:
-            _found[key] = _sum_order(layer, kernel, x, axes, threads)
+            return _sum_order(layer, kernel, x, axes, threads)
         except UnreadableError as error:
-            _found[key] = FoundSum(layer, f"not read ({error}): chains of up to 256")
-    return _found[key]
+            return FoundSum(layer, f"not read ({error}): chains of up to 256")
+
+    return store.order(
+        ("sum", *layout(x), tuple(axes)),
+        measure,
+        lambda found: found.fits(terms, x.numel() // terms),
+    )
 
 
 def _sum_order(
@@ -130,7 +141,7 @@ def _sum_order(
         parts.append((left[fits], plan))
         words.append(describe(root, terms))
         left = left[~fits]
-    return FoundSum(layer, f"{_either(words)}: the same bytes", tuple(parts))
+    return FoundSum(layer, f"{_either(words)}{store.PROVEN}", tuple(parts))
 
 
 def _either(words: Sequence[str]) -> str:
@@ -245,6 +256,16 @@ class Products:
             parts[torch.tensor(numbers)] = found.view(len(numbers), *shape)
         return self.plan.add(rounding, parts.view(len(parts), -1)).view(shape)
 
+    def fits(self, depth: int, addend: bool) -> bool:
+        """Whether it adds each of so many products once, and what they are added to."""
+        terms = sorted(term for one in self.chains for term in one)
+        return (
+            self.depth == depth
+            and terms == list(range(depth + addend))
+            and not any(depth in one[1:] for one in self.chains)
+            and self.plan.fits(len(self.chains))
+        )
+
     @cached_property
     def _in_turn(self) -> bool:
         """Whether all chains begin from zero and are added in their order, what the product is
@@ -299,6 +320,15 @@ class FoundProduct:
             out[:, rows[:, None], columns] = found
         return out
 
+    def fits(self, depth: int, shape: Pair, addend: bool) -> bool:
+        """Whether it adds each product once for each result of (M, N); or was not read."""
+        times_MN = torch.zeros(shape, dtype=torch.int64)
+        for rows, columns, order in self.parts:
+            times_MN[rows[:, None], columns] += 1
+            if not order.fits(depth, addend):
+                return False
+        return not self.parts or bool((times_MN == 1).all())
+
 
 Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
@@ -318,18 +348,23 @@ def product_order(
 ) -> FoundProduct:
     """The order of the framework's product of (B, M, K) by (B, K, N).
 
-    kernel: the framework's product of such tensors, (B, M, N), perhaps added to a third. Read and
-    compared as `sum_order`.
+    kernel: the framework's product of such tensors, (B, M, N), perhaps added to a third.
     """
     given = [a, b, *([] if addend is None else [addend])]
-    key = ("product", *map(layout, given), torch.get_num_threads())
-    if key not in _found:
+
+    def measure() -> FoundProduct:
         layer = " by ".join(_times(x.shape[x.shape[0] == 1 :]) for x in (a, b))
         try:
-            _found[key] = _product_order(layer, kernel, a, b, addend, threads)
+            return _product_order(layer, kernel, a, b, addend, threads)
         except UnreadableError as error:
-            _found[key] = FoundProduct(layer, f"not read ({error}): one chain")
-    return _found[key]
+            return FoundProduct(layer, f"not read ({error}): one chain")
+
+    size = a.shape[1], b.shape[2]
+    return store.order(
+        ("product", *map(layout, given)),
+        measure,
+        lambda found: found.fits(a.shape[2], size, addend is not None),
+    )
 
 
 def _product_order(
@@ -360,7 +395,7 @@ def _product_order(
         parts.append((*at, order))
         left_MN &= ~fits_MN
     words = _either([order.words() for *_, order in parts])
-    return FoundProduct(layer, f"{words}: the same bytes", tuple(parts))
+    return FoundProduct(layer, f"{words}{store.PROVEN}", tuple(parts))
 
 
 def _read_part(

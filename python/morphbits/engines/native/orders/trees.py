@@ -160,6 +160,16 @@ class Plan:
             steps.append(np.array(columns, dtype=np.int64).T.reshape(length, len(together)))
         return cls(terms, tuple(steps))
 
+    def fits(self, terms: int) -> bool:
+        """Whether it adds each of so many terms, and each sum of some, once."""
+        made = terms
+        for step in self.steps:
+            if step.max() >= made:
+                return False
+            made += step.shape[1]
+        used = np.concatenate([np.empty(0, np.int64), *(step.reshape(-1) for step in self.steps)])
+        return self.terms == terms and np.array_equal(np.sort(used), np.arange(made - 1))
+
     def add(self, rounding: Callable[[int], Rounding], terms_NI: torch.Tensor) -> torch.Tensor:
         """The sum over the first axis, (I,). Each step is a kernel's call of its own, with the
         random bits that `rounding` gives for so many additions."""
