@@ -142,3 +142,49 @@ def test_regions_have_the_names_of_their_table(tmp_path: Path) -> None:
         17: "Left-Hippocampus",
         53: "label 53",
     }
+
+
+def test_freesurfers_labels_have_its_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The common ones without FreeSurfer, all with its colour table, and only of its maps."""
+    monkeypatch.delenv("FREESURFER_HOME", raising=False)
+    labels = [0, 2, 17, 49, 53, 77, 255, 1002]
+    path = tmp_path / "sub-1_desc-aseg_dseg.nii.gz"
+    common = [
+        "Left-Cerebral-White-Matter", "Left-Hippocampus", "Right-Thalamus", "Right-Hippocampus",
+        "WM-hypointensities", "CC_Anterior",
+    ]  # fmt: skip
+    assert list(region_names(labels, path).values()) == [*common, "label 1002"]
+    assert region_names(labels, tmp_path / "mri/aseg.mgz") == region_names(labels, path)
+    route = tmp_path / "derivatives/freesurfer/sub-1/anat/sub-1_dseg.nii.gz"
+    assert region_names(labels, route) == region_names(labels, path)
+    assert region_names([17], tmp_path / "sub-1_dseg.nii.gz") == {17: "label 17"}
+    monkeypatch.setenv("FREESURFER_HOME", str(tmp_path))
+    assert region_names([17], path) == {17: "Left-Hippocampus"}  # nothing lies there
+    (tmp_path / "FreeSurferColorLUT.txt").write_text(
+        "#$Id$\n#No. Label Name:      R   G   B   A\n\n0  Unknown  0 0 0 0\n"
+        "49  Right-Thalamus-Proper  0 118 14 0\n1002  ctx-lh-caudalanteriorcingulate  1 2 3 0\n"
+    )
+    assert region_names([17, 49, 1002], path) == {
+        17: "Left-Hippocampus",
+        49: "Right-Thalamus-Proper",
+        1002: "ctx-lh-caudalanteriorcingulate",
+    }
+    (tmp_path / "sub-1_desc-aseg_dseg.tsv").write_text("index\tname\n17\thippocampus, left\n")
+    assert region_names([17, 53], path) == {17: "hippocampus, left", 53: "Right-Hippocampus"}
+
+
+def test_measures_of_freesurfers_labels(tmp_path: Path) -> None:
+    """A map of three structures, moved by one voxel along x: volumes and Dice by their names."""
+    labels = np.zeros(SHAPE, np.int32)
+    for k, label in enumerate((10, 17, 53)):
+        labels[1:5, 1 + 2 * k : 3 + 2 * k, 2:6] = label
+    warp = np.zeros((*SHAPE, 3), np.float32)
+    warp[..., 0] = 1
+    names = region_names(np.unique(labels), tmp_path / "aseg.mgz")
+    regions = Regions({"brain": labels > 0}, AFFINE, Image(labels, AFFINE), names, labels)
+    values = regions.measure(Image(warp, AFFINE)).values
+    for name in ("Left-Thalamus", "Left-Hippocampus", "Right-Hippocampus"):
+        assert values[name, "volume"] == 4 * 2 * 4 * 8
+        assert values[name, "dice"] == 2 * 24 / 64  # 3 of 4 layers stay on it

@@ -27,7 +27,7 @@ from scipy.spatial.transform import Rotation
 
 from morphbits import images
 from morphbits.images import Image
-from morphbits.stats import accuracy
+from morphbits.stats import accuracy, aseg
 
 UNITS = {
     "volume": "mm³",
@@ -48,15 +48,18 @@ Values = dict[tuple[str, str], float]
 
 def region_names(labels: Iterable[int], path: Path) -> dict[int, str]:
     """Names of a label map's labels, without 0: tissues where there are no others than 1 to 3,
-    otherwise those of the table next to the file (BIDS: `_dseg.tsv`), otherwise `label 17`."""
+    otherwise those of the table next to the file (BIDS: `_dseg.tsv`), otherwise of FreeSurfer's
+    maps its own (`aseg`), otherwise `label 17`."""
     found = sorted({int(label) for label in labels} - {0})
     if set(found) <= set(TISSUES):
         return {label: TISSUES[label] for label in found}
     table = path.with_name(path.name.partition(".")[0] + ".tsv")
-    names: dict[str, str] = {}
+    names = {str(k): name for k, name in aseg.names().items()} if aseg.is_freesurfers(path) else {}
     if table.is_file():
         rows = csv.DictReader(table.read_text(encoding="utf-8").splitlines(), delimiter="\t")
-        names = {row["index"]: row["name"] for row in rows if row.get("index") and row.get("name")}
+        names |= {
+            row["index"]: row["name"] for row in rows if row.get("index") and row.get("name")
+        }
     return {label: names.get(str(label), f"label {label}") for label in found}
 
 
