@@ -82,7 +82,7 @@ def test_every_variable_of_inference_is_an_option_of_its_script() -> None:
     others |= set(
         "LABELS TARGETS SYNTH_PROCS SUBJECT NOTES CHECK DEVICE A B C ALPHA FLOOR LICENSE".split()
     )
-    others |= set("LOSS SMOOTHNESS OPTIMIZER LEARNING_RATE".split())
+    others |= set("LOSS SMOOTHNESS OPTIMIZER LEARNING_RATE ORDERS".split())
     assert len(options) == len(set(VARIABLES) - others)
     script = [*cli.command("inference"), "--help"]
     usage = subprocess.run(script, text=True, capture_output=True, check=True).stdout

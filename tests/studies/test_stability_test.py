@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -217,8 +218,11 @@ def test_a_shifted_warp_is_different_in_mm(root: Path, monkeypatch: pytest.Monke
     for path in (root / "moved").rglob("*_xfm.nii.gz"):
         warp = images.load_warp(path)
         images.save(path, warp.data + np.float32([0.5, 0, 0]), warp.affine)
+    masks = mock.Mock(wraps=results.tissue_masks)
+    monkeypatch.setattr(results, "tissue_masks", masks)
     assert run(root, monkeypatch, "results-11", "moved") == DIFFERENT
     found = written(root)
+    assert len(found["files"]) > 2 and masks.call_count == 1  # the brain of all files
     warps = [row for row in found["files"] if "_xfm" in row["file"]]
     # half a voxel of 2 mm; the samples' own noise is below 1e-3 mm (18.5 bits of 2 voxels)
     assert all(row["rms_mm"] == pytest.approx(1, abs=1e-3) for row in warps)

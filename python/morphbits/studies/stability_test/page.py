@@ -18,7 +18,9 @@ from morphbits.report.figures import COLOURS, GREY, STYLE, Figure, svg
 from morphbits.report.tables import Table, number, small
 from morphbits.stats.analysis import Row, write_table
 from morphbits.studies.stability_test.results import (
+    Brain,
     Compared,
+    brain_of,
     dice,
     framewise_displacement,
     is_warp,
@@ -39,11 +41,12 @@ def write(
     """Write everything into a folder; returns the page. inputs: what was compared, for the page.
     dataset: whose labels the warps move."""
     folder.mkdir(parents=True, exist_ok=True)
+    brain = brain_of(dataset)
     rows = [
         row
         for subject in verdict.subjects
         for row in _rows(
-            subject, {str(file.name): file for file in files[subject.subject]}, dataset
+            subject, {str(file.name): file for file in files[subject.subject]}, dataset, brain
         )
     ]
     write_table(folder / "files.csv", rows)
@@ -96,7 +99,10 @@ def _finite(value: float) -> float | None:
 
 
 def _rows(
-    subject: SubjectResult, files: dict[str, Compared], dataset: Dataset | None
+    subject: SubjectResult,
+    files: dict[str, Compared],
+    dataset: Dataset | None,
+    brain: Brain | None,
 ) -> list[Row]:
     """A row for each file."""
     rows = []
@@ -121,7 +127,7 @@ def _rows(
         if is_warp(file):
             apart = millimetres(file)
             row |= {"rms_mm": apart.root_mean_square, "max_mm": apart.largest}
-        if moved := framewise_displacement(file, dataset):
+        if moved := framewise_displacement(file, brain):
             row["fd_power"], row["fd_jenkinson"] = moved
         if overlap := dice(file, dataset):
             row["dice"] = min(overlap.values())

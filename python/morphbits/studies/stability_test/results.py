@@ -188,15 +188,21 @@ def millimetres(file: Compared) -> Millimetres:
     return Millimetres(float(np.sqrt(squares.mean())), float(np.sqrt(squares.max())))
 
 
-def framewise_displacement(file: Compared, dataset: Dataset | None) -> tuple[float, float] | None:
+Brain = tuple[np.ndarray, np.ndarray]
+
+
+def brain_of(dataset: Dataset | None) -> Brain | None:
+    """Where the brain is on the fixed image's grid, bool (X, Y, Z), and the grid's affine."""
+    if dataset is None or not dataset.fixed().is_file():
+        return None
+    image = images.load(dataset.fixed())
+    return tissue_masks(dataset, image)["brain"], image.affine
+
+
+def framewise_displacement(file: Compared, brain: Brain | None) -> tuple[float, float] | None:
     """Power's and Jenkinson's, in mm, from A to B: of warps that of their affine parts over the
-    brain of the dataset's fixed image, or over the grid where that is not there; of files that
-    hold an affine transform around the brain's centre, or the origin. None of other files."""
-    fixed = dataset.fixed() if dataset else None
-    brain = None
-    if dataset and fixed and fixed.is_file() and (is_warp(file) or affine(file.a) is not None):
-        image = images.load(fixed)
-        brain = tissue_masks(dataset, image)["brain"], image.affine
+    brain, or over the grid where it is not known; of files that hold an affine transform around
+    the brain's centre, or the origin. None of other files."""
     if is_warp(file):
         warps = [images.load_warp(path) for path in (file.a, file.b)]
         grid = warps[0].data.shape[:3]
