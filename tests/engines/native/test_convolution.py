@@ -120,7 +120,11 @@ def test_every_variant_gives_the_bytes_of_the_naive_reference(
 
 
 @pytest.mark.parametrize(
-    "scale", ["subnormal", "huge", "zero weights", "infinite image", "infinite weight", "nan"]
+    "scale",
+    [
+        *("subnormal", "least normal", "below it", "huge"),
+        *("zero weights", "infinite image", "infinite weight", "nan"),
+    ],
 )
 @pytest.mark.parametrize("channels_out, width", [(18, 9), (3, 21)])
 def test_extreme_values_give_the_bytes_of_the_naive_reference(
@@ -131,6 +135,11 @@ def test_extreme_values_give_the_bytes_of_the_naive_reference(
     match scale:
         case "subnormal":
             x, w, b = x * info.tiny**0.5, w * info.tiny**0.5, torch.zeros_like(b)
+        case "least normal" | "below it":  # is the product of last places, what a rounding leaves
+            x, w = (v.sign() * (1 + v.abs() % 1) for v in (x, w))
+            x[0, 1], w[:, 1], b = x[0, 0], -w[:, 0], torch.zeros_like(b)
+            below = scale == "below it"
+            x, w = (v * info.tiny**0.5 / info.eps for v in (x, w * 0.5**below))
         case "huge":
             x, w = x * info.max**0.5, w * info.max**0.5
         case "zero weights":

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -164,3 +166,27 @@ def test_the_suggested_format_is_torchs(shape: tuple[int, ...], strides: tuple[i
     x = torch.zeros(1000).as_strided(shape, strides)
     theirs = torch._prims_common.suggest_memory_format(x)
     assert layouts.suggested(x) == theirs
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("channels", [3, 4, 19])
+@pytest.mark.parametrize("special", [False, True])
+def test_pooling_by_vectors_returns_what_torch_does(
+    dims: int, channels: int, special: bool
+) -> None:
+    """Ties, numbers that are not finite, borders; the batch may be left out."""
+    generator = torch.Generator().manual_seed(channels)
+    shape = (2, channels, *(9, 8, 7)[:dims])
+    x = torch.randint(-3, 3, shape, generator=generator).float()
+    if special:
+        for number in (torch.nan, torch.inf, -torch.inf):
+            x[torch.rand(shape, generator=generator) < 0.2] = number
+    x[0, :, :4, :4] = -torch.inf
+    func = getattr(torch.ops.aten, f"max_pool{dims}d_with_indices").default
+    size = [3] * dims
+    settings = ((size,), (size, [2] * dims, [1] * dims), (size, [1], [0], [2], True))
+    for given, arguments in product((x, x[:1], x[0], x.transpose(2, 3), x.double()), settings):
+        expected, found = (f(given, *arguments) for f in (func, partial(layouts.pooled, func)))
+        for one, other in zip(expected, found, strict=True):
+            assert torch.equal(one.nan_to_num(9), other.nan_to_num(9))
+            assert one.stride() == other.stride()

@@ -60,6 +60,23 @@ def test_chains_are_the_exact_replay_and_alike_in_every_variant(
             assert Fraction(found[element]) == total
 
 
+def test_long_sums_in_short_chains_are_alike_in_every_variant() -> None:
+    """Random words are kept over the ends of chains; the kernel has slices, too."""
+    left, right = (drawn((1, n, 2100), torch.float32, n) for n in (19, 33))
+    ends = sums.segments(2100, 24)
+    for mode in MODES:
+        naive, *others = (
+            sums.matrix_product(
+                Rounding(mode, key=5, variant=variant),
+                left,
+                right.transpose(1, 2),
+                ends,
+            )
+            for variant in ("naive", *available_variants())
+        )
+        assert all(same_bytes(naive, other) for other in others), mode
+
+
 @given(data=st.data())
 def test_products_are_the_exact_replay_and_alike_in_every_variant(
     data: st.DataObject,

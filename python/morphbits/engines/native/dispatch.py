@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from typing import Any
 
 import torch
@@ -116,7 +116,7 @@ class RandomRounding(Context, TorchDispatchMode):
         self._calls += 1
         name, rule, moves, plain = _known(func)
         if moves:
-            return func(*args, **kwargs)
+            return moves(*args, **kwargs)
         given = operands.leaves(args, kwargs)
         if plain and (kinds := operands.plain_types(given)):
             if rule is not None and not kinds.isdisjoint(_FLOATING):
@@ -280,9 +280,10 @@ class RandomRounding(Context, TorchDispatchMode):
 
 
 @cache
-def _known(func: Any) -> tuple[str, Rule | None, bool, bool]:
-    """Of an operator: its name; its rule; whether it passes whatever its arguments are; whether
-    it writes into none and, if it has no rule, passes where its operands have one type."""
+def _known(func: Any) -> tuple[str, Rule | None, Callable[..., Any] | None, bool]:
+    """Of an operator: its name; its rule; how it is called if it passes whatever its arguments
+    are; whether it writes into none and, if it has no rule, passes where its operands have one
+    type."""
     name = short_name(func)
     rule, writes = RULES.get(name), bool(written(func))
     reduces = "reduce" in func._overloadname
@@ -290,7 +291,8 @@ def _known(func: Any) -> tuple[str, Rule | None, bool, bool]:
     plain = not writes and (
         rule is not None or (name in ONE_TYPE and name in PASS and not reduces)
     )
-    return name, rule, moves and rule is None and not writes, plain
+    call = partial(layouts.pooled, func) if name in layouts.POOLING else func
+    return name, rule, call if moves and rule is None and not writes else None, plain
 
 
 def _of_one_type(op: Operator, args: Any, kwargs: Any) -> tuple[Any, Any]:

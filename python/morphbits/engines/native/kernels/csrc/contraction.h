@@ -16,11 +16,12 @@ static inline __attribute__((always_inline)) void S(contract_tile)(const roundin
                                                                    uint32_t first, int64_t from, int64_t to,
                                                                    S(open_sum) * open, int64_t segment) {
     const int nearness = way == S(BY_DISTANCE) || way == S(BY_DISTANCE_CAREFUL);
-    W lane, word[MAX_TILE] = {{0}};
+    W lane, word[MAX_TILE] = {{0}}, sum_word[MAX_TILE] = {{0}}; /* of 32 products, of 32 additions of chains */
     S(directions) directions[MAX_TILE];
     V chain[MAX_TILE];
     S(total) wide[MAX_TILE];
     const char *row_at[MAX_TILE];
+    int drawn = 0;
 #define ELEMENT(i) (lane + (uint32_t)((row + (i)) * c->row_step))
     for (int l = 0; l < LANES; ++l) lane[l] = first + (uint32_t)((column + (nearness ? S(lane_of)(l) : l)) * c->column_step);
     for (int i = 0; i < tile; ++i) {
@@ -33,9 +34,11 @@ static inline __attribute__((always_inline)) void S(contract_tile)(const roundin
         while (k < end) {
             const int64_t block_end = way == S(IEEE) ? end : (k | 31) + 1;
             const int64_t stop = end < block_end ? end : block_end;
-            if (way != S(IEEE)) S(words_for)(r->mode, block, k, ELEMENT(0), (uint32_t)c->row_step, tile, word);
-            if (way == S(TWO_WAYS) || way == S(TWO_WAYS_CAREFUL))
-                for (int i = 0; i < tile; ++i) directions[i] = S(directions_of)(word[i]);
+            if (way != S(IEEE) && (k & 31) == 0) { /* so is `from` */
+                S(words_for)(r->mode, block, k, ELEMENT(0), (uint32_t)c->row_step, tile, word);
+                if (way == S(TWO_WAYS) || way == S(TWO_WAYS_CAREFUL))
+                    for (int i = 0; i < tile; ++i) directions[i] = S(directions_of)(word[i]);
+            }
 #define TERM(k, direction)                                                                                               \
     {                                                                                                                    \
         const V w = *(const V *)((const T *)right + (k) * LANES);                                                         \
@@ -72,16 +75,18 @@ static inline __attribute__((always_inline)) void S(contract_tile)(const roundin
 #undef TERM
         }
         if (k < c->segment_end[segment]) break;
+        const int64_t index = c->depth + segment;
+        if (way != S(IEEE) && segment > 0) {
+            if (!drawn || (index & 31) == 0)
+                S(words_for)(r->mode, block, index, ELEMENT(0), (uint32_t)c->row_step, tile, sum_word);
+            drawn = 1;
+        }
         for (int i = 0; i < tile; ++i) {
             V sum = nearness ? S(narrowed)(wide[i]) : way == S(TWO_WAYS) ? S(positive_zero)(chain[i]) : chain[i];
             if (segment > 0) {
-                const int64_t index = c->depth + segment;
                 if (way == S(IEEE)) sum = open[i].total + sum;
-                else {
-                    const W bits = S(word_for)(r->mode, block, index, ELEMENT(i));
-                    sum = nearness ? S(add_stochastic)(open[i].total, sum, bits)
-                                   : S(add_random)(open[i].total, sum, S(direction_of)(bits, index));
-                }
+                else if (nearness) sum = S(add_stochastic)(open[i].total, sum, sum_word[i]), sum_word[i] *= STEP;
+                else sum = S(add_random)(open[i].total, sum, S(direction_of)(sum_word[i], index));
             }
             open[i].total = sum;
             chain[i] = (V){0}, wide[i] = (S(total)){0};
@@ -165,16 +170,24 @@ static int S(contract)(const rounding *r, const contraction_call *c) {
             const T *from = (const T *)c->right + item / blocks * c->right_batch_step;
             char *to = right + item * panel * size;
             const int64_t column = item % blocks * LANES;
-            for (int64_t k = 0; k < c->depth; ++k) {
-                T line[LANES] = {0};
-                for (int64_t l = 0; l < LANES && column + l < c->columns; ++l)
-                    line[l] = from[k * c->right_depth_step + (column + l) * c->right_column_step];
-                least_right = S(least)(LANES, line, least_right);
+            const int64_t lanes = c->columns - column < LANES ? c->columns - column : LANES;
+            const int64_t across = c->right_column_step, along = c->right_depth_step;
+            T lines[64 * LANES] = {0};
+            for (int64_t k = 0; k < c->depth; k += 64) { /* memory is read in its order */
+                const int64_t count = c->depth - k < 64 ? c->depth - k : 64;
+                const T *here = from + k * along + column * across;
+                if (across <= along)
+                    for (int64_t i = 0; i < count; ++i)
+                        for (int64_t l = 0; l < lanes; ++l) lines[i * LANES + l] = here[i * along + l * across];
+                else
+                    for (int64_t l = 0; l < lanes; ++l)
+                        for (int64_t i = 0; i < count; ++i) lines[i * LANES + l] = here[i * along + l * across];
+                least_right = S(least)(count * LANES, lines, least_right);
                 if (r->mode == NEARNESS) {
-                    largest_right = S(largest)(LANES, line, largest_right);
-                    S(lay_wide)(LANES, line, (double *)to + k * LANES, 1, r->flush);
+                    largest_right = S(largest)(count * LANES, lines, largest_right);
+                    S(lay_wide)(count * LANES, lines, (double *)to + k * LANES, 1, r->flush);
                 } else {
-                    memcpy((T *)to + k * LANES, line, sizeof(line));
+                    memcpy((T *)to + k * LANES, lines, sizeof(T) * (size_t)(count * LANES));
                 }
             }
         }

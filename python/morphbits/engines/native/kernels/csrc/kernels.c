@@ -12,6 +12,7 @@ typedef uint32_t bits_f32;
 typedef uint64_t bits_f64;
 
 #define SLICE 1024 /* terms of a sum over which weights stay in the cache; a multiple of 32, the operations of a random word */
+#define SAFE_EXPONENT (2 * MANTISSA + 1 - BIAS) /* see `least` in vector.h */
 
 /* float32 */
 #define T float
@@ -21,7 +22,6 @@ typedef uint64_t bits_f64;
 #define QUIET_NAN 0x7fc00000
 #define MANTISSA 23
 #define BIAS 127
-#define SAFE_EXPONENT (-70)
 #define FMA_SCALAR __builtin_fmaf
 #define FLOOR __builtin_floorf
 #define STOCHASTIC_SUM(a, b, word) stochastic_f32((double)(a) + (double)(b), word)
@@ -53,7 +53,6 @@ typedef uint64_t bits_f64;
 #undef QUIET_NAN
 #undef MANTISSA
 #undef BIAS
-#undef SAFE_EXPONENT
 #undef FMA_SCALAR
 #undef FLOOR
 #undef STOCHASTIC_SUM
@@ -68,7 +67,6 @@ typedef uint64_t bits_f64;
 #define QUIET_NAN INT64_C(0x7ff8000000000000)
 #define MANTISSA 52
 #define BIAS 1023
-#define SAFE_EXPONENT (-800)
 #define FMA_SCALAR __builtin_fma
 #define FLOOR __builtin_floor
 #define STOCHASTIC_SUM stochastic_add_f64

@@ -241,8 +241,9 @@ static inline V S(fma_stochastic)(double number, const double *b, V c, W word, c
 static inline V S(positive_zero)(V x) { return (V)((I)x & ~(I)((I)x == (I){0} + MINUS_ZERO)); }
 
 /* The least of the values that are not zero and of `least`, as bits: with both of a convolution's, no product or sum of its
- * chains can underflow when their exponents add up to SAFE_EXPONENT (every partial sum is a multiple of the least product of
- * last places), and then a chain's -0 is an exact cancellation. */
+ * chains can underflow when their exponents add up to SAFE_EXPONENT or more (every partial sum is a multiple of the least
+ * product of last places, 2^(exponents - 2 MANTISSA), which is then a normal number), and a chain's -0 is an exact
+ * cancellation. */
 static inline S(bits) S(least)(int64_t n, const T *x, S(bits) least) {
     for (int64_t i = 0; i < n; ++i) {
         const S(bits) magnitude = (((const S(bits) *)x)[i] & ~MINUS_ZERO) - 1; /* zero wraps to the greatest */
