@@ -18,23 +18,31 @@ from morphbits.report import training as figure
 from morphbits.training import options
 
 
-def accuracy_of(model: Path, seed: int, index: int, size: str) -> Accuracy:
+def registered(model: Path, index: int, size: str) -> tuple[Accuracy, None]:
     """The later a model was kept, the nearer is its warp; phantom 2 is the harder one."""
     after = {"epoch-0001": 3.0, "epoch-10000": 2.0, "model": 1.0}[model.stem]
     dice = {"csf": (0.25, 0.5), "gm": (0.5, 1 - after / 8), "wm": (0.5, 0.625)}
-    return Accuracy(dice, (3.0 + index, after + index - 1), folds=3 - int(after))
+    return Accuracy(dice, (3.0 + index, after + index - 1), folds=3 - int(after)), None
 
 
 def test_accuracy_before_and_after_is_told_and_drawn_for_every_model_that_was_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(assessment, "HELD_OUT", {"4mm": [1, 2]})
-    monkeypatch.setattr(assessment, "assess_phantom", accuracy_of)
+    monkeypatch.setattr(assessment, "register_phantom", registered)
+    made = []
+
+    def make(seed: int, index: int, size: str) -> int:
+        made.append((seed, index, size))
+        return index
+
+    monkeypatch.setattr(assessment.phantom, "make_phantom", make)
     for name in ("model", "epoch-0001", "epoch-10000"):
         init_model(Architecture((2, 2), (2, 2)), 1).save(tmp_path / f"{name}.h5")
     recipe = replace(options.recipe("train-demo"), epochs=10_001)
     (found,) = assessment.describe(tmp_path / "model.h5", recipe, processes=2)
 
+    assert made == [(1, 1, "4mm"), (1, 2, "4mm")]  # once for all models
     assert found.sentence() == (
         "on 2 phantoms of 4mm that it has not seen, before → after registration: distance to the "
         "true warp 4.50 → 1.50 mm, Dice CSF 0.250 → 0.500, GM 0.500 → 0.875, WM 0.500 → 0.625; "

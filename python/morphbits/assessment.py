@@ -8,7 +8,7 @@ Arrays: X Y Z space, V warp component; labels int32, images and warps float32, w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,14 +48,11 @@ class Accuracy:
     folds: int
 
 
-def assess_phantom(model: Path, seed: int, index: int, size: str) -> Accuracy:
-    """Register phantom `index` of the dataset with `seed` to the template."""
-    return register_phantom(model, seed, index, size)[0]
-
-
-def register_phantom(model: Path, seed: int, index: int, size: str) -> tuple[Accuracy, np.ndarray]:
-    """The same, and the warp (X, Y, Z, V)."""
-    base, subject = phantom.template(size), phantom.make_phantom(seed, index, size)
+def register_phantom(
+    model: Path, subject: phantom.Phantom, size: str
+) -> tuple[Accuracy, np.ndarray]:
+    """How well the model registers a phantom to the template, and the warp (X, Y, Z, V)."""
+    base = phantom.template(size)
     fixed, moving = Image(base.image, base.affine), Image(subject.image, subject.affine)
     plain = RegisterConfig(threads=torch.get_num_threads())
     warp = register(prepare(moving, fixed, model, plain), model, plain).warp_XYZV
@@ -117,24 +114,38 @@ class Assessment:
         return {"epoch": epoch, **dice, "true_warp_error_mm": self.error_mm[when], **folds}
 
 
-def assess(path: Path, size: str, subjects: Iterable[int], seed: int = 1) -> Assessment:
-    """The model in `path` on phantoms of a dataset."""
+def assess(
+    models: Sequence[Path], size: str, subjects: Iterable[int], seed: int = 1
+) -> list[Assessment]:
+    """The models on phantoms of a dataset, each of which is made once."""
     subjects = list(subjects)
-    outcomes = [assess_phantom(path, seed, index, size) for index in subjects]
+    outcomes_SM = []
+    for index in subjects:
+        subject = phantom.make_phantom(seed, index, size)
+        outcomes_SM.append([register_phantom(model, subject, size)[0] for model in models])
 
     def mean(pairs: Iterable[tuple[float, float]]) -> tuple[float, float]:
         before, after = np.mean(list(pairs), axis=0).tolist()
         return before, after
 
-    dice = {name: mean(o.dice[name] for o in outcomes) for name in TISSUES.values()}
-    error, folds = mean(o.error_mm for o in outcomes), sum(o.folds for o in outcomes)
-    return Assessment(size, seed, subjects, dice, error, folds)
+    found = []
+    for outcomes in zip(*outcomes_SM, strict=True):
+        dice = {name: mean(o.dice[name] for o in outcomes) for name in TISSUES.values()}
+        error, folds = mean(o.error_mm for o in outcomes), sum(o.folds for o in outcomes)
+        found.append(Assessment(size, seed, subjects, dice, error, folds))
+    return found
 
 
 def describe(path: Path, recipe: TrainConfig, processes: int = 1) -> list[Assessment]:
     """Write what is known of the model in `path` beside it: model.toml, and accuracy.csv, with
     rows for epochs whose models were kept. Returns how well it registers, by size."""
-    found = [assess(path, size, HELD_OUT[size]) for size in ASSESSED[recipe.size]]
+    kept = {p.stem.removeprefix("epoch-"): p for p in path.parent.glob("epoch-*.h5")}
+    kept_at = {int(epoch): p for epoch, p in kept.items() if epoch.isdecimal()}
+    epochs = _spread(sorted(epoch for epoch in kept_at if epoch < recipe.epochs))
+    size, *others = ASSESSED[recipe.size]
+    by_epoch = assess([*(kept_at[epoch] for epoch in epochs), path], size, HELD_OUT[size])
+    found = [by_epoch[-1], *(assess([path], other, HELD_OUT[other])[0] for other in others)]
+
     text = f'caution = "{CAUTION}"\n' if recipe.source == "phantom-pairs" else ""
     text += f'sha256 = "{sha256(path)}"\n'
     text += f'orientation = "{model_orientation(path)}"\n'
@@ -144,13 +155,8 @@ def describe(path: Path, recipe: TrainConfig, processes: int = 1) -> list[Assess
     text += "".join(f'\n[accuracy."{each.size}"]\n{each.toml()}' for each in found)
     write_atomically(path.with_suffix(".toml"), text.encode())
 
-    last = found[0]
-    kept = {p.stem.removeprefix("epoch-"): p for p in path.parent.glob("epoch-*.h5")}
-    kept_at = {int(epoch): p for epoch, p in kept.items() if epoch.isdecimal()}
-    epochs = sorted(epoch for epoch in kept_at if epoch < recipe.epochs)
-    by_epoch = {e: assess(kept_at[e], last.size, last.phantoms) for e in _spread(epochs)}
-    by_epoch[recipe.epochs] = last
-    rows = [last.row(0), *(each.row(epoch) for epoch, each in by_epoch.items())]
+    named = zip([*epochs, recipe.epochs], by_epoch, strict=True)
+    rows = [found[0].row(0), *(each.row(epoch) for epoch, each in named)]
     write_atomically(path.parent / "accuracy.csv", csv_of(rows))
     return found
 

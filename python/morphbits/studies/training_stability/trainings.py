@@ -127,7 +127,8 @@ def execute(run: Run, register: bool = True) -> None:
         return
     outcomes, warps = [], []
     for index in HELD_OUT:
-        outcome, warp = assessment.register_phantom(path, 1, index, run.recipe.size)
+        subject = phantom.make_phantom(1, index, run.recipe.size)
+        outcome, warp = assessment.register_phantom(path, subject, run.recipe.size)
         outcomes.append([*(after for _, after in outcome.dice.values()), outcome.error_mm[1]])
         warps.append(warp)
     content = io.BytesIO()
