@@ -1,7 +1,7 @@
 """The parts of a computation, by name: a model announces them, an engine or a report listens.
 
 A stage may hold others: ``integration`` holds ``squaring-1``, ``squaring-2``, … Names and nesting
-are each thread's own.
+are each thread's own. An engine can also offer to compute a part that a model names (`offered`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class _Local(threading.local):
         self.names: tuple[str, ...] = ()
         self.observers: tuple[Observer, ...] = ()
         self.listeners: tuple[Listener, ...] = ()
+        self.offers: dict[str, Callable[..., Any]] = {}
 
 
 _local = _Local()
@@ -71,6 +72,24 @@ def listening(listener: Listener) -> Iterator[None]:
         yield
     finally:
         _local.listeners = outer
+
+
+@contextmanager
+def offering(name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Inside, models may have what they call `name` computed by the function, which gives the same
+    numbers as their own operations, or NotImplemented where it cannot."""
+    outer = _local.offers
+    _local.offers = {**outer, name: function}
+    try:
+        yield
+    finally:
+        _local.offers = outer
+
+
+def offered(name: str, *arguments: Any) -> Any:
+    """What is offered to compute; NotImplemented where nothing is."""
+    function = _local.offers.get(name)
+    return NotImplemented if function is None else function(*arguments)
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,9 @@ def _interpolate(volume_CXYZ: Tensor, location: list[Tensor]) -> Tensor:
     # NumPy's: torch's loads a computer algebra system to say the same
     shape = np.broadcast_shapes(*(coordinate.shape for coordinate in location))
     volume_CN = volume_CXYZ.reshape(channels, -1)
+    whole_CXYZ = stages.offered("corners", volume_CN, indices, weights, shape)
+    if whole_CXYZ is not NotImplemented:
+        return whole_CXYZ
     result_CXYZ: Tensor | None = None
     for x, y, z in product((0, 1), repeat=3):
         if z == 0:

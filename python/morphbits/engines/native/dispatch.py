@@ -17,13 +17,19 @@ from functools import cache, partial, wraps
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _get_current_dispatch_mode,
+    _pop_mode_temporarily,
+)
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from morphbits.engines.native import layouts, operands, rules, selftest  # noqa: F401  (fills the table)
 from morphbits.engines.native.kernels.gpu import NoKernel
 from morphbits.engines.native.rules.arithmetic import SIXTEEN_BITS, Operator
 from morphbits.engines.native.rules.context import Context
+from morphbits.engines.native.rules.corners import corners
 from morphbits.engines.native.rules.promotion import common, in_one_type
 from morphbits.engines.native.rules.registry import (
     ONE_TYPE,
@@ -273,6 +279,27 @@ class RandomRounding(Context, TorchDispatchMode):
             for x, dtype in zip(leaves, types, strict=True)
         ]
         return tree_unflatten(narrowed, structure)
+
+    def corners(self, volume: torch.Tensor, indices: Any, weights: Any, shape: Any) -> Any:
+        """`rules.corners` of plain tensors; NotImplemented where anything but this mode
+        would see the operators for which it stands."""
+        if (
+            _get_current_dispatch_mode() is not self
+            or os.getpid() != self._process
+            or not self.scope.holds()
+            or torch.is_grad_enabled()
+            or forward_ad._current_level >= 0
+            or torch._C._functorch.peek_interpreter_stack() is not None
+            or torch._C._len_torch_function_stack()
+            or torch.jit.is_tracing()
+        ):
+            return NotImplemented
+        given = volume, *(x for pair in weights for x in pair)
+        kinds = operands.plain_types(given)
+        if kinds is None or len(kinds) > 1 or kinds.isdisjoint(_FLOATING):
+            return NotImplemented
+        with _pop_mode_temporarily():
+            return corners(self, volume, indices, weights, shape)
 
     def apply(self, operator: Any, *args: Any, **kwargs: Any) -> Any:
         with self:

@@ -227,7 +227,8 @@ def _awaited(rounding: RandomRounding, body: Any) -> Generator[Any, Any, Any]:
 def _active(rounding: RandomRounding, frame: FrameType | None = None) -> Iterator[None]:
     """The region of a stream is open; `frame` holds it open, if others can run meanwhile."""
     replay.install(_current)
-    with torch_state.paths(inside), _own_casts(), _pushed(rounding, frame):
+    offer = stages.offering("corners", rounding.corners)
+    with torch_state.paths(inside), _own_casts(), _pushed(rounding, frame), offer:
         try:
             yield
         except RuntimeError as error:
