@@ -88,7 +88,7 @@ stability-test: $(stamp) ## do two results, A and B, differ by more than an EXPE
 
 .PHONY: machines
 machines: $(stamp) ## what moves a result: an EXPERIMENT's SUBJECT by every kernel of this machine (ORDERS)
-	$(morphbits) machines $(call options,EXPERIMENT RESULTS SUBJECT ORDERS)
+	$(morphbits) machines $(call options,EXPERIMENT RESULTS SUBJECT ORDERS) $(call flag,NOTES)
 
 .PHONY: verrou-sanity
 verrou-sanity: $(stamp) ## check in seconds that Verrou perturbs what it should and nothing else (VERROU_PREFIX)
@@ -340,7 +340,7 @@ VIEWER ?=        ## inference, report: N adds a page to look through the volumes
 DRY_RUN ?=       ## 1 lists what would run, with an estimate, and stops
 YES ?=           ## 1 starts even what takes more than two hours
 SUBJECT ?=       ## layers, precision, orders, one-run, flips, machines: number of the subject (default: 1)
-NOTES ?=         ## layers, precision, orders, one-run, flips: 1 writes the tables to notes/benchmarks/ too
+NOTES ?=         ## layers, precision, orders, one-run, flips, machines: 1 writes to notes/benchmarks/ too
 CHECK ?=         ## one-run: 1 makes RUNS samples as well, and compares
 AGAIN ?=         ## verify: number of samples to make again (default: 2)
 A ?=             ## stability-test: a result, file or folder; methods: an experiment

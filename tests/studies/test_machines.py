@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from morphbits.config import ExperimentConfig
 from morphbits.engines.native.kernels.library import available_variants
 from morphbits.files import csv_of
 from morphbits.stats.analysis import read_table
@@ -56,6 +57,10 @@ def test_a_way_that_fails_has_its_row() -> None:
     assert [len(row) for row in table.rows] == [len(table.header)] * 2
     assert table.rows[1][-1] == "failed: no TensorFlow here"
     assert csv_of(rows[:1])
+    rows.append({**rows[0], "how": "torch's orders here", "orders": "9 of 11"})
+    text = machines.in_markdown(machines.table(rows, "torch"), "m", ExperimentConfig(runs=6))
+    assert "`make machines EXPERIMENT=m NOTES=1` at commit" in text and "torch 2." in text
+    assert text.count("\n| ") == 4 and "torch's orders here (9 of 11 proven) | 24.00 |" in text
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from morphbits import bids, config, machine
 from morphbits.files import write_atomically
-from morphbits.report import html
+from morphbits.report import html, notes
 from morphbits.stats.analysis import write_table
 from morphbits.studies.stability_test import machines
 
@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument(
         "--orders", type=Path, help="orders.json.gz of another machine: what torch gives there"
     )
+    parser.add_argument("--notes", action="store_true", help="table to notes/benchmarks/ as well")
     given = parser.parse_args()
     say = partial(print, flush=True)
     folder = bids.experiment_folder(given.results, given.experiment) / "machines"
@@ -42,11 +43,18 @@ def main() -> None:
     )
     columns = list(dict.fromkeys(key for row in rows for key in row))
     write_table(folder / "machines.csv", [{key: row.get(key) for key in columns} for row in rows])
+    kernels = machines.table(rows, "torch, as installed")
     page = html.render(
         "studies/stability_test/machines.html",
         experiment=given.experiment,
         processor=machine.cpu()["name"],
-        kernels=machines.table(rows, "torch, as installed"),
+        kernels=kernels,
     )
     write_atomically(folder / "machines.html", page.encode())
     say(folder / "machines.html")
+    if given.notes:
+        note = notes.file("machines", machine.cpu()["name"])
+        settings = machines.settings_of(given.results, given.experiment)
+        text = machines.in_markdown(kernels, given.experiment, settings)
+        write_atomically(note, text.encode())
+        say(note)

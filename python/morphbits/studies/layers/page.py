@@ -21,6 +21,7 @@ from morphbits.files import write_atomically
 from morphbits.machine import cpu
 from morphbits.models.model import word
 from morphbits.report import html
+from morphbits.report import notes as benchmark_notes
 from morphbits.report.figures import COLOURS, GREY, STYLE, Figure, svg
 from morphbits.report.tables import Table, number, small
 from morphbits.stats.analysis import Row, read_table
@@ -32,7 +33,6 @@ TABLES = (
     *("stages", "activations", "precision", "orders", "schemes", "found"),
     *("one_run", "counters", "decisions", "flips"),
 )
-NOTES = Path(__file__).parents[4] / "notes" / "benchmarks"
 # a registration counts as broken by a precision when rounding to nearest in it costs more than
 DICE_LOST = 0.01
 MM_LOST = 0.05
@@ -56,8 +56,7 @@ def write(where: Path, case: Case, notes: bool = False) -> str:
     written = [page]
     if notes:
         processor = cpu()["name"]
-        words = "-".join("".join(c if c.isalnum() else " " for c in processor.lower()).split())
-        written.append(NOTES / f"layers_{words}_{date.today().isoformat()}.md")
+        written.append(benchmark_notes.file("layers", processor))
         write_atomically(written[-1], markdown(case, rows, processor).encode())
     return "\n".join(map(str, written))
 
@@ -96,16 +95,8 @@ def markdown(case: Case, rows: dict[str, list[Row]], cpu: str) -> str:
     ]
     for make in TABLE_MAKERS.values():
         table = make(rows)
-        if not table.rows:
-            continue
-        heads = [""] * len(table.header)
-        column = 0
-        for words, columns in table.groups:
-            heads[column : column + columns] = [f"{words}: " if words else ""] * columns
-            column += columns
-        header = [head + cell for head, cell in zip(heads, table.header, strict=True)]
-        lines += ["", f"**{table.caption}**", "", f"| {' | '.join(header)} |"]
-        lines += [f"|{'---|' * len(header)}", *(f"| {' | '.join(row)} |" for row in table.rows)]
+        if table.rows:
+            lines += ["", *benchmark_notes.lines(table)]
     return "\n".join(lines) + "\n"
 
 

@@ -19,11 +19,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 
 import numpy as np
 
-from morphbits import bids, images, provenance
+from morphbits import bids, images, machine, provenance
 from morphbits.bids import Dataset, Subject
 from morphbits.config import ExperimentConfig, RegisterConfig, from_mapping, to_arguments
 from morphbits.engines.native.kernels.library import VARIANTS, available_variants
@@ -31,6 +32,7 @@ from morphbits.engines.native.orders import recorded
 from morphbits.engines.native.orders.store import PROVEN
 from morphbits.errors import UserError
 from morphbits.models.model import located
+from morphbits.report import notes
 from morphbits.report.tables import MISSING, Table, number, small
 from morphbits.samples.experiment import recorded_dataset
 from morphbits.stats.analysis import Row
@@ -96,6 +98,13 @@ def ways(other: Path, made: Sequence[Path], orders: Path | None = None) -> Itera
             yield Way("native, nearest", f"{there}{among}", probe, files=files)
 
 
+def settings_of(results: Path, experiment: str) -> ExperimentConfig:
+    """As the experiment was run."""
+    record = bids.experiment_file(results, experiment, "experiment.json")
+    written = json.loads(record.read_text(encoding="utf-8"))["settings"]
+    return from_mapping(ExperimentConfig, written, str(record))
+
+
 def measure(
     results: Path,
     experiment: str,
@@ -111,11 +120,7 @@ def measure(
     smallest of the moved labels; ratio: distance over that of two samples (`verdict`); same_as:
     the first way with the same bytes; orders: how many were read and proven.
     """
-    dataset = recorded_dataset(results, experiment)
-    record = bids.experiment_file(results, experiment, "experiment.json")
-    settings = from_mapping(
-        ExperimentConfig, json.loads(record.read_text(encoding="utf-8"))["settings"], str(record)
-    )
+    dataset, settings = recorded_dataset(results, experiment), settings_of(results, experiment)
     subjects = dataset.subjects()
     if number_of_subject > len(subjects):
         raise UserError(
@@ -270,6 +275,25 @@ def table(rows: list[Row], first: str) -> Table:
         rows=[[row["computes"], _how(row), *cells(row)] for row in rows],
         text_columns=2,
     )  # fmt: skip
+
+
+def in_markdown(kernels: Table, experiment: str, settings: ExperimentConfig) -> str:
+    """The table for the notes: what was computed, and by what."""
+    versions = provenance.versions("torch") | provenance.versions("tensorflow")
+    computing = [f"{x} {versions[x]}" for x in ("torch", "tensorflow-cpu") if x in versions]
+    options = f"EXPERIMENT={experiment} SIZE={settings.size} SUBJECTS={settings.subjects}"
+    commit = str(provenance.code_revision()["revision"])[:10]
+    lines = [
+        f"# What moves a result, {date.today().isoformat()}",
+        "",
+        f"`make inference {options} RUNS={settings.runs}` and `make machines "
+        f"EXPERIMENT={experiment} NOTES=1` at commit {commit}, "
+        f"on {machine.cpu()['name']}; {', '.join(computing)}. Samples: engine {settings.engine}, "
+        f"mode {settings.mode}, accumulation {settings.accumulation}.",
+        "",
+        *notes.lines(kernels),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 assert {row[1] for row in INSTRUCTIONS} == set(VARIANTS)
