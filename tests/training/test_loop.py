@@ -545,7 +545,7 @@ def test_a_step_is_computed_where_the_model_is(changes: dict[str, Any], tmp_path
     device, config = torch.device("meta"), resolve(replace(TOY, **changes), Ranks())
     group = Group(Ranks(), device)
     training = loop._Training(config, tmp_path, RunConfig(), group)
-    pair = loop._on(device, ToySource(config, Ranks()).pair(0, 0, 0))
+    pair = loop._on(device, ToySource(config, Ranks()).pair(0, 0, 0), loop.layout(config))
     with network.deterministic(1), network.OneDnnConvolution(), Elsewhere() as seen:
         loss = training.objective(pair)["loss"]
         loss.backward()

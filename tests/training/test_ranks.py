@@ -55,7 +55,7 @@ def test_ranks_are_one_process_that_averages_their_gradients_in_order(
         if engine == "ieee":
             stack.enter_context(network.OneDnnConvolution())
         model = init_model(config.architecture(), config.seed, loop.FLOW_STD)
-        model.to(memory_format=torch.channels_last_3d)
+        model.to(memory_format=loop.layout(config))
         model.architecture = replace(
             model.architecture, orientation=source.orientation, inshape=source.shape
         )
@@ -64,7 +64,7 @@ def test_ranks_are_one_process_that_averages_their_gradients_in_order(
             gradients = []
             for rank in range(size):
                 pair = source.pair(*divmod(step, config.steps), rank)
-                pair = loop._on(torch.device("cpu"), pair)
+                pair = loop._on(torch.device("cpu"), pair, loop.layout(config))
                 with rounding.of_rank(step, rank):
                     loss = network.registration_loss(model, pair, config)["loss"]
                     gradients.append(torch.autograd.grad(loss, parameters))

@@ -148,10 +148,7 @@ class _Training:
         assert config.init_seed is not None and config.threads is not None
         self.model = init_model(config.architecture(), config.init_seed, FLOW_STD)
         self.model.to(self.device)
-        # as the convolutions like it: torch's, channels last; the engine's, as they are numbered
-        native = config.engine == "native"
-        self.layout = torch.contiguous_format if native else torch.channels_last_3d
-        self.model.to(memory_format=self.layout)  # type: ignore[call-overload]
+        self.model.to(memory_format=layout(config))  # type: ignore[call-overload]
         self.numbers = {x: n for n, x in enumerate[Tensor](self.model.parameters())}
         self.optimizer = optimizers.build(self.model, config, run.zero and ranks.size > 1)
         self.rounding = Rounding(config, config.threads)
@@ -207,7 +204,7 @@ class _Training:
         saved = time.perf_counter()
         while self.step < self.config.total_steps:
             start, waited = time.perf_counter(), pairs.waited
-            pair = _on(self.device, pairs.next(), self.layout)
+            pair = _on(self.device, pairs.next(), layout(self.config))
             if self.config.engine == "verrou":
                 self._warm_up(pair)
             with ExitStack() as perturbed:
@@ -343,9 +340,14 @@ class _Training:
         raise Stopped(128 + signalled)
 
 
-def _on(
-    device: torch.device, pair: Pair, layout: torch.memory_format = torch.channels_last_3d
-) -> Pair:
+def layout(config: TrainConfig) -> torch.memory_format:
+    """Of images and kernels, in which a step is fastest: channels last for several pairs; for
+    one, and for the engine, as they are numbered."""
+    one = config.batch == 1 or config.engine == "native"
+    return torch.contiguous_format if one else torch.channels_last_3d
+
+
+def _on(device: torch.device, pair: Pair, layout: torch.memory_format) -> Pair:
     """The pair on `device`."""
     return Pair(
         *(
