@@ -95,6 +95,28 @@ def test_an_image_in_the_same_batch_is_recorded(folder: Path, register: Register
     assert record["provenance"]["files"]["batch_with"] == str(folder / "fixed.nii.gz")
 
 
+def test_orders_are_recorded_and_followed(
+    folder: Path, register: Register, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file is an input: its checksum stands for the processor, on which nothing depends."""
+    probe = {"engine": "native", "mode": "nearest", "accumulation": "probe"}
+    orders = folder / "out/orders.json.gz"
+    assert register(**probe, **{"record-orders": orders}) == 0
+    warp = (folder / "out/warp.nii.gz").read_bytes()
+    here = json.loads((folder / "out/sample.json").read_text())["configuration"]
+    assert register(**probe, orders=orders) == 0
+    assert (folder / "out/warp.nii.gz").read_bytes() == warp
+    record = json.loads((folder / "out/sample.json").read_text())
+    assert set(record["configuration"]) ^ set(here) == {"orders", "cpu", "instructions"}
+    assert record["provenance"]["order"].endswith("as recorded there")
+    assert record["provenance"]["files"]["orders"] == str(orders)
+    capsys.readouterr()
+    assert register(orders=orders) == 2
+    assert "need --engine native --accumulation probe" in capsys.readouterr().err
+    assert register(**probe, orders=folder / "fixed.nii.gz") == 2
+    assert "fixed.nii.gz: has no recorded orders" in capsys.readouterr().err
+
+
 def test_the_same_command_gives_the_same_bytes(folder: Path, register: Register) -> None:
     assert register() == 0
     first = (folder / "out/warp.nii.gz").read_bytes()

@@ -87,8 +87,10 @@ def register_files(
         batch = [prepare(other, fixed, files.model, config) for other in others]
         if any(other.fixed.shape != prepared.fixed.shape for other in batch):
             raise UserError(f"{files.batch_with}: is cropped to another grid; leave out --crop")
-        with _orders(files):
+        with _orders(files) as recording:
             result = register(prepared, files.model, config, others=batch)
+        if recording:
+            result.record["order"] = f"torch's own on {recording.words}, as recorded there"
         made = {path: folder / path.name for path, folder in beside.items()}
         record_path = record_file(files)
         try:
