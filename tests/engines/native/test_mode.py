@@ -391,7 +391,7 @@ def test_the_engines_version_is_of_its_python_too(tmp_path: Path) -> None:
 
 
 def test_a_key_per_operator_spreads() -> None:
-    keys = {context._mix64(context._mix64(seed) + i) for seed in range(100) for i in range(100)}
+    keys = {library.mix64(library.mix64(seed) + i) for seed in range(100) for i in range(100)}
     assert len(keys) == 10_000
     for bit in range(64):
         assert_frequency([bool(key >> bit & 1) for key in keys], 0.5, bit)

@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from morphbits.engines.native import layouts, operands, rules, selftest  # noqa: F401  (fills the table)
 from morphbits.engines.native.kernels.gpu import NoKernel
+from morphbits.engines.native.kernels.plans import Changed, Recording, refuse
 from morphbits.engines.native.rules.arithmetic import SIXTEEN_BITS, Operator
 from morphbits.engines.native.rules.context import Context
 from morphbits.engines.native.rules.corners import corners
@@ -123,14 +124,14 @@ class RandomRounding(Context, TorchDispatchMode):
         name, rule, moves, plain = _known(func)
         if moves:
             return moves(*args, **kwargs)
+        if plain and rule is not None:
+            call = operands.described(func, args, kwargs)
+            if call is not None and call.floating:
+                return self._by_plan(call, rule, func, args, kwargs)
         given = operands.leaves(args, kwargs)
-        if plain and (kinds := operands.plain_types(given)):
-            if rule is not None and not kinds.isdisjoint(_FLOATING):
-                if name.endswith("_"):
-                    refuse_overlap(func, args[0], args, kwargs)
-                return self._by_rule(rule, func, args, kwargs, given)
-            if rule is None and len(kinds - {torch.bool}) == 1 and not kinds.isdisjoint(_FLOATING):
-                return func(*args, **kwargs)  # of one type
+        kinds = operands.plain_types(given) if plain and rule is None else None
+        if kinds and len(kinds - {torch.bool}) == 1 and not kinds.isdisjoint(_FLOATING):
+            return func(*args, **kwargs)  # of one type
         if rule is not None and operands.hold_no_values(func, given, kwargs.get("device")):
             return func(*args, **kwargs)
         if rule is not None and not any(map(is_complex, given)):
@@ -146,7 +147,7 @@ class RandomRounding(Context, TorchDispatchMode):
                 if not rule.sixteen_bits and any(map(_is_sixteen, given)):
                     result = self._in_single(rule, Operator(self, func), args, kwargs)
                     return self._laid_out(result, func, args, kwargs, given)
-                return self._by_rule(rule, func, args, kwargs, given)
+                return self._by_rule(rule, func, args, kwargs)
         if name == "to_mkldnn":
             raise onednn()
         if name in ONE_TYPE or name not in PASS:  # or it moves what it does not look at
@@ -180,10 +181,37 @@ class RandomRounding(Context, TorchDispatchMode):
             "under Verrou"
         )
 
-    def _by_rule(self, rule: Rule, func: Any, args: Any, kwargs: Any, given: list[Any]) -> Any:
+    def _by_plan(
+        self, call: operands.Described, rule: Rule, func: Any, args: Any, kwargs: Any
+    ) -> Any:
+        """The result of a rule on plain tensors, from the plan of such calls where there is one;
+        the second of its kind is recorded for that."""
+        plans, kind = self.plans, tuple(call.kind)
+        plan = None if plans is None else plans.known.get(kind)
+        if plan is not None and plan.fits(call.tensors):
+            try:
+                return plan.run(self, call.tensors, call.addresses)
+            except Changed:
+                pass
+        if operator_name(func).endswith("_"):
+            refuse_overlap(func, args[0], args, kwargs)
+        alike = len(set(call.addresses)) < len(call.addresses)  # an address tells no operand
+        if plans is None or alike or not plans.to_record(kind):
+            return self._by_rule(rule, func, args, kwargs)
+        first, before = self.position, dict(self.statistics.operators)
+        with Recording(call.tensors, self.next_draw) as recording:
+            result = self._by_rule(rule, func, args, kwargs)
+        now = self.statistics.operators
+        counts = [(n, now[n] - before.get(n, 0)) for n in now if now[n] != before.get(n)]
+        written = _written(func, args)
+        writes = [n for n, x in enumerate(call.tensors) if any(x is y for y in written)]
+        plans.enter(kind, *recording.plan(result, writes, self.position - first, counts))
+        return result
+
+    def _by_rule(self, rule: Rule, func: Any, args: Any, kwargs: Any) -> Any:
         """The result of a rule, as torch lays it out."""
         result = Operator(self, func).call(rule.handler, args, kwargs)
-        return self._laid_out(result, func, args, kwargs, given)
+        return self._laid_out(result, func, args, kwargs, operands.leaves(args, kwargs))
 
     def _laid_out(self, result: Any, func: Any, args: Any, kwargs: Any, given: list[Any]) -> Any:
         """The result with torch's strides; as it is where all operands are in row-major order."""
@@ -302,6 +330,7 @@ class RandomRounding(Context, TorchDispatchMode):
             return corners(self, volume, indices, weights, shape)
 
     def apply(self, operator: Any, *args: Any, **kwargs: Any) -> Any:
+        refuse()
         with self:
             return operator(*args, **kwargs)
 
@@ -320,6 +349,12 @@ def _known(func: Any) -> tuple[str, Rule | None, Callable[..., Any] | None, bool
     )
     call = partial(layouts.pooled, func) if name in layouts.POOLING else func
     return name, rule, call if moves and rule is None and not writes else None, plain
+
+
+def _written(func: Any, args: Any) -> list[Any]:
+    """The arguments that an operator writes to, and what is in those that are lists."""
+    arguments = zip(func._schema.arguments, args, strict=False)
+    return tree_leaves([x for a, x in arguments if a.alias_info and a.alias_info.is_write])
 
 
 def _of_one_type(op: Operator, args: Any, kwargs: Any) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ by name, before a pointer is taken.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import copysign
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ DEVICES = ("cpu", "cuda")
 _FLOATING = frozenset([torch.float32, torch.float64])
 _WHOLE = frozenset([torch.bool, torch.uint8, torch.int16, torch.int32, torch.int64])
 _PLAIN_NUMBERS = frozenset([int, float, bool, type(None), str])
+_keys = torch._C._dispatch_keys
 _dense: set[int] = set()  # sets of dispatch keys of plain dense tensors in the CPU's memory
 
 
@@ -45,6 +47,75 @@ def leaves(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     return found
 
 
+class Described:
+    """The kind of a call: what its rule's steps depend on, but for the region.
+
+    tensors: the operands, each once; addresses: of these; floating: whether numbers of float32 or
+    float64 are among them.
+    """
+
+    __slots__ = ("addresses", "floating", "kind", "tensors")
+
+    def __init__(self, func: Any) -> None:
+        self.kind: list[Any] = [func, torch.get_default_dtype()]
+        self.tensors: list[torch.Tensor] = []
+        self.addresses: list[int] = []
+        self.floating = False
+
+    def enter(self, x: Any) -> bool:
+        """Add an argument; False if it is no number, and no plain dense tensor in memory."""
+        if isinstance(x, torch.Tensor):
+            keys, dtype = _keys(x).raw_repr(), x.dtype
+            if keys not in _dense and not _is_dense(x, keys):
+                return False
+            address, shape = x.data_ptr(), x.shape
+            if not address and x.numel():
+                return False
+            if dtype in _FLOATING:
+                self.floating = True
+            elif dtype not in _WHOLE:
+                return False
+            self.kind += (shape, x.stride(), dtype)
+            self.tensors.append(x)
+            self.addresses.append(address)
+            return True
+        kind = type(x)
+        if kind is float:
+            self.kind += (kind, x, copysign(1, x))
+        elif kind in _PLAIN_NUMBERS or (kind is torch.dtype and x in _FLOATING):
+            self.kind += (kind, x)
+        elif kind is list or kind is tuple:
+            self.kind += (kind, len(x))
+            return all(map(self.enter, x))
+        else:
+            return False
+        return True
+
+
+def described(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Described | None:
+    """The kind of a call, if its tensors are dense, real, of float32 or float64 or of whole
+    numbers, and in memory of the CPU, everything else is a number, and nothing is recorded by
+    torch."""
+    call = Described(func)
+    for x in args:
+        if not call.enter(x):
+            return None
+    for name, x in kwargs.items():
+        call.kind.append(name)
+        if not call.enter(x):
+            return None
+    for key in _TRACERS:
+        if torch._C._get_dispatch_mode(key) is not None:
+            return None
+    numbers = [*map(id, call.tensors)]
+    if len(numbers) > 1 and len(each := list(dict.fromkeys(numbers))) < len(numbers):
+        call.kind.append(tuple(map(each.index, numbers)))
+        places = [*map(numbers.index, each)]
+        call.tensors = [call.tensors[n] for n in places]
+        call.addresses = [call.addresses[n] for n in places]
+    return call
+
+
 def plain_types(given: Iterable[Any]) -> set[torch.dtype] | None:
     """The types of the tensors, if these are dense, real, of float32 or float64 or of whole
     numbers, and in memory of the CPU, everything else is a number, and nothing is recorded by
@@ -52,7 +123,7 @@ def plain_types(given: Iterable[Any]) -> set[torch.dtype] | None:
     types = set()
     for x in given:
         if isinstance(x, torch.Tensor):
-            keys = torch._C._dispatch_keys(x).raw_repr()
+            keys = _keys(x).raw_repr()
             if keys not in _dense and not _is_dense(x, keys):
                 return None
             if not x.data_ptr() and x.numel():

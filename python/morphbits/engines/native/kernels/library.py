@@ -7,15 +7,18 @@ csrc/morphbits.h.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
 
-from morphbits.engines.native.kernels import gpu
+from morphbits.engines.native.kernels import gpu, plans
 from morphbits.engines.native.kernels.build import build
 from morphbits.engines.native.kernels.header import names
 from morphbits.engines.native.kernels.precision import FLOAT32, Format
@@ -25,6 +28,7 @@ from morphbits.errors import UserError
 OPERATIONS, MODES = names("operation"), names("mode")
 TYPES = {getattr(torch, name): number for number, name in enumerate(names("type"))}
 _MAX_DIMS = 8
+_MASK = 2**64 - 1
 _I32, _I64, _PTR = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 
 
@@ -34,7 +38,7 @@ class Rounding:
     operator).
 
     format: of each float32 result; operands: what an elementwise operator's float32 operands are
-    first rounded to, to nearest.
+    first rounded to, to nearest; number: of the draw in the stream, from which `key` is made.
     """
 
     mode: str
@@ -44,6 +48,7 @@ class Rounding:
     variant: str | None = None
     format: Format = FLOAT32
     operands: Format = FLOAT32
+    number: int | None = None
 
     @property
     def chosen_variant(self) -> str:
@@ -82,6 +87,9 @@ class _Rounding(ctypes.Structure):
         ("precision", _I32),
         ("emin", _I32),
     )
+
+
+_KEY = _Rounding.key.offset // 8
 
 
 class _Elementwise(ctypes.Structure):
@@ -243,7 +251,8 @@ def convolution(
         return out
     tap, ends = table(terms.tap, x.device), table(terms.segment_end, x.device)
     channel = table(terms.channel, x.device)
-    finite = bool(torch.isfinite(w).all())
+    now = plans.recording()
+    finite = _is_finite(w) if now is None else now.guard(w, _is_finite)
     on_gpu = gpu.takes(rounding, x.device)
     if on_gpu:
         if not finite:
@@ -281,6 +290,11 @@ def convolution(
     return out
 
 
+def _is_finite(x: torch.Tensor) -> bool:
+    """Whether no element is infinite or NaN."""
+    return math.isfinite(torch.linalg.vector_norm(x, math.inf))
+
+
 def convolution_size(
     size_in: Sequence[int],
     kernel: Sequence[int],
@@ -310,9 +324,58 @@ def call(
             f"the native engine has no rule for {name} in fewer than float32's bits{why}"
         )
     if gpu.takes(rounding, device):
+        plans.refuse()
         gpu.call(name, rounding, arguments, device)
         return
+    if (now := plans.recording()) is not None:
+        now.kernel(_again(now, name, rounding, arguments))
     check_status(function(ctypes.byref(rounding.as_c()), ctypes.byref(arguments)))
+
+
+def _again(
+    now: plans.Recording, name: str, rounding: Rounding, arguments: ctypes.Structure
+) -> plans.Step:
+    """The same call as a step of a plan: on other addresses, with the key of another draw."""
+    data = array("q", bytes(rounding.as_c()) + bytes(arguments))
+    fields = [field for field, kind, *_ in arguments._fields_ if kind is _PTR]
+    begin = ctypes.sizeof(_Rounding)
+    at = [(begin + getattr(type(arguments), field).offset) // 8 for field in fields]
+    pointers = now.pointers(data, at)
+    draw = None if rounding.number is None else rounding.number - now.start
+    if draw is None and rounding.mode in ("random", "nearness"):
+        plans.refuse()
+    function = by_address(f"morphbits_{name}")
+
+    def step(tensors: list[torch.Tensor], addresses: list[int], start: int) -> None:
+        given = data[:]
+        for place, n, offset in pointers:
+            given[place] = addresses[n] + offset
+        if draw is not None:
+            given[_KEY] = signed(mix64(start + draw))
+        at = given.buffer_info()[0]
+        check_status(function(at, at + begin))
+
+    return step
+
+
+@cache
+def by_address(name: str) -> Callable[[Any, int], int]:
+    """A kernel, called with the addresses of its two structures; bytes stand for theirs."""
+    kind = ctypes.CFUNCTYPE(ctypes.c_int, _PTR, _PTR)
+    return kind((name, load()))
+
+
+def mix64(x: int) -> int:
+    """Splitmix64's step (Steele, Lea, Flood 2014): the key of draw number `x` of a stream."""
+    x = (x + 1) * 0x9E3779B97F4A7C15 & _MASK
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & _MASK
+    return x ^ x >> 31
+
+
+def signed(x: int) -> int:
+    """The number modulo 2^64, as an array of 64-bit integers takes it."""
+    return (x + 2**63 & _MASK) - 2**63
 
 
 def check_status(status: int) -> None:
@@ -344,7 +407,10 @@ def on_one_device(*tensors: torch.Tensor) -> list[torch.Tensor]:
 
 def table(values: np.ndarray, device: torch.device) -> torch.Tensor:
     """Numbers that a kernel reads, where it runs."""
-    return torch.from_numpy(values).to(device)
+    numbers = torch.from_numpy(values).to(device)
+    if (now := plans.recording()) is not None:
+        now.constant(numbers)
+    return numbers
 
 
 def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -12,12 +12,10 @@ axis), which sums over rows have and what is computed of them.
 
 from __future__ import annotations
 
-import ctypes
 import struct
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from math import prod
 from typing import Any
 from weakref import ref
@@ -26,13 +24,12 @@ import torch
 from torch.utils._pytree import tree_map
 
 from morphbits.choices import MODES
-from morphbits.engines.native.kernels import functions, library
+from morphbits.engines.native.kernels import functions, library, plans
 from morphbits.engines.native.kernels.library import (
     OPERATIONS,
     TYPES,
     VARIANTS,
     Rounding,
-    load,
 )
 from morphbits.engines.native.kernels.precision import FLOAT32
 
@@ -49,9 +46,9 @@ _FUNCTIONS = {name: number for number, name in enumerate(functions.FUNCTIONS)}
 _FIELDS = 9  # of an instruction
 _TYPE, _ROWS, _DRAW, _EXTRA, _OUT = 1, 2, 6, 7, 8  # of these
 _READS = {_OPCODES[name] for name in ("memory", "fetch", "fetch_mask")}
+_ADDRESSES = {*_READS, _OPCODES["store"], _OPCODES["store_mask"]}  # in `extra`
 _DRAWS = {*range(len(OPERATIONS)), *(_OPCODES[name] for name in ("function", "sum", "scan"))}
 _START = 2  # in the head of a program
-_MASK = 2**64 - 1
 _MAX_DIMS = 8
 LONGEST_ROW = 256 * 256  # that a program sums
 
@@ -584,16 +581,39 @@ def _origin(source: torch.Tensor, tensors: Sequence[torch.Tensor]) -> tuple[int,
 
 
 def _call(mode: bytes, start: int, head: array, code: array, strides: array) -> None:
-    head[_START] = (start & _MASK) - ((start & _MASK) >> 63 << 64)
+    if (now := plans.recording()) is not None:
+        now.kernel(_again(now, mode, start, head, code, strides))
+    head[_START] = library.signed(start)
     head[-2], head[-1] = code.buffer_info()[0], strides.buffer_info()[0]
     library.check_status(_function()(mode, head.buffer_info()[0]))
 
 
-@cache
+def _again(
+    now: plans.Recording, mode: bytes, start: int, head: array, code: array, strides: array
+) -> plans.Step:
+    """The same call as a step of a plan."""
+    data, size = head + code + strides, len(head)
+    at, end = [], size + len(code)
+    for place in range(size, end, _FIELDS):
+        if data[place] in _ADDRESSES:
+            at.append(place + _EXTRA)
+        at.append(place + _OUT)
+    pointers, draw, function = now.pointers(data, at), start - now.start, _function()
+
+    def step(tensors: list[Any], addresses: list[int], start: int) -> None:
+        given = data[:]
+        for place, n, offset in pointers:
+            given[place] = addresses[n] + offset
+        begin = given.buffer_info()[0]
+        given[_START] = library.signed(start + draw)
+        given[size - 2], given[size - 1] = begin + 8 * size, begin + 8 * end
+        library.check_status(function(mode, begin))
+
+    return step
+
+
 def _function() -> Callable[[bytes, int], int]:
-    function = load().morphbits_program
-    function.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
-    return function
+    return library.by_address("morphbits_program")
 
 
 def how(rounding: Rounding) -> bytes:

@@ -12,7 +12,7 @@ from math import prod
 
 import torch
 
-from morphbits.engines.native.kernels import program
+from morphbits.engines.native.kernels import plans, program
 from morphbits.engines.native.kernels.library import TYPES, Rounding, check_status, load
 from morphbits.engines.native.kernels.precision import FLOAT32
 
@@ -69,6 +69,7 @@ class Sampling:
 
     def _call(self, start: int, **tensors: T | None) -> Counts:
         counts = (_I64 * 2)()
+        plans.refuse()  # how many draws there are depends on the points
         image, grid = self.image_CN.contiguous(), self.grid_MV.contiguous()
         given = {"image": image, "place": grid, **tensors}
         arguments = _Sampling(

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from morphbits.engines.native.kernels import functions, program, sums
+from morphbits.engines.native.kernels import functions, plans, program, sums
 from morphbits.engines.native.kernels.library import OPERATIONS, Rounding, elementwise
 from morphbits.engines.native.kernels.precision import FLOAT32, FULL
 from morphbits.engines.native.kernels.program import LONGEST_ROW, Recorder, Value, computed
@@ -116,8 +116,9 @@ class Operator:
         return results[0] if single else tuple(results)
 
     def depends_on_values(self) -> None:
-        """The formula looks at its operands: it is not kept."""
+        """The formula or the rule looks at its operands: it is not kept."""
         self.recorder.traces = None
+        plans.refuse()
 
     def _kind(self, formula: Any, operands: Sequence[Any], into: Any, options: Any) -> Any:
         """What the recorded form of a formula depends on; None if it is not to be kept."""

@@ -16,8 +16,10 @@ import torch
 
 from morphbits import stages
 from morphbits.engines.native import selftest
+from morphbits.engines.native.kernels import plans, program
 from morphbits.engines.native.kernels import precision as formats
-from morphbits.engines.native.kernels.library import Rounding, Terms, elementwise, rounded
+from morphbits.engines.native.kernels.library import Rounding, Terms, elementwise, mix64, rounded
+from morphbits.engines.native.kernels.plans import Plans, plans_of
 from morphbits.engines.native.orders import accumulation as orders
 from morphbits.engines.native.scope import Scope
 from morphbits.errors import UserError
@@ -70,6 +72,7 @@ class Context(ABC):
         self.mode, self.accumulation, self.flush = mode, accumulation, flush
         self.restart(seed, 0)
         self._unkeyed: dict[bool, Rounding] = {}  # by whether the stage that runs is selected
+        self._plans: dict[bool, Plans | None] = {}
         self.threads = 1 if _alone else threads or torch.get_num_threads()
         self.onednn = torch._C._get_mkldnn_enabled()  # outside; inside, it is switched off
         self._precision, self.selection = precision, stages.ALL
@@ -84,17 +87,18 @@ class Context(ABC):
 
     def restart(self, seed: int, position: int) -> None:
         """Go on in the stream of `seed`, after its first `position` operators."""
-        self.seed, self.start, self.position = seed, _mix64(seed), position
+        self.seed, self.start, self.position = seed, mix64(seed), position
 
     def next_rounding(self, name: str, operations: int, accumulates: bool = False) -> Rounding:
         """Count an operator of `operations` elementary operations and give it its own random
         bits. One that accumulates rounds its factors and its result by `factor` and `store`."""
         position = self.draw(name, operations)
-        like, key = self.unkeyed, _mix64(self.start + position)
+        like, number = self.unkeyed, self.start + position
         format, operands = like.format, like.operands
         if accumulates:
             format, operands = self.precision.each, formats.FLOAT32
-        return Rounding(like.mode, self.flush, self.threads, key, None, format, operands)
+        key = mix64(number)
+        return Rounding(like.mode, self.flush, self.threads, key, None, format, operands, number)
 
     def draw(self, name: str, operations: int) -> int:
         """Count an operator of `operations` elementary operations; its number in the stream."""
@@ -135,9 +139,22 @@ class Context(ABC):
             )
         return self._unkeyed[selected]
 
+    @property
+    def plans(self) -> Plans | None:
+        """Of calls that are rounded as the next operation is; None if none are kept."""
+        selected = self.selected
+        if selected not in self._plans:
+            variant = self.unkeyed.chosen_variant
+            how = self.mode, self.flush, self.threads, variant, self._precision, selected
+            settings = self.accumulation, self.onednn, program.recording
+            kept = plans.keeping and self.accumulation != "probe"
+            self._plans[selected] = plans_of((*how, *settings)) if kept else None
+        return self._plans[selected]
+
     def key(self) -> int:
         """Stands for the random bits of the operator that comes next."""
-        return _mix64(self.next_draw)
+        plans.refuse()
+        return mix64(self.next_draw)
 
     @property
     def precision(self) -> formats.Precision:
@@ -208,12 +225,3 @@ class Context(ABC):
     @abstractmethod
     def apply(self, operator: Any, *args: Any, **kwargs: Any) -> Any:
         """Call an operator of torch from a rule: it is perturbed in its turn."""
-
-
-def _mix64(x: int) -> int:
-    """Splitmix64's step (Steele, Lea, Flood 2014)."""
-    mask = 2**64 - 1
-    x = (x + 1) * 0x9E3779B97F4A7C15 & mask
-    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & mask
-    x = (x ^ x >> 27) * 0x94D049BB133111EB & mask
-    return x ^ x >> 31

@@ -1,0 +1,399 @@
+"""Calls of operators that are computed again without their rules.
+
+What a rule does on the CPU is calls of kernels and of torch's operators, whose order and sizes
+depend on the kinds of the operands (shapes, strides, types, numbers) and not on their values. The
+second call of a kind is recorded, and later ones only repeat its steps on their own tensors. Draws
+keep their numbers, so the bytes are the same. A call that looks at values, or reads tensors that
+came from elsewhere, makes no plan (`refuse`).
+"""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any, Protocol
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+PLANS = 4096  # kinds of calls that are kept, about 4 KB each
+CONSTANTS = 2**25  # bytes of tables that all plans may keep
+STEPS = 64  # of a plan
+
+Step = Callable[[list[Any], list[int], int], None]  # of tensors, their addresses, first draw
+_aten = torch.ops.aten
+_NEW = frozenset(
+    [
+        _aten.empty.memory_format,
+        _aten.empty_strided.default,
+        _aten.empty_like.default,
+        _aten.new_empty.default,
+        _aten.new_empty_strided.default,
+    ]
+)
+_NOTHING = frozenset(  # computes nothing from values
+    [
+        _aten.can_cast.default,
+        _aten.detach_.default,
+        _aten.promote_types.default,
+        *(getattr(_aten.result_type, name) for name in _aten.result_type.overloads()),
+    ]
+)
+_local = threading.local()
+keeping = True  # False: every call by its rule; for the tests
+
+
+class Changed(Exception):
+    """A value on which a plan relies is another one now."""
+
+
+def recording() -> Recording | None:
+    """What the calling thread records."""
+    return getattr(_local, "recording", None)
+
+
+def refuse() -> None:
+    """The call that the thread records looks at values, or does what is not seen here: it makes no
+    plan."""
+    if (now := recording()) is not None:
+        now.refused = True
+
+
+class Plan:
+    """A call that is computed again: see `Recording.plan`."""
+
+    __slots__ = ("_counts", "_draws", "_first", "_kind", "_more", "_results", "_steps", "writes")
+
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        guarded: int,
+        more: Sequence[torch.Tensor | None],
+        draws: int,
+        counts: Sequence[tuple[str, int]],
+        results: Sequence[Any],
+        kind: type | None,
+        writes: Iterable[int],
+    ) -> None:
+        self._first, self._steps = tuple(steps[:guarded]), tuple(steps[guarded:])
+        self._more, self._draws, self._counts = list(more), draws, tuple(counts)
+        self._results, self._kind, self.writes = tuple(results), kind, tuple(writes)
+
+    def fits(self, operands: Sequence[torch.Tensor]) -> bool:
+        """Whether what is written shares no memory with other operands."""
+        for n in self.writes:
+            to = operands[n]
+            memory = to.untyped_storage()._cdata
+            if any(x is not to and x.untyped_storage()._cdata == memory for x in operands):
+                return False
+        return True
+
+    def run(self, context: Stream, operands: list[torch.Tensor], addresses: list[int]) -> Any:
+        """The result; raises Changed before anything is drawn."""
+        tensors = operands + self._more
+        places = addresses + [0] * len(self._more)
+        for step in self._first:
+            step(tensors, places, 0)
+        start = context.next_draw
+        if self._draws:
+            context.advance(self._draws, self._counts)
+        for step in self._steps:
+            step(tensors, places, start)
+        if self._kind is None:
+            return self._results[0](tensors)
+        return self._kind([result(tensors) for result in self._results])
+
+
+class Stream(Protocol):
+    """What is asked of a `context.Context`."""
+
+    @property
+    def next_draw(self) -> int: ...
+    def advance(self, draws: int, counts: Iterable[tuple[str, int]]) -> None: ...
+
+
+class Plans:
+    """The plans of calls by their kind; None where a kind has none.
+
+    One object for each way to round, which recorded kernels have in them.
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[Any, Plan | None] = {}
+        self._once: set[Any] = set()  # kinds that came once
+        self._bytes = 0  # of constants
+
+    def to_record(self, kind: Any) -> bool:
+        """Whether a call of a kind without a plan is to be recorded: the second one. A number may
+        be another one in each step of a training."""
+        if kind in self.known:
+            return False
+        if kind in self._once:
+            return True
+        if len(self._once) >= PLANS:
+            self._once.clear()
+        self._once.add(kind)
+        return False
+
+    def enter(self, kind: Any, plan: Plan | None, size: int) -> None:
+        """Keep a plan and `size` bytes of its constants."""
+        self._once.discard(kind)
+        if len(self.known) >= PLANS or self._bytes + size > CONSTANTS:
+            self.known.clear()
+            self._bytes = 0
+        self.known[kind] = plan
+        self._bytes += size
+
+
+_plans: dict[Any, Plans] = {}
+
+
+def plans_of(rounding: Any) -> Plans:
+    """The plans of calls that are rounded in this way."""
+    if rounding not in _plans and len(_plans) >= 64:
+        _plans.clear()
+    return _plans.setdefault(rounding, Plans())
+
+
+class Recording(TorchDispatchMode):
+    """What a call of an operator does, below its rule: allocations, torch's operators, kernels.
+
+    operands: the call's tensors, each once, which begin at different addresses; start: the number
+    of the next draw.
+    """
+
+    def __init__(self, operands: Sequence[torch.Tensor], start: int) -> None:
+        super().__init__()
+        self.start = start
+        self._operands = len(operands)
+        self._known = list(operands)  # then constants and what is made; alive, with its address
+        self._constant: set[int] = set()
+        self._allocated: dict[int, tuple[Any, Any, torch.dtype]] = {}
+        self._used: set[int] = set()  # as tensors, not only by their addresses
+        self._written: set[int] = set()  # by torch's operators
+        self._steps: list[Step | int] = []  # an integer: the tensor of this number is allocated
+        self._guarded = 0  # steps that come before any draw
+        self._drawn = False
+        memory = [x.untyped_storage()._cdata for x in operands]
+        self._shared = {m for m in memory if memory.count(m) > 1}
+        self.refused = False
+        self._outer: Recording | None = None
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False, for the reason that `RandomRounding` gives."""
+        return False
+
+    def __enter__(self) -> Recording:
+        self._outer, _local.recording = recording(), self
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        _local.recording = self._outer
+
+    def constant(self, x: torch.Tensor) -> None:
+        """A table that a rule has made from what the call's kind says."""
+        self._constant.add(self._enter(x))
+
+    def kernel(self, step: Step) -> None:
+        """A call of a kernel."""
+        self._steps.append(step)
+        self._drawn = True
+
+    def guard(self, x: torch.Tensor, holds: Callable[[torch.Tensor], bool]) -> bool:
+        """Whether this holds of a tensor; a plan goes on only where it does again."""
+        with _disable_current_modes():
+            found = holds(x)
+        tensor = self._tensor(x)
+        begun = self._drawn or any(n < self._operands for n in self._written)
+        if tensor is None or not found or begun:
+            refuse()
+            return found
+
+        def check(tensors: list[Any], addresses: list[int], start: int) -> None:
+            if not holds(tensor(tensors)):
+                raise Changed
+
+        self._steps.append(check)
+        self._guarded = len(self._steps)
+        return found
+
+    def pointers(self, data: array, at: Iterable[int]) -> list[tuple[int, int, int]]:
+        """Of the places in a kernel's arguments that have an address of what is no constant: the
+        place, the number of the tensor, bytes from its first element."""
+        found = []
+        for place in at:
+            where = self._place(data[place]) if data[place] else (-1, 0)
+            if where is None:
+                refuse()
+            elif where[0] >= 0 and where[0] not in self._constant:
+                found.append((place, *where))
+        return found
+
+    def _place(self, address: int) -> tuple[int, int] | None:
+        for n, x in enumerate(self._known):
+            if x.data_ptr() == address and x.numel():
+                return n, 0
+        inside = []
+        for n, x in enumerate(self._known):
+            memory = x.untyped_storage()
+            if memory.data_ptr() <= address < memory.data_ptr() + memory.nbytes():
+                inside.append((n, address - x.data_ptr()))
+        return inside[0] if len(inside) == 1 else None
+
+    def _enter(self, x: torch.Tensor) -> int:
+        self._known.append(x)
+        return len(self._known) - 1
+
+    def _owner(self, x: torch.Tensor) -> int | None:
+        """Which of the known tensors this is, or lies in."""
+        memory = x.untyped_storage()._cdata
+        same = [n for n, y in enumerate(self._known) if y.untyped_storage()._cdata == memory]
+        if len(same) > 1:  # operands that share memory
+            same = [n for n in same if self._known[n].data_ptr() == x.data_ptr()]
+        return same[0] if len(same) == 1 else None
+
+    def _tensor(self, x: torch.Tensor) -> Callable[[list[Any]], Any] | None:
+        """How a plan has this tensor; None if it is not known."""
+        n = self._owner(x)
+        if n is None or self._known[n].dtype != x.dtype:
+            return None
+        self._used.add(n)
+        known = self._known[n]
+        offset = x.storage_offset() - known.storage_offset()
+        shape, strides = tuple(x.shape), x.stride()
+        if not offset and known.shape == x.shape and known.stride() == strides:
+            return itemgetter(n)
+
+        def view(tensors: list[Any]) -> torch.Tensor:
+            y = tensors[n]
+            return y.as_strided(shape, strides, y.storage_offset() + offset)
+
+        return view
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not self.refused and func not in _NOTHING:
+            self._note(func, args, kwargs or {}, result)
+        return result
+
+    def _note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        made = [x for x in tree_leaves(result) if x is not None]
+        if made and all(isinstance(x, torch.Tensor) and x.is_meta for x in made):
+            return  # torch was asked for shapes and strides
+        if not all(isinstance(x, torch.Tensor) and x.is_cpu for x in (*made, *given)):
+            refuse()
+        elif func is _aten.lift_fresh.default:  # a number as a tensor
+            self.constant(made[0])
+        elif func in _NEW:
+            n = self._enter(made[0])
+            self._allocated[n] = tuple(made[0].shape), made[0].stride(), made[0].dtype
+            self._steps.append(n)
+        elif func._schema.is_mutable or any(self._owner(x) is None for x in made):
+            self._call(func, args, kwargs, result)
+        elif {x.data_ptr() for x in made} - {x.data_ptr() for x in given} and any(
+            x.untyped_storage()._cdata in self._shared for x in made
+        ):  # a view that may begin where another operand does
+            refuse()
+
+    def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """A call of torch's operator, which computes something."""
+        written = [a for a in func._schema.arguments if a.alias_info and a.alias_info.is_write]
+        if written:
+            first = len(written) == 1 and written[0] is func._schema.arguments[0]
+            owner = self._owner(args[0]) if first and isinstance(args[0], torch.Tensor) else None
+            if owner is None or torch.Tag.inplace_view in func.tags:
+                return refuse()
+            self._written.add(owner)
+        known: dict[int, _Known] = {}
+        for x in tree_leaves((args, kwargs)):
+            if isinstance(x, torch.Tensor):
+                tensor = self._tensor(x)
+                if tensor is None:
+                    return refuse()
+                known[id(x)] = _Known(tensor)
+        given = tree_map_only(torch.Tensor, lambda x: known[id(x)], (args, kwargs))
+        single = isinstance(result, torch.Tensor)
+        results = [result] if single else list(result)
+        to = [None if x is None or self._owner(x) is not None else self._enter(x) for x in results]
+
+        def step(tensors: list[Any], addresses: list[int], start: int) -> None:
+            numbered = [_found(x, tensors) for x in given[0]]
+            out = func(*numbered, **{name: _found(x, tensors) for name, x in given[1].items()})
+            for n, x in zip(to, (out,) if single else out, strict=True):
+                if n is not None:
+                    tensors[n], addresses[n] = x, x.data_ptr()
+
+        self._steps.append(step)
+        return None
+
+    def plan(
+        self, result: Any, writes: Sequence[int], draws: int, counts: Sequence[tuple[str, int]]
+    ) -> tuple[Plan | None, int]:
+        """The plan of what was recorded, if there is one, and bytes that it keeps.
+
+        writes: the operands that the operator writes to, by its schema.
+        """
+        kind = type(result) if isinstance(result, tuple | list) else None
+        leaves = [result] if kind is None else list(result)
+        if self.refused or len(self._steps) > STEPS or self._written & self._constant:
+            return None, 0
+        if not all(isinstance(x, torch.Tensor) for x in leaves):
+            return None, 0
+        for x in leaves:
+            n = self._owner(x)
+            if n is None or n in self._constant:
+                return None, 0
+            if n < self._operands and x is not self._known[n]:
+                return None, 0
+            made = self._known[n]
+            alike = x.numel() == made.numel() and x.dtype == made.dtype
+            dense = x.is_contiguous() and made.is_contiguous()
+            if n in self._allocated and n not in self._used and alike and dense:
+                self._allocated[n] = tuple(x.shape), x.stride(), x.dtype
+                self._known[n] = x  # is made in the shape of the result
+        results = [self._tensor(x) for x in leaves]
+        more = [
+            x if n in self._constant else None
+            for n, x in enumerate(self._known)
+            if n >= self._operands
+        ]
+        steps = [
+            _allocation(s, *self._allocated[s]) if isinstance(s, int) else s for s in self._steps
+        ]
+        written = {*writes, *(n for n in self._written if n < self._operands)}
+        plan = Plan(steps, self._guarded, more, draws, counts, results, kind, written)
+        if None in results or (written and not plan.fits(self._known[: self._operands])):
+            return None, 0
+        return plan, sum(x.untyped_storage().nbytes() for x in more if x is not None)
+
+
+@dataclass(slots=True)
+class _Known:
+    """Stands for a tensor in the arguments of an operator."""
+
+    tensor: Callable[[list[Any]], torch.Tensor]
+
+
+def _found(x: Any, tensors: list[Any]) -> Any:
+    """An argument, with the tensors of this call."""
+    if type(x) is _Known:
+        return x.tensor(tensors)
+    return [_found(y, tensors) for y in x] if isinstance(x, list | tuple) else x
+
+
+def _allocation(n: int, shape: Any, strides: Any, dtype: torch.dtype) -> Step:
+    def step(tensors: list[Any], addresses: list[int], start: int) -> None:
+        x = tensors[n] = torch.empty_strided(shape, strides, dtype=dtype)
+        addresses[n] = x.data_ptr()
+
+    return step
