@@ -20,8 +20,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-PLANS = 4096  # kinds of calls that are kept, about 4 KB each
-CONSTANTS = 2**25  # bytes of tables that all plans may keep
+WAYS = 16  # to round, of which plans are kept
+PLANS = 4096  # of one way to round, about 4 KB each
+CONSTANTS = 2**25  # bytes of tables that these keep
+CONSTANT = 2**17  # of one plan: kernels with greater tables take far longer than a rule
 STEPS = 64  # of a plan
 
 Step = Callable[[list[Any], list[int], int], None]  # of tensors, their addresses, first draw
@@ -154,7 +156,7 @@ _plans: dict[Any, Plans] = {}
 
 def plans_of(rounding: Any) -> Plans:
     """The plans of calls that are rounded in this way."""
-    if rounding not in _plans and len(_plans) >= 64:
+    if rounding not in _plans and len(_plans) >= WAYS:
         _plans.clear()
     return _plans.setdefault(rounding, Plans())
 
@@ -374,7 +376,8 @@ class Recording(TorchDispatchMode):
         plan = Plan(steps, self._guarded, more, draws, counts, results, kind, written)
         if None in results or (written and not plan.fits(self._known[: self._operands])):
             return None, 0
-        return plan, sum(x.untyped_storage().nbytes() for x in more if x is not None)
+        size = sum(x.untyped_storage().nbytes() for x in more if x is not None)
+        return (plan, size) if size <= CONSTANT else (None, 0)
 
 
 @dataclass(slots=True)
