@@ -64,6 +64,15 @@ def test_same_configuration_gives_the_same_bytes(trained: Path, tmp_path: Path) 
     assert kept == ["epoch-0002.h5"]
 
 
+def test_torchs_own_sampling_gives_the_same_bytes(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(network.plain, "takes", lambda *tensors: asked.append(tensors))
+    train_toy(tmp_path)
+    assert asked and outputs(tmp_path) == outputs(trained)
+
+
 def test_the_model_says_the_axes_and_the_shape_of_its_pairs(trained: Path) -> None:
     architecture = read_architecture(trained / "model.h5")
     assert architecture.orientation == ToySource.orientation
@@ -546,7 +555,8 @@ def test_a_step_is_computed_where_the_model_is(changes: dict[str, Any], tmp_path
     group = Group(Ranks(), device)
     training = loop._Training(config, tmp_path, RunConfig(), group)
     pair = loop._on(device, ToySource(config, Ranks()).pair(0, 0, 0), loop.layout(config))
-    with network.deterministic(1), network.OneDnnConvolution(), Elsewhere() as seen:
+    fast = network.OneDnnConvolution(), network.CompiledSampling()
+    with network.deterministic(1), fast[0], fast[1], Elsewhere() as seen:
         loss = training.objective(pair)["loss"]
         loss.backward()
         training._update()

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+SAMPLING: Any = {"mode": "bilinear", "padding_mode": "border", "align_corners": True}
+
 
 def transform(image_BCXYZ: Tensor, warp_BVXYZ: Tensor) -> Tensor:
     """`image` sampled at p + warp(p), linearly; outside the image its border goes on."""
@@ -33,9 +35,7 @@ def transform(image_BCXYZ: Tensor, warp_BVXYZ: Tensor) -> Tensor:
 
 
 def _sample(image_BCXYZ: Tensor, points_BXYZV: Tensor) -> Tensor:
-    return F.grid_sample(
-        image_BCXYZ, points_BXYZV, mode="bilinear", padding_mode="border", align_corners=True
-    )
+    return F.grid_sample(image_BCXYZ, points_BXYZV, **SAMPLING)
 
 
 class _Sampling(torch.autograd.Function):

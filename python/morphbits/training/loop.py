@@ -30,6 +30,7 @@ from morphbits.training.group import Group, mean
 from morphbits.training.log import Log
 from morphbits.training.network import (
     TERMS,
+    CompiledSampling,
     Objective,
     OneDnnConvolution,
     deterministic,
@@ -95,6 +96,8 @@ def train(
         stack.enter_context(deterministic(config.threads))
         if config.engine != "native":
             stack.enter_context(OneDnnConvolution())
+        if config.engine == "ieee":
+            stack.enter_context(CompiledSampling())
         _keep_freed_memory()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         group = Group(ranks, device)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from morphbits import losses
+from morphbits.engines.native.kernels import plain
 from morphbits.models.synthmorph_torch import SynthMorph
 from morphbits.synthesis import deformation
 from morphbits.synthesis.pair import Pair
@@ -54,6 +55,31 @@ class _Convolution(torch.autograd.Function):
             list(ctx.needs_input_grad),
         )  # fmt: skip
         return tuple(x.to_dense() if x is not None and x.is_mkldnn else x for x in results)
+
+
+class CompiledSampling(TorchFunctionMode):
+    """Send linear sampling of volumes, and its derivatives, to the compiled kernel where it is
+    there: it has torch's bytes."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.grid_sample and kwargs == deformation.SAMPLING and plain.takes(*args):
+            return _Sampling.apply(*args)
+        return func(*args, **kwargs)
+
+
+class _Sampling(torch.autograd.Function):
+    """An image at points, forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, points: Tensor) -> Tensor:
+        ctx.save_for_backward(image, points)
+        return plain.sampled(image, points)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        image, points = ctx.saved_tensors
+        return plain.gradients(image, points, gradient, ctx.needs_input_grad)
 
 
 @contextmanager

@@ -39,7 +39,7 @@ if platform.machine() in ("x86_64", "AMD64"):
 # What is compiled, and the flags of each; what follows a colon is no part of the file's name.
 UNITS: dict[str, list[str]] = {
     **{f"kernels:{v}": [f"-DVARIANT={v}", *flags] for v, flags in VARIANT_FLAGS.items()},
-    **{"naive": ["-O1"], "scalar": [], "library": []},
+    **{"naive": ["-O1"], "scalar": [], "plain": [], "library": []},
 }
 # Added where MORPHBITS_SANITIZE is set (scripts/with_sanitizers.sh): an access out of bounds, or
 # an operation that C leaves undefined, ends the process. -O1, or the compiler takes ten minutes.
