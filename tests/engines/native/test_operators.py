@@ -12,6 +12,7 @@ from support.witness import Witness
 from torch import Tensor
 
 from morphbits.engines.native import random_rounding
+from morphbits.engines.native.rules.pooling import _Windows
 
 # Both sides round every operation of float64; the longest chain of a case has a few hundred
 # operations, each off by half of 2^-52 of the terms' magnitudes (about 1), and results are of
@@ -128,6 +129,25 @@ def test_what_is_drawn_at_random_is_drawn_as_in_torch() -> None:
     assert all(torch.equal(a, b) for a, b in zip(found[:4], plain[:4], strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(found[4:], plain[4:], strict=True))
     assert {"multinomial", "normal", "rrelu_with_noise"} <= set(stats.operators)
+
+
+def test_windows_inside_the_image_have_the_bytes_of_listed_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = torch.randn(2, 3, 9, 8, 7, generator=torch.Generator().manual_seed(8))
+
+    def pooled() -> list[Tensor]:
+        with random_rounding(seed=2):
+            return [
+                torch.nn.functional.avg_pool3d(x, k, s)
+                for k, s in ((2, 2), (3, 1), (2, 3), ((1, 3, 2), 2))
+            ]
+
+    together = pooled()
+    monkeypatch.setattr(
+        _Windows, "whole", property(lambda _: False, lambda *_: None), raising=False
+    )
+    assert all(map(torch.equal, together, pooled()))
 
 
 # nothing rounds: values are selected, or (max_pool1d, relu) gradients copied

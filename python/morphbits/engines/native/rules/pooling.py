@@ -61,6 +61,8 @@ def _all(values: Sequence[int] | int | None, dims: int, default: Sequence[int]) 
 class _Windows:
     """The windows of an average pooling of `dims` dimensions over planes of `size`."""
 
+    whole = False  # whether none reaches beyond the image, and all have the kernel's size
+
     def __init__(
         self,
         size: Sequence[int],
@@ -78,6 +80,10 @@ class _Windows:
             whole = end - start
             axes.append((start.clamp(min=0), end.clamp(max=n), whole))
         self.axes, self.size, self.out, self.kernel = axes, list(size), list(out), kernel
+        self.stride = stride
+        self.whole = not any(padding) and all(
+            int(end[-1] - begin[-1]) == k for (begin, end, _), k in zip(axes, kernel, strict=True)
+        )
         inside, area = torch.ones((), dtype=torch.long), torch.ones((), dtype=torch.long)
         for begin, end, whole in axes:
             inside = inside[..., None] * (end - begin)
@@ -102,8 +108,15 @@ class _Windows:
     def sums(self, op: Operator, x: torch.Tensor) -> torch.Tensor:
         """(planes, out voxels): a chain over each window. What lies outside a window is zero and
         is not counted."""
+        planes, dims = _planes(x, len(self.size)), len(self.size)
+        if self.whole:  # no list of places
+            parts = planes.view(len(planes), *self.size)
+            for axis, (k, s) in enumerate(zip(self.kernel, self.stride, strict=True)):
+                parts = parts.unfold(axis + 1, k, s)  # planes, out voxels, taps
+            taps = parts.movedim(tuple(range(dims + 1, 2 * dims + 1)), tuple(range(dims)))
+            return op.chain("add", taps.reshape(prod(self.kernel), len(planes), prod(self.out)))
         index, valid = self.places()
-        values = _planes(x, len(self.size))[:, index]  # planes, taps, voxels
+        values = planes[:, index]  # planes, taps, voxels
         values = torch.where(valid, values, torch.zeros((), dtype=x.dtype))
         inside = int((valid.sum(0) - 1).clamp(min=0).sum()) * values.shape[0]
         return op.chain("add", values.movedim(1, 0), operations=inside)
