@@ -233,11 +233,83 @@ def test_a_vector_is_near_the_exact_value(name: str) -> None:
     values, libm = (functions.wide(Rounding("nearest", variant=v), name, x) for v in VARIANTS[-2:])
     apart = units_apart(values, libm)
     assert apart.max() <= UNITS[name] + LIBRARY[name]
-    worst = apart.nan_to_num().topk(20).indices.tolist()
+    worst = torch.where(values.isfinite(), apart, -1.0).topk(20).indices.tolist()
     for i in worst:
         exact = EXACT.get(name, getattr(mpmath, name, None))(mpmath.mpf(x[i].item()))
         unit = abs(exact) * mpmath.mpf(2) ** -52
         assert abs(mpmath.mpf(values[i].item()) - exact) <= UNITS[name] * unit
+
+
+@pytest.mark.parametrize("name", functions.CORES)
+def test_infinities_zeros_and_nan_are_the_c_librarys(name: str) -> None:
+    """Also where one of them among ordinary arguments is a vector's only odd lane."""
+    ends = [0.0, -0.0, 2.0**-149, -(2.0**-149), 3.4e38, -3.4e38, torch.inf, -torch.inf, torch.nan]
+    x = torch.full((64 * len(ends),), 0.75)
+    x[::64] = torch.tensor(ends)
+    *values, libm = (functions.wide(Rounding("nearest", variant=v), name, x) for v in VARIANTS)
+    special = ~libm.isfinite() | (libm == 0)
+    for found in values:
+        assert torch.equal(found.isnan(), libm.isnan())
+        kept = special & ~libm.isnan()
+        size, sign = found[kept].abs(), found[kept].sign()
+        limited = torch.where(size > 2.0**200, sign * torch.inf, found[kept])
+        limited = torch.where(
+            size < 2.0**-178, torch.copysign(0 * size, found[kept]), limited
+        )  # as in `units_apart`
+        assert same_bytes(limited, libm[kept])
+
+
+def test_small_arguments_stay_on_their_side() -> None:
+    """x is a float32 there: a value beyond it would be rounded to the wrong neighbour."""
+    x = torch.logspace(-44, -2, 5000)
+    for variant in VARIANTS[:-1]:
+        rounding = Rounding("nearest", variant=variant)
+        for name in ("tanh", "sin", "log1p"):
+            assert (functions.wide(rounding, name, x) <= x).all(), name
+        for name in ("sinh", "tan", "expm1"):
+            assert (functions.wide(rounding, name, x) >= x).all(), name
+
+
+def powers(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bases and exponents: any, usual, and those whose powers are exact or the C library's."""
+    base, exponent = stratified(count, seed=4), stratified(count, seed=5)
+    base[count // 2 : count] = base[count // 2 : count].abs()
+    ends = torch.tensor([0, -0.0, 1, -1, torch.inf, -torch.inf, torch.nan, 2, -2, 0.5, 1e-40])
+    pairs = torch.cartesian_prod(ends, ends)
+    return torch.cat([base, pairs[:, 0]]), torch.cat([exponent, pairs[:, 1]])
+
+
+def test_powers_by_vectors_are_near_the_exact_ones() -> None:
+    """Special values are the C library's; others within 2^-51, as all functions."""
+    base, exponent = powers(1 << 15)
+    *values, libm = (
+        functions.wide(Rounding("nearest", variant=v), "pow", base, exponent) for v in VARIANTS
+    )
+    assert all(same_bytes(values[0], other) for other in values[1:])
+    apart = units_apart(values[0], libm)
+    assert apart.max() <= 2 + 1  # glibc's is within one unit
+    special = ~libm.isfinite() | (libm == 0)
+    assert same_bytes(values[0][special].nan_to_num(7), libm[special].nan_to_num(7))
+    for i in torch.where(values[0].isfinite(), apart, -1.0).topk(20).indices.tolist():
+        exact = mpmath.power(mpmath.mpf(base[i].item()), mpmath.mpf(exponent[i].item()))
+        assert abs(mpmath.mpf(values[0][i].item()) - exact) <= abs(exact) * mpmath.mpf(2) ** -51
+
+
+def test_exact_powers_stay_exact() -> None:
+    base = torch.arange(1.0, 65).repeat(3)
+    exponent = torch.tensor([4.0, 1.5, -0.5]).repeat_interleave(64)
+    exact = torch.tensor([float(b) ** float(e) for b, e in zip(base, exponent, strict=True)])
+    single = exact.double() == torch.tensor(
+        [math.pow(b, e) for b, e in zip(base.tolist(), exponent.tolist(), strict=True)],
+        dtype=torch.float64,
+    )
+    assert (
+        single.sum() > 60
+    )  # 1^4 to 64^4, squares to the power of 1.5, powers of 4 to that of -0.5
+    for mode in MODES:
+        for variant in VARIANTS:
+            found = functions.function(Rounding(mode, 1, variant=variant), "pow", base, exponent)
+            assert torch.equal(found[single], exact[single])
 
 
 def test_what_is_exact_stays_exact() -> None:

@@ -1,7 +1,7 @@
 """Elementary functions, and conversions to 16 bits: computed wider, then rounded once.
 
-float32 is computed in float64: the functions in CORES by vectors, with the same bytes on every
-instruction set (csrc/functions.h), the others by the C library. float64 is computed in the C
+float32 is computed in float64: the functions in CORES and pow by vectors, with the same bytes on
+every instruction set (csrc/functions.h), the others by the C library. float64 is computed in the C
 library's long double (64 bits of mantissa on x86-64, 113 on AArch64). The wider value is within
 2^-51 (float32; erfc: 3·2^-52) or 2^-62 (float64 on x86-64) of the exact one, relative, and the
 result is one of its two neighbours. A value nearer than that to a number of the format may be
@@ -11,6 +11,7 @@ taken for that number, which then stays: tanh(20) is 1.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 
 import torch
 
@@ -18,7 +19,7 @@ from morphbits.engines.native.kernels.header import names
 from morphbits.engines.native.kernels.library import TYPES, Rounding, call, check_size, load
 
 *FUNCTIONS, _, _, _ = names("function")  # without the two conversions and the count
-# float32 by vectors; their errors are in notes/benchmarks/, made by `make function-errors`
+# of one argument by vectors; their errors are in notes/benchmarks/, made by `make function-errors`
 CORES = tuple("exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh erf erfc".split())
 _NARROW = {
     torch.float16: names("function").index("to_float16"),
@@ -52,10 +53,17 @@ def narrow(rounding: Rounding, a: torch.Tensor, dtype: torch.dtype) -> torch.Ten
     return _call(rounding, _NARROW[dtype], a, None).to(dtype)
 
 
-def wide(rounding: Rounding, name: str, a: torch.Tensor) -> torch.Tensor:
-    """The float64 values that `function` rounds for the float32 `a`: what tests measure."""
+def wide(
+    rounding: Rounding,
+    name: str,
+    a: torch.Tensor,
+    b: torch.Tensor | None = None,
+    kernel: Callable[..., int] | None = None,
+) -> torch.Tensor:
+    """The float64 values that `function` rounds for the float32 `a` (and `b`): what tests
+    measure. kernel: of another build of the kernels."""
     number = FUNCTIONS.index(name)
-    return _call(rounding, number, a, None, "morphbits_wide", torch.float64)
+    return _call(rounding, number, a, b, kernel or load().morphbits_wide, torch.float64)
 
 
 def _call(
@@ -63,7 +71,7 @@ def _call(
     number: int,
     a: torch.Tensor,
     b: torch.Tensor | None,
-    kernel: str = "morphbits_function",
+    kernel: Callable[..., int] | None = None,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """The result of a kernel, of type `dtype` or that of `a`."""
@@ -73,7 +81,7 @@ def _call(
     check_size(out)
     if out.numel():
         call(
-            getattr(load(), kernel),
+            kernel or load().morphbits_function,
             rounding,
             _Function(
                 function=number,

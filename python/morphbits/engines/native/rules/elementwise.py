@@ -215,7 +215,7 @@ def _rsqrt(op: Operator, a: torch.Tensor) -> torch.Tensor:
 @rule(
     "pow pow_",
     "exponents −2, −1, −½, ½, 1, 2 and 3 by products, roots and quotients as torch does; others "
-    "by the C library, one rounding",
+    "in float64, one rounding",
 )
 @functional
 def _pow(op: Operator, a: Any, exponent: Any) -> torch.Tensor:

@@ -1,18 +1,23 @@
 /* Functions of float32 by vectors of float64, then one rounding by the mode. Included by kernels.c.
  *
- * Each core is written once, in operations that every processor has (no fused multiply-add, no approximate instruction), so
- * that all instruction sets give the same bytes. Arguments are reduced and series evaluated in float64 to within 2^-51 of
- * the exact value, relative, erfc within 3·2^-52 (tests/engines/native/test_functions.py measures each function). What is exact comes out exact:
- * exp(0), log2 of a power of two, log10 of a power of ten. The methods are those of Cody & Waite, Software Manual for the
- * Elementary Functions (1980), and, for erfc, of Shepherd & Laframboise, Math. Comp. 36 (1981): exp(x^2)·erfc(x)·(x + 3) as
- * a polynomial in (x - 3) / (x + 3). The terms are Chebyshev fits (mpmath's chebyfit) of the function that the comment
- * beside them names.
+ * Each core is written once, in operations that are the same on every processor: those of IEEE 754, the fused
+ * multiply-add among them (decision 0015), and small tables; no approximate instruction. So all instruction sets give the
+ * same bytes. Arguments are reduced and series evaluated in float64 to within 2^-51 of the exact value, relative, erfc
+ * within 3·2^-52 (tests/engines/native/test_functions.py measures each function). What is exact comes out exact: exp(0),
+ * log2 of a power of two, log10 of a power of ten, powers such as 3^4. Exponentials and logarithms are reduced by a table, as
+ * in Tang, ACM Trans. Math. Softw. 15 (1989) and 16 (1990); sines are those of Cody & Waite, Software Manual for the
+ * Elementary Functions (1980); erfc is that of Shepherd & Laframboise, Math. Comp. 36 (1981): exp(x^2)·erfc(x)·(x + 3) as a
+ * polynomial in (x - 3) / (x + 3); erf is a polynomial for each sixteenth of its range. The terms are Chebyshev fits
+ * (mpmath's chebyfit) of the function that the comment beside them names.
  *
- * Lanes outside of a core's range, such as a sine of more than 2^19 or the logarithm of zero, and the functions that have no
- * core, are computed by the C library (wide_value in scalar.c). */
+ * Lanes outside of a core's range, such as a sine of more than 2^19 or a power of a negative number, and the functions that
+ * have no core, are computed by the C library (wide_value in scalar.c). */
 #ifndef MORPHBITS_FUNCTIONS_H
 #define MORPHBITS_FUNCTIONS_H
 
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 #include <string.h>
 
 #include "elementwise.h"
@@ -25,15 +30,36 @@
 #define INF __builtin_inf()
 #define TO_INTEGER 0x1.8p52 /* added: the low bits hold the nearest whole number */
 
-/* (e^r - 1 - r) / r^2 for |r| <= ln(2) / 2 */
-static const double EXP_TERMS[] = {
-    0x1.0000000000000p-1, 0x1.5555555555557p-3, 0x1.5555555555556p-5, 0x1.11111111100cep-7, 0x1.6c16c16c162ccp-10,
-    0x1.a01a01abef415p-13, 0x1.a01a01a6dcaffp-16, 0x1.71de021a90822p-19, 0x1.27e4db57442fbp-22, 0x1.af4e196027428p-26,
-    0x1.1f731ea5352cap-29};
-/* (log((1 + s) / (1 - s)) / s - 2) / z of z = s^2, |s| <= 0.1716 */
+/* (e^r - 1 - r) / r^2 for |r| <= ln(2) / 16 */
+static const double EXP_TERMS[] = {0x1.0000000000000p-1,  0x1.555555555559ep-3,  0x1.5555555555572p-5, 0x1.1111110c60f21p-7,
+                                   0x1.6c16c16856a9cp-10, 0x1.a01ee0121d9bcp-13, 0x1.a01de6c734237p-16};
+/* 2^(j / 8), and how much greater than that number its exact value is, relative */
+static const double POWERS[8] = {0x1.0000000000000p+0, 0x1.172b83c7d517bp+0, 0x1.306fe0a31b715p+0, 0x1.4bfdad5362a27p+0,
+                                 0x1.6a09e667f3bcdp+0, 0x1.8ace5422aa0dbp+0, 0x1.ae89f995ad3adp+0, 0x1.d5818dcfba487p+0};
+static const double POWERS_LOW[8] = {0, -0x1.01b15eaa59348p-55, 0x1.34d754db0abb6p-55, 0x1.690cebb7aafb0p-56,
+                                     -0x1.3b3efbf5e2228p-54, 0x1.db72fc1f0eab4p-55, 0x1.c1a7792cb3387p-55,
+                                     0x1.4a385a63d07a7p-56};
+/* Numbers m in [0.698, 1.396) in sixteen parts: 1 / m of nine bits, and minus its logarithm in two parts, the first a
+ * multiple of 2^-42. The part in which 1 lies has 1. */
+static const double LOG_INVERSE[16] = {
+    0x1.6700000000000p+0, 0x1.5780000000000p+0, 0x1.4a00000000000p+0, 0x1.3d00000000000p+0,
+    0x1.3180000000000p+0, 0x1.2680000000000p+0, 0x1.1c00000000000p+0, 0x1.1280000000000p+0,
+    0x1.0980000000000p+0, 0x1.0000000000000p+0, 0x1.e700000000000p-1, 0x1.cb00000000000p-1,
+    0x1.b300000000000p-1, 0x1.9d00000000000p-1, 0x1.8900000000000p-1, 0x1.7700000000000p-1};
+static const double LOG_HIGH[16] = {
+    -0x1.5a42ab0f4d000p-2, -0x1.2d10dec508000p-2, -0x1.0402594b4d000p-2, -0x1.b5b519e8fc000p-3,
+    -0x1.6a079d0f7a000p-3, -0x1.1eed90e2dc000p-3, -0x1.a926d3a4ac000p-4, -0x1.1dcb263db0000p-4,
+    -0x1.2a7ec22150000p-5, 0, 0x1.9a187b5740000p-5, 0x1.bf968769fc000p-4, 0x1.4dc7b897bc000p-3,
+    0x1.b811730b82000p-3, 0x1.0edd060b78000p-2, 0x1.3edf463c17000p-2};
+static const double LOG_LOW[16] = {
+    0x1.e63af2df7ba69p-50, -0x1.60c61f7088353p-44, -0x1.036b89ef42d7fp-48, 0x1.4b722ec011f31p-44,
+    -0x1.5a3f8448d14f5p-44, -0x1.615637097648fp-46, -0x1.563650bd22a9cp-44, -0x1.9444f5e9e8981p-44,
+    0x1.78ce77a9163fep-45, 0, -0x1.0c22e4ec4d90dp-44, 0x1.4218c8d824283p-45, 0x1.c79b60ae1ff0fp-47,
+    0x1.e90683b9cd768p-46, 0x1.019b52d8435f5p-47, -0x1.f067c297f2c3fp-44};
+/* (log(1 + r) - r + r^2 / 2) / r^3 for |r| <= 0.0305 */
 static const double LOG_TERMS[] = {
-    0x1.5555555555558p-1, 0x1.99999999952abp-2, 0x1.2492492df7663p-2, 0x1.c71c62ddb431bp-3, 0x1.7462b6e311a89p-3,
-    0x1.39fe16ad885a7p-3, 0x1.2b5bd9a316a24p-3};
+    0x1.555555555554cp-2, -0x1.fffffffffffefp-3, 0x1.9999999a39b6dp-3, -0x1.55555555e81b9p-3,
+    0x1.24923bfbdfbd3p-3, -0x1.ffffe7dff0f51p-4, 0x1.c7cd98c2ea99cp-4, -0x1.9a3bfdeb19cc5p-4};
 /* (sin(r) / r - 1) / z of z = r^2, |r| <= pi / 4 */
 static const double SIN_TERMS[] = {
     -0x1.5555555555555p-3, 0x1.1111111111110p-7, -0x1.a01a01a019933p-13, 0x1.71de3a54600cap-19,
@@ -42,20 +68,6 @@ static const double SIN_TERMS[] = {
 static const double COS_TERMS[] = {
     0x1.5555555555555p-5, -0x1.6c16c16c16965p-10, 0x1.a01a019f4e480p-16, -0x1.27e4fa17532cap-22,
     0x1.1eeb685cba14cp-29, -0x1.907d3e3374a42p-37};
-/* (sinh(x) / x - 1) / z of z = x^2, |x| <= 1 */
-static const double SINH_TERMS[] = {
-    0x1.5555555555555p-3, 0x1.11111111110fdp-7, 0x1.a01a01a01ee70p-13, 0x1.71de3a4e14f40p-19, 0x1.ae6460fae3728p-26,
-    0x1.611cb330c1fe8p-33, 0x1.b41232cf9950fp-41};
-/* (tanh(x) / x - 1) / z of z = x^2, |x| <= 0.7 */
-static const double TANH_TERMS[] = {
-    -0x1.5555555555555p-2, 0x1.11111111110dbp-3, -0x1.ba1ba1ba15861p-5, 0x1.664f48809992fp-6, -0x1.226e34f916b95p-7,
-    0x1.d6d3baa4f206ap-9, -0x1.7da1d1b0939d9p-10, 0x1.3544f163cd1e5p-11, -0x1.f439b0c865fe5p-13,
-    0x1.8f1028dcb4e22p-14, -0x1.2b412c35ca2c6p-15, 0x1.6f0c66e997b72p-17, -0x1.03bf3634a7169p-19};
-/* (erf(x) / x - 2 / sqrt(pi)) / z of z = x^2, |x| <= 1 */
-static const double ERF_TERMS[] = {
-    -0x1.812746b0379e7p-2, 0x1.ce2f21a042bd7p-4, -0x1.b82ce312882f8p-6, 0x1.565bcd0e434bbp-8, -0x1.c02db3f4735cbp-11,
-    0x1.f9a324ddf0f34p-14, -0x1.f4d21efdafc7dp-17, 0x1.b9e2333703249p-20, -0x1.5f39372686202p-23,
-    0x1.f8d476ab1a455p-27, -0x1.3c1e91b012003p-30, 0x1.0f8a27a51ad26p-34};
 /* exp(x^2)·erfc(x)·(x + 3) of (x - 3) / (x + 3), 0.5 <= x <= 11 */
 static const double ERFCX_TERMS[] = {
     0x1.12f21ddd9f5e2p+0, -0x1.c44c471baa376p-1, 0x1.2e326945de2b6p-1, -0x1.3deb21415dc52p-2, 0x1.e995f11b172e5p-4,
@@ -64,10 +76,66 @@ static const double ERFCX_TERMS[] = {
     -0x1.3ecaf564ee60cp-18, 0x1.7289c9eb790e3p-19, 0x1.0c88c696f011ap-20, -0x1.a9f9f75f12bcbp-22,
     -0x1.f138c3b15ef32p-23, 0x1.09c8d23ff7dbcp-25, 0x1.680e785c0330bp-25, 0x1.f091d5342777dp-28};
 
+/* erf(x) / x of x - (49 / 128)·i, for the pieces i of half that width to each side; a row for each power */
+#define ERF_STEP 0x1.88p-2 /* 49 / 128 */
+static const double ERF_TERMS[13][16] = {
+    {0x1.20dd750429b6dp+0, 0x1.135a90163a44cp+0, 0x1.e236b9694226cp-1, 0x1.8f4d8b5e2f76bp-1,
+     0x1.4438490e8bb5dp-1, 0x1.09ad5a8fa2641p-1, 0x1.bd4e34b1a2f07p-2, 0x1.7e139307a0800p-2,
+     0x1.4e5cc53a497bbp-2, 0x1.293710421f89dp-2, 0x1.0b7e6dad6d736p-2, 0x1.e65a3da941c1cp-3,
+     0x1.bdd2b898a310cp-3, 0x1.9b876f525f6a2p-3, 0x1.7e225515a4e34p-3, 0x1.64a893adcd25dp-3},
+    {0, -0x1.0e4305aade33ap-2, -0x1.a3e26b8524ff6p-2, -0x1.aa52848aa78f3p-2,
+     -0x1.5f2046bcef4fdp-2, -0x1.0620c2bea3d9fp-2, -0x1.7e9a5f1a12148p-3, -0x1.1c82315844716p-3,
+     -0x1.b49738c74c90ap-4, -0x1.590e8171f7a2cp-4, -0x1.1780d628269fbp-4, -0x1.cdfd5e2ddf7ccp-5,
+     -0x1.8433218471b43p-5, -0x1.4ac6138c029f0p-5, -0x1.1d353d43a49d2p-5, -0x1.f0e549bd8bcebp-6},
+    {-0x1.812746b0379e5p-2, -0x1.23f7261b8f27ep-2, -0x1.7a21c7c816747p-4, 0x1.f1bed9d7ff992p-5,
+     0x1.da1d99c3a0d6ep-4, 0x1.ad4b3fd209d7bp-4, 0x1.3582f5046129bp-4, 0x1.a1a75628a5d9bp-5,
+     0x1.1c56e8a8cf576p-5, 0x1.907b0cef7f1f7p-6, 0x1.240b5e22ce069p-6, 0x1.b6d8bd6633a13p-7,
+     0x1.520633e866969p-7, 0x1.09dd7fcb53e59p-7, 0x1.a9bbb14772818p-8, 0x1.5a2307d47d205p-8},
+    {0, 0x1.28ceb5c37f924p-3, 0x1.5770e65d5f360p-3, 0x1.72dc6ed499c6bp-4,
+     0x1.720e3f8df5550p-7, -0x1.76d6fe599fe81p-6, -0x1.97f1dd92ff1b7p-6, -0x1.2054ca865bd79p-6,
+     -0x1.6d581fa42f849p-7, -0x1.cfd1a4862f9dfp-8, -0x1.3113ecc8da940p-8, -0x1.a0db064bf0519p-9,
+     -0x1.26556eb2e8f57p-9, -0x1.ab63427b5de71p-10, -0x1.3dbf9574e3b18p-10, -0x1.e23ca58d9022dp-11},
+    {0x1.ce2f21a04138fp-4, 0x1.f47f771f59e29p-5, -0x1.c70c0a22c3caap-6, -0x1.f0a2290d603acp-5,
+     -0x1.35f4c00be095fp-5, -0x1.240a1d3c5d4a8p-7, 0x1.d4d483d8380afp-9, 0x1.43d12eee79038p-8,
+     0x1.bc5df607983e5p-9, 0x1.09ab717a2244ap-9, 0x1.3e36f7e30b479p-10, 0x1.8be90ee79c40ap-11,
+     0x1.0049b680651f5p-11, 0x1.578530e998333p-12, 0x1.da4e7d98d957ep-13, 0x1.4fecf218de6ccp-13},
+    {0, -0x1.80ada433ac412p-5, -0x1.2a73414708b22p-5, 0x1.6b5b5395f5825p-10,
+     0x1.1b77253578bb9p-6, 0x1.6aa985fda032ep-7, 0x1.64013067dcc61p-9, -0x1.1556914265e84p-11,
+     -0x1.c09348afbe4aap-11, -0x1.23751560bdfdbp-11, -0x1.497271d09a31dp-12, -0x1.77aff29c375c6p-13,
+     -0x1.be49e1569f5cep-14, -0x1.141bfa5c82d34p-14, -0x1.620059e8e0506p-15, -0x1.d402b5cfa6d0ap-16},
+    {-0x1.b82ce30d585a8p-6, -0x1.2571a8d7d809dp-7, 0x1.f00cd4320b0bfp-7, 0x1.be12e886b88c2p-7,
+     0x1.3d68667108de3p-11, -0x1.1a611c2bd5600p-8, -0x1.49f602cb349bdp-9, -0x1.1cec2f8cb6a94p-11,
+     0x1.774789759107cp-14, 0x1.139e6fcf3eb91p-13, 0x1.4b09946868e7cp-14, 0x1.62f2125f8ffffp-15,
+     0x1.84683f2eac2d8p-16, 0x1.bbd7433f55764p-17, 0x1.0835e6938bdd8p-17, 0x1.4603f951552b7p-18},
+    {0, 0x1.677876ba90d36p-7, 0x1.2fde03c56fe71p-8, -0x1.2574371b62f22p-8,
+     -0x1.f744bdf372dc7p-9, -0x1.5497653c19f68p-14, 0x1.f47667a65db0cp-11, 0x1.df23553df2c7fp-12,
+     0x1.4350919b7e3e6p-14, -0x1.132352272da45p-16, -0x1.2bc86c80675c8p-16, -0x1.4966fcf40593fp-17,
+     -0x1.514dad9064ed7p-18, -0x1.64abd720dd2e5p-19, -0x1.8a62c3b7c3578p-20, -0x1.c63429afbba4dp-21},
+    {0x1.565bc576b90dcp-8, 0x1.822648094dabap-11, -0x1.eed5cc4d867c7p-9, -0x1.6d883407cd039p-10,
+     0x1.4e4349980812bp-10, 0x1.b9d51fc54bc88p-11, -0x1.954e2765e61dbp-15, -0x1.7db9692db1328p-13,
+     -0x1.143fe1b50ead4p-14, -0x1.fb35a9ed9554ep-18, 0x1.6bebd02a690afp-19, 0x1.1ecda47bd27c4p-19,
+     0x1.223e521be767ap-20, 0x1.1e5d32046019ap-21, 0x1.2654ebaca60c9p-22, 0x1.3c659413ab723p-23},
+    {0, -0x1.07474754ce787p-9, -0x1.aa703b8224c67p-13, 0x1.286f4fa48314fp-10,
+     0x1.0cdf0823944a3p-12, -0x1.570fb154c4911p-12, -0x1.2360593300420p-13, 0x1.a966ab803f88cp-16,
+     0x1.deb3f5602286ap-16, 0x1.f0600c228d207p-18, 0x1.c45034936bc33p-22, -0x1.8ddc9f8fc2018p-22,
+     -0x1.e2cd3dcd1c6c2p-23, -0x1.c9fef3337a358p-24, -0x1.b72eb9b6d8a37p-25, -0x1.b8cae60b06e83p-26},
+    {-0x1.c022e55748c61p-11, 0x1.e0776707baeffp-16, 0x1.52c3854fc3c15p-11, -0x1.9b49fb7d1816ep-16,
+     -0x1.2788a948b2b3ep-12, -0x1.eb85956cf93b6p-17, 0x1.20071160b2dc8p-14, 0x1.02545e853c48ap-16,
+     -0x1.ac72774aaef20p-18, -0x1.db63e2b5e56b7p-19, -0x1.50bbe9c6dc841p-21, 0x1.ef82fa906e5dep-28,
+     0x1.64cc41fc6e360p-25, 0x1.6898bb4def2c4p-26, 0x1.472f85a7c5787p-27, 0x1.3305b7cfb7080p-28},
+    {0, 0x1.382d555af97bap-12, -0x1.cbed06dff8f59p-15, -0x1.571ee54d206b8p-13,
+     0x1.309beecb24850p-15, 0x1.bfd1c55bd9a8fp-15, -0x1.c52df1335b771p-18, -0x1.6bf3ee2bfbc09p-17,
+     -0x1.93ad3b5a426bbp-21, 0x1.177a76918ff1cp-20, 0x1.6f505972135eep-22, 0x1.4e9c346e9ea3dp-25,
+     -0x1.306731da896e7p-28, -0x1.0cdaee8ad582bp-28, -0x1.e6553fe2674efp-30, -0x1.ad09e1c58b2f7p-31},
+    {0x1.f23e436715dd0p-14, -0x1.767e096d23222p-16, -0x1.5b942bcd12673p-14, 0x1.19b53317e4a60p-15,
+     0x1.f6020e0e793e1p-16, -0x1.e15a2deff8833p-17, -0x1.cce0133455f57p-18, 0x1.5538ff41f8bf3p-19,
+     0x1.44a3e2ef11579p-20, -0x1.afe5b1e05b976p-24, -0x1.05aea99ca02bcp-23, -0x1.a96eb2d96ba23p-26,
+     -0x1.7824e5ee5dc8bp-30, 0x1.457bf171bee1ap-31, 0x1.5fd352be5db45p-32, 0x1.2a184442885c9p-33},};
 #define LOG2_E 0x1.71547652b82fep+0
 #define LN2 0x1.62e42fefa39efp-1
-#define LN2_HIGH 0x1.62e42fefa3800p-1 /* 42 bits: times a whole number below 2^11 it is exact */
-#define LN2_LOW 0x1.ef35793c76730p-45
+#define LN2_LOW 0x1.abc9e3b39803fp-56 /* the logarithm of 2 is LN2 + LN2_LOW */
+#define LN2_42 0x1.62e42fefa3800p-1   /* 42 bits: times a whole number below 2^11 it is exact */
+#define LN2_REST 0x1.ef35793c76730p-45
 #define LOG10_2_HIGH 0x1.34413509f7800p-2
 #define LOG10_2_LOW 0x1.fef311f12b358p-46
 #define LOG10_E 0x1.bcb7b1526e50ep-2
@@ -75,16 +143,46 @@ static const double ERFCX_TERMS[] = {
 #define HALF_PI_1 0x1.921fb54400000p+0 /* pi / 2 in three parts, the first two of 33 bits */
 #define HALF_PI_2 0x1.0b4611a600000p-34
 #define HALF_PI_3 0x1.3198a2e037073p-69
-#define TWO_OVER_ROOT_PI 0x1.20dd750429b6dp+0
 
 CORE choose(lvec where, dvec a, dvec b) { return (dvec)(((lvec)a & where) | ((lvec)b & ~where)); }
 CORE with_sign_of(dvec x, dvec sign) { return (dvec)((lvec)x | ((lvec)sign & INT64_MIN)); } /* of x >= 0 */
 CORE constant(double x) { return (dvec){0} + x; }
 
+CORE fused(dvec a, dvec b, dvec c) { /* a·b + c, rounded once */
+#if defined(__AVX512F__)
+    return (dvec)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__AVX2__)
+    return (dvec)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#elif defined(__aarch64__)
+    return (dvec)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+#else
+    return (dvec){__builtin_fma(a[0], b[0], c[0]), __builtin_fma(a[1], b[1], c[1])};
+#endif
+}
+/* The entries of a table that the low three or four bits of `at` name. */
+CORE entry8(const double *table, lvec at) {
+#if defined(__AVX512F__)
+    return (dvec)_mm512_permutexvar_pd((__m512i)at, _mm512_loadu_pd(table));
+#else
+    dvec found;
+    for (int l = 0; l < WIDE_LANES; ++l) found[l] = table[at[l] & 7];
+    return found;
+#endif
+}
+CORE entry16(const double *table, lvec at) {
+#if defined(__AVX512F__)
+    return (dvec)_mm512_permutex2var_pd(_mm512_loadu_pd(table), (__m512i)at, _mm512_loadu_pd(table + 8));
+#else
+    dvec found;
+    for (int l = 0; l < WIDE_LANES; ++l) found[l] = table[at[l] & 15];
+    return found;
+#endif
+}
+
 #define SERIES(name, z) series(name##_TERMS, sizeof(name##_TERMS) / sizeof(double), z)
 CORE series(const double *terms, int count, dvec z) {
     dvec sum = constant(terms[count - 1]);
-    for (int i = count - 2; i >= 0; --i) sum = sum * z + terms[i];
+    for (int i = count - 2; i >= 0; --i) sum = fused(sum, z, constant(terms[i]));
     return sum;
 }
 
@@ -96,83 +194,104 @@ CORE ends(dvec x, dvec value, double at_low, double at_high) {
     return choose(x == x, value, x);
 }
 
-/* ---- exponentials */
+/* ---- exponentials: e^x = power·(1 + rest), and more exactly power·(1 + rest + low) */
 
-/* x = k·ln(2) + r with |r| <= ln(2) / 2; the low bits of `k` hold k. */
-CORE exponential_rest(dvec x, lvec *k) {
-    const dvec shifted = x * LOG2_E + TO_INTEGER, whole = shifted - TO_INTEGER;
-    *k = (lvec)shifted;
-    return (x - whole * LN2_HIGH) - whole * LN2_LOW;
+typedef struct {
+    dvec power, rest;
+    lvec eighths; /* the low three bits: the place in the tables */
+} exponential;
+#define EXPONENTIAL static inline __attribute__((always_inline)) exponential
+EXPONENTIAL exponential_of_rest(lvec eighths, dvec r) { /* of 2^(eighths / 8)·e^r, |r| <= ln(2) / 16 */
+    const dvec power = (dvec)((lvec)entry8(POWERS, eighths) + ((eighths & ~INT64_C(7)) << 49));
+    return (exponential){power, fused(r * r, SERIES(EXP, r), r), eighths};
 }
-CORE exponential_less_one(dvec r) { return r + r * r * SERIES(EXP, r); } /* |r| <= ln(2) / 2 */
-CORE times_power(dvec x, lvec k) { return (dvec)((lvec)x + (k << 52)); }
-CORE exponential(dvec x) { /* |x| <= 700 */
-    lvec k;
-    const dvec r = exponential_rest(x, &k);
-    return times_power(1 + exponential_less_one(r), k);
+EXPONENTIAL exponential_of(dvec x, dvec low) { /* of x + low, |x| <= 700, |low| small */
+    const dvec shifted = fused(x, constant(8 * LOG2_E), constant(TO_INTEGER)), whole = shifted - TO_INTEGER;
+    const dvec r = fused(whole, constant(-LN2_LOW / 8), fused(whole, constant(-LN2 / 8), x));
+    return exponential_of_rest((lvec)shifted, r + low);
 }
-CORE core_exp(dvec x) { return ends(x, exponential(within(x, -200, 200)), 0, INF); }
-CORE core_exp2(dvec x) {
-    const dvec inside = within(x, -300, 300), shifted = inside + TO_INTEGER;
-    const dvec r = (inside - (shifted - TO_INTEGER)) * LN2;
-    return ends(x, times_power(1 + exponential_less_one(r), (lvec)shifted), 0, INF);
+CORE value_of(exponential e) { return fused(e.power, e.rest, e.power); }
+CORE less_one(exponential e) { return fused(e.power, e.rest + entry8(POWERS_LOW, e.eighths), e.power - 1); }
+
+CORE core_exp(dvec x) { return value_of(exponential_of(x, constant(0))); } /* |x| <= 200 */
+CORE core_exp2(dvec x) {                                                   /* |x| <= 300 */
+    const dvec shifted = x + TO_INTEGER / 8;
+    return value_of(exponential_of_rest((lvec)shifted, (x - (shifted - TO_INTEGER / 8)) * LN2));
 }
-CORE core_expm1(dvec x) {
-    lvec k;
-    const dvec rest = exponential_less_one(exponential_rest(within(x, -200, 200), &k));
-    const dvec power = times_power(constant(1), k);
-    return choose(x == 0, x, ends(x, power * rest + (power - 1), -1, INF));
+CORE expm1_of(dvec x) { return less_one(exponential_of(x, constant(0))); }
+CORE core_expm1(dvec x) { return choose(x == 0, x, expm1_of(x)); } /* |x| <= 200 */
+
+/* Small arguments have two terms, so that no value lies beyond x, which is a float32. */
+CORE core_sinh(dvec x) { /* |x| <= 200 */
+    const dvec a = magnitude(x), e = expm1_of(a), small = fused(a * a, a * (1 / 6.), a);
+    return with_sign_of(choose(a < 0x1p-13, small, 0.5 * (e + e / (e + 1))), x);
 }
-CORE core_sinh(dvec x) {
-    const dvec a = magnitude(x), z = a * a, e = exponential(within(a, 0, 200));
-    const dvec value = choose(a < 1, a + a * (z * SERIES(SINH, z)), 0.5 * e - 0.5 / e);
-    return ends(x, with_sign_of(value, x), -INF, INF);
+CORE core_cosh(dvec x) { /* |x| <= 200 */
+    const dvec e = core_exp(magnitude(x));
+    return 0.5 * e + 0.5 / e;
 }
-CORE core_cosh(dvec x) {
-    const dvec e = exponential(within(magnitude(x), 0, 200));
-    return ends(x, 0.5 * e + 0.5 / e, INF, INF);
-}
-CORE core_tanh(dvec x) {
-    const dvec a = magnitude(x), z = a * a, e = exponential(within(2 * a, 0, 200));
-    const dvec value = choose(a < 0.7, a + a * (z * SERIES(TANH, z)), 1 - 2 / (e + 1));
-    return ends(x, with_sign_of(value, x), -1, 1);
+CORE core_tanh(dvec x) { /* |x| <= 20, where it is 1 */
+    const dvec a = magnitude(x), e = expm1_of(2 * a), small = fused(a * a, a * (-1 / 3.), a);
+    return with_sign_of(choose(a < 0x1p-13, small, e / (e + 2)), x);
 }
 
 /* ---- logarithms */
 
-/* log(u) = k·ln(2) + log(1 + f) with 1 + f in [sqrt(1/2), sqrt(2)); the latter is f - (half - rest). 0 < u < infinity. */
+/* log(x) = k·ln(2) + high + low + log(1 + r), r exact for a float32. 0 < x < infinity. */
 typedef struct {
-    dvec k, f, half, rest;
+    dvec k, high, low, r;
 } logarithm;
-static inline __attribute__((always_inline)) logarithm logarithm_of(dvec u) {
-    const uint64_t root = UINT64_C(0x3fe6a09e667f3bcd), one = UINT64_C(0x3ff0000000000000);
-    const uvec field = ((uvec)u + (one - root)) >> 52; /* k + 1023 */
+static inline __attribute__((always_inline)) logarithm logarithm_of(dvec x) {
+    const uint64_t least = UINT64_C(0x3fe6555500000000); /* the bits of 0.698 */
+    const lvec above = (lvec)((uvec)x - least), part = (lvec)((uvec)above >> 48);
+    const uvec field = ((uvec)above + (UINT64_C(1023) << 52)) >> 52; /* k + 1023 */
     logarithm l;
     l.k = (dvec)(field | UINT64_C(0x4330000000000000)) - (0x1p52 + 1023);
-    l.f = (dvec)((uvec)u - ((field - 1023) << 52)) - 1;
-    const dvec s = l.f / (2 + l.f), z = s * s;
-    l.half = 0.5 * l.f * l.f;
-    l.rest = s * (l.half + z * SERIES(LOG, z));
+    l.r = fused((dvec)((uvec)x - ((field - 1023) << 52)), entry16(LOG_INVERSE, part), constant(-1));
+    l.high = entry16(LOG_HIGH, part), l.low = entry16(LOG_LOW, part);
     return l;
+}
+/* high + low + log(1 + r), and a small number more, where |high| is 0 or more than |r| */
+CORE logarithm_sum(dvec high, dvec low, dvec r) {
+    const dvec sum = high + r, rest = fused(r * r, fused(r, SERIES(LOG, r), constant(-0.5)), low);
+    return sum + (((high - sum) + r) + rest);
 }
 CORE core_log(dvec x) {
     const logarithm l = logarithm_of(x);
-    return l.k * LN2_HIGH + (l.f - (l.half - (l.rest + l.k * LN2_LOW)));
+    return logarithm_sum(fused(l.k, constant(LN2_42), l.high), fused(l.k, constant(LN2_REST), l.low), l.r);
 }
 CORE core_log2(dvec x) {
     const logarithm l = logarithm_of(x);
-    return l.k + (l.f - (l.half - l.rest)) * LOG2_E;
+    return fused(logarithm_sum(l.high, l.low, l.r), constant(LOG2_E), l.k);
 }
 CORE core_log10(dvec x) { /* a value that close to a whole number is one: the argument was a power of ten */
     const logarithm l = logarithm_of(x);
-    const dvec value = l.k * LOG10_2_HIGH + (l.k * LOG10_2_LOW + (l.f - (l.half - l.rest)) * LOG10_E);
-    const dvec whole = (value + TO_INTEGER) - TO_INTEGER;
+    const dvec part = fused(logarithm_sum(l.high, l.low, l.r), constant(LOG10_E), l.k * LOG10_2_LOW);
+    const dvec value = fused(l.k, constant(LOG10_2_HIGH), part), whole = (value + TO_INTEGER) - TO_INTEGER;
     return choose(magnitude(value - whole) < 0x1p-40 * magnitude(whole), whole, value);
 }
 CORE core_log1p(dvec x) {
     const dvec u = 1 + x, lost = (x - (u - 1)) / u;
     const logarithm l = logarithm_of(u);
-    return choose(x == 0, x, l.k * LN2_HIGH + (l.f - (l.half - (l.rest + (l.k * LN2_LOW + lost)))));
+    const dvec low = fused(l.k, constant(LN2_REST), l.low) + lost;
+    return choose(x == 0, x, logarithm_sum(fused(l.k, constant(LN2_42), l.high), low, l.r));
+}
+
+/* x^y of 0 < x < infinity and finite y: the logarithm in two numbers, to about 2^-62, times y. The value is within 2^-52;
+ * one that close to a float32 is that number: the power was exact, as 3^4, or nearly so. */
+CORE core_pow(dvec x, dvec y) {
+    const logarithm l = logarithm_of(x);
+    const dvec first = fused(l.k, constant(LN2_42), l.high), second = first + l.r, square = l.r * l.r;
+    const dvec third = fused(square, constant(-0.5), second), half = 0.5 * square;
+    const dvec lost = ((first - second) + l.r) + ((second - third) - half);
+    const dvec tail = fused(l.r * square, SERIES(LOG, l.r), fused(l.k, constant(LN2_REST), l.low));
+    const dvec low = (lost - 0.5 * fused(l.r, l.r, (dvec)((lvec)square ^ INT64_MIN))) + tail;
+    const dvec sum = third + low, rest = (third - sum) + low;
+    const dvec product = y * sum, left = fused(y, rest, fused(y, sum, (dvec)((lvec)product ^ INT64_MIN)));
+    const dvec inside = within(product, -200, 200);
+    const dvec value = value_of(exponential_of(inside, choose(inside == product, left, constant(0))));
+    const dvec single = __builtin_convertvector(__builtin_convertvector(value, narrow_vec), dvec);
+    return choose(magnitude(value - single) < 0x1p-52 * magnitude(single), single, value);
 }
 
 /* ---- sines; |x| <= 2^19, so that k·HALF_PI_1 and k·HALF_PI_2 are exact */
@@ -206,56 +325,87 @@ CORE core_tan(dvec x) {
 
 /* ---- error functions */
 
-CORE small_erf(dvec a) { /* 0 <= a <= 1 */
-    const dvec z = a * a;
-    return a * TWO_OVER_ROOT_PI + a * (z * SERIES(ERF, z));
+CORE erf_of(dvec a) { /* 0 <= a <= 5.93, where it is 1 */
+    const dvec shifted = fused(a, constant(1 / ERF_STEP), constant(TO_INTEGER));
+    const dvec d = fused(shifted - TO_INTEGER, constant(-ERF_STEP), a);
+    dvec sum = entry16(ERF_TERMS[12], (lvec)shifted);
+    for (int i = 11; i >= 0; --i) sum = fused(sum, d, entry16(ERF_TERMS[i], (lvec)shifted));
+    const dvec value = a * sum;
+    return choose(value > 1, constant(1), value);
 }
+CORE core_erf(dvec x) { return with_sign_of(erf_of(magnitude(x)), x); } /* |x| <= 5.93 */
 CORE large_erfc(dvec a) { /* a >= 0.5; the square of a float32 is exact */
     const dvec inside = within(a, 0.5, 11);
-    const dvec value = exponential(-(inside * inside)) * SERIES(ERFCX, (inside - 3) / (inside + 3)) / (inside + 3);
+    const dvec value = core_exp((dvec)((lvec)(inside * inside) ^ INT64_MIN)) *
+                       SERIES(ERFCX, (inside - 3) / (inside + 3)) / (inside + 3);
     return choose(a > 11, constant(0x1p-300), value);
 }
-CORE core_erf(dvec x) {
-    const dvec a = magnitude(x);
-    return ends(x, with_sign_of(choose(a < 1, small_erf(a), 1 - large_erfc(a)), x), -1, 1);
-}
 CORE core_erfc(dvec x) {
-    const dvec a = magnitude(x), large = large_erfc(a), small = small_erf(a);
-    const dvec inner = 1 - with_sign_of(small, x);
-    return ends(x, choose(a < 0.5, inner, choose(x < 0, 2 - large, large)), 2, 0);
+    const dvec a = magnitude(x), large = large_erfc(a);
+    const dvec inner = 1 - with_sign_of(erf_of(within(a, 0, 0.5)), x);
+    return choose(a < 0.5, inner, choose(x < 0, 2 - large, large));
 }
 
 /* ---- chunks */
 
-/* `wide` of n float32 arguments; n is a multiple of the lanes. `ordinary`: the lanes of x that the core takes. */
-#define WIDE_LOOP(name, NAME, ordinary)                                                                      \
+/* Whether all n arguments, with the bits of `mask`, lie from `low` to `high` as numbers of 32 bits. */
+static __attribute__((noinline)) int all_between(int64_t n, const float *x, uint32_t mask, uint32_t low, uint32_t high) {
+    uint32_t outside = 0;
+    for (int64_t i = 0; i < n; ++i) outside |= (((const uint32_t *)x)[i] & mask) - low > high - low;
+    return !outside;
+}
+#define SIZES 0x7fffffffu /* the bits of |x| */
+#define SIZE_OF(x) ((union { float f; uint32_t u; }){x}.u)
+
+/* `wide` of n arguments; n is a multiple of the lanes. Where all lie between limits, the core takes them as they are; else
+ * its value is `value` in the lanes `takes`, and the C library's in others. */
+#define LOAD(from) __builtin_convertvector(*(const narrow_vec *)((from) + i), dvec)
+#define WIDE_LOOP(name, NAME, mask, low, high, value, takes)                                                \
     static __attribute__((noinline)) void wide_##name(int64_t n, const float *argument, double *wide) {     \
+        if (all_between(n, argument, mask, low, high)) {                                                    \
+            for (int64_t i = 0; i < n; i += WIDE_LANES) *(dvec *)(wide + i) = core_##name(LOAD(argument));   \
+            return;                                                                                         \
+        }                                                                                                   \
         for (int64_t i = 0; i < n; i += WIDE_LANES) {                                                       \
-            const dvec x = __builtin_convertvector(*(const narrow_vec *)(argument + i), dvec);              \
-            const lvec takes = ordinary;                                                                    \
-            *(dvec *)(wide + i) = core_##name(x);                                                           \
-            int64_t all = -1;                                                                               \
-            for (int l = 0; l < WIDE_LANES; ++l) all &= takes[l];                                           \
-            for (int l = 0; !all && l < WIDE_LANES; ++l)                                                    \
-                if (!takes[l]) wide[i + l] = wide_value(NAME, argument[i + l], 0);                          \
+            const dvec x = LOAD(argument);                                                                  \
+            *(dvec *)(wide + i) = value;                                                                    \
+            rest_by_library(NAME, takes, argument + i, NULL, wide + i);                                     \
         }                                                                                                   \
     }
+static void rest_by_library(int function, lvec takes, const float *a, const float *b, double *wide) {
+    for (int l = 0; l < WIDE_LANES; ++l)
+        if (!takes[l]) wide[l] = wide_value(function, a[l], b ? b[l] : 0);
+}
 #define EVERYWHERE ((lvec){0} - 1)
-WIDE_LOOP(exp, EXP, EVERYWHERE)
-WIDE_LOOP(exp2, EXP2, EVERYWHERE)
-WIDE_LOOP(expm1, EXPM1, EVERYWHERE)
-WIDE_LOOP(sinh, SINH, EVERYWHERE)
-WIDE_LOOP(cosh, COSH, EVERYWHERE)
-WIDE_LOOP(tanh, TANH, EVERYWHERE)
-WIDE_LOOP(erf, ERF, EVERYWHERE)
-WIDE_LOOP(erfc, ERFC, EVERYWHERE)
-WIDE_LOOP(log, LOG, (x > 0) & (x < INF))
-WIDE_LOOP(log2, LOG2, (x > 0) & (x < INF))
-WIDE_LOOP(log10, LOG10, (x > 0) & (x < INF))
-WIDE_LOOP(log1p, LOG1P, (x > -1) & (x < INF))
-WIDE_LOOP(sin, SIN, magnitude(x) <= 0x1p19)
-WIDE_LOOP(cos, COS, magnitude(x) <= 0x1p19)
-WIDE_LOOP(tan, TAN, magnitude(x) <= 0x1p19)
+#define LIMITED(name, NAME, limit, at_low, at_high)                                                        \
+    WIDE_LOOP(name, NAME, SIZES, 0, SIZE_OF(limit), ends(x, core_##name(within(x, -limit, limit)), at_low, at_high), EVERYWHERE)
+LIMITED(exp, EXP, 200.f, 0, INF)
+LIMITED(exp2, EXP2, 300.f, 0, INF)
+LIMITED(expm1, EXPM1, 200.f, -1, INF)
+LIMITED(sinh, SINH, 200.f, -INF, INF)
+LIMITED(cosh, COSH, 200.f, INF, INF)
+LIMITED(tanh, TANH, 20.f, -1, 1)
+LIMITED(erf, ERF, 5.93f, -1, 1)
+LIMITED(erfc, ERFC, 30.f, 2, 0)
+#define FINITE(name, NAME, above) \
+    WIDE_LOOP(name, NAME, ~0u, 1, 0x7f7fffffu, core_##name(x), (x > above) & (x < INF))
+FINITE(log, LOG, 0)
+FINITE(log2, LOG2, 0)
+FINITE(log10, LOG10, 0)
+FINITE(log1p, LOG1P, -1)
+#define SMALL(name, NAME) WIDE_LOOP(name, NAME, SIZES, 0, SIZE_OF(0x1p19f), core_##name(x), magnitude(x) <= 0x1p19)
+SMALL(sin, SIN)
+SMALL(cos, COS)
+SMALL(tan, TAN)
+
+static __attribute__((noinline)) void wide_pow(int64_t n, const float *argument, const float *exponent, double *wide) {
+    const int all = all_between(n, argument, ~0u, 1, 0x7f7fffffu) && all_between(n, exponent, SIZES, 0, 0x7f7fffffu);
+    for (int64_t i = 0; i < n; i += WIDE_LANES) {
+        const dvec x = LOAD(argument), y = LOAD(exponent);
+        *(dvec *)(wide + i) = core_pow(x, y);
+        if (!all) rest_by_library(POW, (x > 0) & (x < INF) & (magnitude(y) < INF), argument + i, exponent + i, wide + i);
+    }
+}
 
 static void flush_subnormals(int64_t n, float *x) {
     for (int64_t i = 0; i < n; ++i) x[i] = __builtin_fabsf(x[i]) < 0x1p-126f ? __builtin_copysignf(0, x[i]) : x[i];
@@ -279,6 +429,7 @@ static void wide_chunk(int function, int64_t n, const float *a, const float *b, 
     case SIN: wide_sin(whole, a, wide); break;
     case COS: wide_cos(whole, a, wide); break;
     case TAN: wide_tan(whole, a, wide); break;
+    case POW: wide_pow(whole, a, b, wide); break;
     default:
         for (int64_t i = 0; i < n; ++i) wide[i] = wide_value(function, a[i], b ? b[i] : 0);
     }
@@ -291,7 +442,7 @@ typedef struct {
 } function_chunk;
 
 static void compute_wide(const rounding *r, control base, const function_call *c, int64_t start, int64_t n, function_chunk *f) {
-    for (int64_t i = n & -WIDE_LANES; i < CHUNK && i < n + WIDE_LANES; ++i) f->first[i] = 1, f->wide[i] = 1;
+    for (int64_t i = n & -WIDE_LANES; i < CHUNK && i < n + WIDE_LANES; ++i) f->first[i] = f->second[i] = 1, f->wide[i] = 1;
     memcpy(f->first, (const float *)c->a + start, sizeof(float) * (size_t)n);
     if (c->b) memcpy(f->second, (const float *)c->b + start, sizeof(float) * (size_t)n);
     if (r->flush) flush_subnormals(n, f->first);
