@@ -233,6 +233,33 @@ def test_a_run_has_the_bytes_of_its_seed_in_every_thread(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+def test_only_a_marked_region_is_perturbed_and_a_killed_command_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "prog.py").write_text(
+        "import numpy, sys, torch\n"
+        "from morphbits import stages\n"
+        "x = torch.linspace(1, 2, 64)\n"
+        "numpy.save(sys.argv[1] + '/inside.npy', stages.run('part', x.sin).numpy())\n"
+        "numpy.save(sys.argv[1] + '/outside.npy', x.exp().numpy())\n"
+    )
+    options = ("-n", "2", "--perturb", "only:part", "--compare", "*.npy", "--output", "res")
+    words = (*options, "--", "prog.py", "{out}")
+    done = morphbits_run(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "res/summary.json").read_text())
+    differing = {row["file"]: row["differing"] for row in summary["arrays"]}
+    assert differing["inside.npy"] > 0 and differing["outside.npy"] == 0
+    assert set(summary["operators"]) == {"sin"}
+    # as a kill in the last run leaves it
+    (tmp_path / "res/run-02").rename(tmp_path / "res/.partial-killed")
+    before = (tmp_path / "res/run-01/record.json").stat().st_mtime_ns
+    again = morphbits_run(*words, cwd=tmp_path)
+    assert again.returncode == 0 and "3 of 4 runs are there" in again.stdout
+    assert (tmp_path / "res/run-01/record.json").stat().st_mtime_ns == before
+    assert json.loads((tmp_path / "res/summary.json").read_text())["arrays"] == summary["arrays"]
+    assert not (tmp_path / "res/.partial-killed").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "said"),
     [
