@@ -10,6 +10,7 @@ import pytest
 
 from morphbits.config import ExperimentConfig
 from morphbits.engines.native.kernels.library import available_variants
+from morphbits.engines.native.orders import recorded
 from morphbits.files import csv_of
 from morphbits.stats.analysis import read_table
 from morphbits.studies.stability_test import machines
@@ -26,6 +27,16 @@ def test_torch_as_installed_comes_first_and_every_variant_is_there() -> None:
     assert {way.options.get("onednn", "on") for way in ways} == {"on", "off"}
     batches = [way.computes for way in ways if "batch-with" in way.files]
     assert batches == ["torch", "TensorFlow", "native, nearest", "native, nearest"]
+
+
+def test_another_machines_orders_have_a_row_alone_and_in_a_batch(tmp_path: Path) -> None:
+    file = tmp_path / "orders.json.gz"
+    recorded.write(file)
+    ways = list(machines.ways(Path("other"), [Path("1"), Path("2")], file))
+    followed = [way for way in ways if way.files.get("orders") == file]
+    assert [way.files.get("batch-with") for way in followed] == [None, Path("other")]
+    assert all(recorded.read(file).words in way.how for way in followed)
+    assert all(way.options["accumulation"] == "probe" for way in followed)
 
 
 @pytest.mark.parametrize("how", ["portable at most", "without oneDNN"])
