@@ -284,8 +284,8 @@ def test_an_optimizer_in_one_pass_has_the_bytes_of_its_operators(
         weights = [torch.nn.Parameter(start.clone()), torch.nn.Parameter(start[0].clone())]
         optimizer = kind([{"params": weights}])
         with random_rounding(mode, seed=3) as stats:
-            for step in range(3):
-                optimizer.param_groups[0]["lr"] = 0.1 / (1 + step)
+            for step in range(6):
+                optimizer.param_groups[0]["lr"] = 0.1 if step < 2 else 0.01  # calls are repeated
                 for weight in weights:
                     weight.grad = torch.randn(weight.shape, generator=generator)
                 optimizer.step()
