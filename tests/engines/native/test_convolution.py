@@ -119,6 +119,21 @@ def test_every_variant_gives_the_bytes_of_the_naive_reference(
                 assert same_bytes(fast, naive), (mode, flush, variant, size)
 
 
+@pytest.mark.parametrize("channels_out", [1, 3, 7, 15, 17, 23, 71])
+def test_channels_beyond_whole_vectors_give_the_bytes_of_the_naive_reference(
+    channels_out: int, dtype: torch.dtype
+) -> None:
+    """Rows of 33 voxels, of which the last are no whole vector either."""
+    x, w, b = layer(dtype, 2, channels_out, (1, 2, 33), batch=2)
+    steps = ((1, 2, 1), (1, 1, 1), (1, 1, 2)), ((1, 1, 2), (1, 1, 0), (1, 1, 1))
+    for mode, geometry in product(MODES, (PLAIN, *steps)):
+        naive = convolve(Rounding(mode, key=7, variant="naive"), x, w, b, geometry=geometry)
+        for variant in available_variants():
+            r = Rounding(mode, key=7, variant=variant, threads=2)
+            fast = convolve(r, x, w, b, geometry=geometry)
+            assert same_bytes(fast, naive), (mode, variant, geometry)
+
+
 @pytest.mark.parametrize(
     "scale",
     [

@@ -128,7 +128,8 @@ static inline __attribute__((always_inline)) void S(contract_rows)(const roundin
     }
     for (int64_t m = row; m < row_end; ++m) {
         const V out = S(one_nan)(open[m - row].total);
-        for (int64_t l = 0; l < lanes; ++l) output[m * c->row_step + l * c->column_step] = out[l];
+        if (lanes == LANES && c->column_step == 1) *(V *)(output + m * c->row_step) = out;
+        else for (int64_t l = 0; l < lanes; ++l) output[m * c->row_step + l * c->column_step] = out[l];
     }
 }
 

@@ -3,9 +3,10 @@
  * numbers: a vector of the weights of LANES output channels times the inputs of up to MAX_TILE neighbouring voxels of a row
  * (channels last in memory, weights as (channel block, term, lane)); or, where that leaves fewer lanes idle, a vector of the
  * inputs of LANES neighbouring voxels times the weights of up to MAX_TILE output channels: "narrow" (the channels of a row one
- * after the other, weights as (term, channel)). Long sums go in slices of SLICE terms over all tiles of a row, so that a slice
- * of the weights stays in the cache; totals and open chains wait in memory meanwhile. Terms outside the image multiply a zero of
- * the padding, unless a weight is not finite: then the naive kernel, which leaves these out, is called. */
+ * after the other, weights as (term, channel)). The channels beyond whole vectors are narrow, too, where that pays. Long sums
+ * go in slices of SLICE terms over all tiles of a row, so that a slice of the weights stays in the cache; totals and open
+ * chains wait in memory meanwhile. Terms outside the image multiply a zero of the padding, unless a weight is not finite: then
+ * the naive kernel, which leaves these out, is called. */
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,6 +19,7 @@ typedef struct {
     const int64_t *offset; /* of each term, into the padded input, from a voxel's first tap */
     const void *weight;    /* (channel blocks, terms, LANES); narrow: (terms, channels) */
     const T *bias;         /* (channel blocks * LANES) or NULL */
+    int64_t channels;      /* of the output, that this plan computes */
     int64_t voxel_step;    /* between neighbouring output voxels of a row, in the padded input */
     int64_t voxels;        /* output voxels of a channel */
     int64_t size;          /* of a number of image and weight in bytes: T, in mode NEARNESS a float64 */
@@ -129,14 +131,25 @@ static inline __attribute__((always_inline)) void S(run_tile)(const S(plan) * p,
 #define TILES TILE(1) TILE(2) TILE(3) TILE(4)
 #endif
 
+static inline __attribute__((always_inline)) void S(write_tile)(const S(open_sum) * open, const int tile, int64_t lanes,
+                                                                int64_t voxels, T *to) {
+    if (lanes == LANES) { /* unrolled */
+        for (int l = 0; l < LANES; ++l)
+            for (int i = 0; i < tile; ++i) to[l * voxels + i] = open[i].total[l];
+    } else {
+        for (int64_t l = 0; l < lanes; ++l)
+            for (int i = 0; i < tile; ++i) to[l * voxels + i] = open[i].total[l];
+    }
+}
+
 /* One row of output voxels, all channels; `open` has a place for each vector. */
 static inline __attribute__((always_inline)) void S(run_row)(const S(plan) * p, const int way, const int careful,
                                                              const char *input, uint32_t first, T *output,
                                                              S(open_sum) * open) {
     const convolution_call *c = p->c;
     const int64_t width = c->size_out[2];
-    for (int64_t channel = 0; channel < c->channels_out; channel += LANES) {
-        const int64_t lanes = c->channels_out - channel < LANES ? c->channels_out - channel : LANES;
+    for (int64_t channel = 0; channel < p->channels; channel += LANES) {
+        const int64_t lanes = p->channels - channel < LANES ? p->channels - channel : LANES;
         T *to_channel = output + channel * p->voxels;
         int64_t segment = 0;
         for (int64_t from = 0; from < c->terms; from += SLICE) {
@@ -148,13 +161,14 @@ static inline __attribute__((always_inline)) void S(run_row)(const S(plan) * p, 
                 const int64_t left = width - x, tiles = (left + MAX_TILE - 1) / MAX_TILE;
                 const int64_t tile = (left + tiles - 1) / tiles; /* of like sizes */
                 switch (tile) {
-#define TILE(n) case n: S(run_tile)(p, n, 0, way, careful, at, channel, element, from, to, segment, open + x); break;
+#define TILE(n)                                                                                      \
+    case n:                                                                                          \
+        S(run_tile)(p, n, 0, way, careful, at, channel, element, from, to, segment, open + x);       \
+        if (to == c->terms) S(write_tile)(open + x, n, lanes, p->voxels, to_channel + x);            \
+        break;
                     TILES
 #undef TILE
                 }
-                if (to == c->terms)
-                    for (int64_t l = 0; l < lanes; ++l)
-                        for (int64_t i = x; i < x + tile; ++i) to_channel[l * p->voxels + i] = open[i].total[l];
                 x += tile;
             }
         }
@@ -165,7 +179,7 @@ static inline __attribute__((always_inline)) void S(run_narrow_row)(const S(plan
                                                                     const char *input, uint32_t first, T *output,
                                                                     S(open_sum) * open) {
     const convolution_call *c = p->c;
-    const int64_t width = c->size_out[2], tile = c->channels_out;
+    const int64_t width = c->size_out[2], tile = p->channels;
     int64_t segment = 0;
     for (int64_t from = 0; from < c->terms; from += SLICE) {
         const int64_t to = c->terms - from < SLICE ? c->terms : from + SLICE;
@@ -198,12 +212,11 @@ ROW(row_nearness, S(NEARNESSES), 0)
 ROW(row_nearness_careful, S(NEARNESSES), 1)
 #undef ROW
 
-static int S(convolve)(const rounding *r, const convolution_call *c) {
+/* Output channels `start` to `start + out`, narrow or not. */
+static int S(convolve_part)(const rounding *r, const convolution_call *c, int64_t start, int64_t out, int narrow) {
     const int64_t taps = c->kernel[0] * c->kernel[1] * c->kernel[2], in = c->channels_in, terms = c->terms;
-    const int64_t out = c->channels_out, width = c->size_out[2], blocks = (out + LANES - 1) / LANES;
-    const int64_t narrow_vectors = (width + LANES - 1) / LANES * out; /* of a row; else blocks * width */
-    const int narrow = out <= MAX_TILE && c->stride[2] == 1 && narrow_vectors < blocks * width;
-    const int64_t places = narrow ? narrow_vectors : width;
+    const int64_t width = c->size_out[2], blocks = (out + LANES - 1) / LANES;
+    const int64_t places = narrow ? (width + LANES - 1) / LANES * out : width;
     int64_t padded[3];
     for (int d = 0; d < 3; ++d) padded[d] = c->size_in[d] + 2 * c->padding[d];
     const int64_t voxel = narrow ? 1 : in, channel = narrow ? padded[2] : 1; /* steps in memory */
@@ -227,14 +240,14 @@ static int S(convolve)(const rounding *r, const convolution_call *c) {
                         c->channel[t] * channel;
         }
         memset(image + c->batch * volume * size, 0, (size_t)(size * LANES));
-        if (c->bias) memcpy(bias, c->bias, sizeof(T) * (size_t)out);
-        const S(plan) p = {r, c, block, offset, weight, c->bias ? bias : NULL, c->stride[2] * voxel, voxels, size, narrow};
+        if (c->bias) memcpy(bias, (const T *)c->bias + start, sizeof(T) * (size_t)out);
+        const S(plan) p = {r, c, block, offset, weight, c->bias ? bias : NULL, out, c->stride[2] * voxel, voxels, size, narrow};
         S(bits) least = ~(S(bits))0, least_weight = ~(S(bits))0, largest = 0, largest_weight = 0;
 #pragma omp parallel num_threads(r->threads)
         {
 #pragma omp for schedule(static) reduction(min : least_weight) reduction(max : largest_weight) nowait
             for (int64_t o = 0; o < (narrow ? out : blocks * LANES); ++o) {
-                const T *from = (const T *)c->weight + o * in * taps;
+                const T *from = (const T *)c->weight + (start + o) * in * taps;
                 const int64_t step = narrow ? out : LANES, start = narrow ? o : o / LANES * terms * LANES + o % LANES;
                 if (o < out) {
                     least_weight = S(least)(in * taps, from, least_weight);
@@ -251,19 +264,23 @@ static int S(convolve)(const rounding *r, const convolution_call *c) {
                 const int64_t from_z = z % padded[0] - c->padding[0];
                 memset(image + z * plane * size, 0, (size_t)(size * plane));
                 if (from_z < 0 || from_z >= c->size_in[0]) continue;
-                for (int64_t y = 0; y < c->size_in[1]; ++y)
+                for (int64_t y = 0; y < c->size_in[1]; ++y) {
+                    const int64_t n = c->size_in[2], many = narrow ? n : LANES; /* voxels, of all channels: so few stay in the cache */
+                    const T *from = (const T *)c->input + z / padded[0] * in * volume_in + (from_z * c->size_in[1] + y) * n;
+                    const int64_t line = z * plane + (y + c->padding[1]) * row + c->padding[2] * voxel;
                     for (int64_t k = 0; k < in; ++k) {
-                        const T *from = (const T *)c->input + (z / padded[0] * in + k) * volume_in +
-                                        (from_z * c->size_in[1] + y) * c->size_in[2];
-                        const int64_t line = z * plane + (y + c->padding[1]) * row + c->padding[2] * voxel + k * channel;
-                        least = S(least)(c->size_in[2], from, least);
-                        if (r->mode == NEARNESS) {
-                            largest = S(largest)(c->size_in[2], from, largest);
-                            S(lay_wide)(c->size_in[2], from, (double *)image + line, voxel, r->flush);
-                        } else {
-                            for (int64_t x = 0; x < c->size_in[2]; ++x) ((T *)image)[line + x * voxel] = from[x];
-                        }
+                        least = S(least)(n, from + k * volume_in, least);
+                        if (r->mode == NEARNESS) largest = S(largest)(n, from + k * volume_in, largest);
                     }
+                    for (int64_t x = 0; x < n; x += many)
+                        for (int64_t k = 0; k < in; ++k) {
+                            const int64_t here = n - x < many ? n - x : many, at = line + k * channel + x * voxel;
+                            const T *source = from + k * volume_in + x;
+                            if (r->mode == NEARNESS) S(lay_wide)(here, source, (double *)image + at, voxel, r->flush);
+                            else if (narrow) memcpy((T *)image + at, source, sizeof(T) * (size_t)here);
+                            else for (int64_t i = 0; i < here; ++i) ((T *)image)[at + i * voxel] = source[i];
+                        }
+                }
             }
             const int safe = S(exponent)(least) + S(exponent)(least_weight) >= SAFE_EXPONENT &&
                              (r->mode != NEARNESS || S(bounded)(largest, largest_weight, terms));
@@ -275,7 +292,7 @@ static int S(convolve)(const rounding *r, const convolution_call *c) {
                 const int64_t y = item % c->size_out[1], z = item / c->size_out[1] % c->size_out[0];
                 const int64_t b = item / (c->size_out[1] * c->size_out[0]);
                 const char *input = image + (b * volume + z * c->stride[0] * plane + y * c->stride[1] * row) * size;
-                const int64_t first = b * out * voxels + (z * c->size_out[1] + y) * width;
+                const int64_t first = (b * c->channels_out + start) * voxels + (z * c->size_out[1] + y) * width;
                 T *output = (T *)c->output + first;
                 if (r->mode == NEAREST || r->mode == TOWARD_ZERO) S(row_plain)(&p, input, (uint32_t)first, output, here);
                 else if (r->mode == NEARNESS && safe) S(row_nearness)(&p, input, (uint32_t)first, output, here);
@@ -288,4 +305,15 @@ static int S(convolve)(const rounding *r, const convolution_call *c) {
     }
     free(image), free(bias), free(weight), free(offset), free(block), free(open);
     return status;
+}
+
+static int S(convolve)(const rounding *r, const convolution_call *c) {
+    const int64_t out = c->channels_out, rest = out % LANES, width = c->size_out[2];
+    const int64_t row = (width + LANES - 1) / LANES, blocks = (out + LANES - 1) / LANES; /* vectors */
+    if (c->stride[2] == 1 && out <= MAX_TILE && row * out < blocks * width) return S(convolve_part)(r, c, 0, out, 1);
+    /* The channels beyond whole vectors need a second copy of the image, which several taps outweigh. */
+    if (c->stride[2] != 1 || out < LANES || !rest || rest > MAX_TILE || 4 * row * rest > 3 * width || c->terms < 4 * c->channels_in)
+        return S(convolve_part)(r, c, 0, out, 0);
+    const int status = S(convolve_part)(r, c, 0, out - rest, 0);
+    return status == OK ? S(convolve_part)(r, c, out - rest, rest, 1) : status;
 }
