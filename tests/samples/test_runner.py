@@ -403,5 +403,5 @@ def test_an_estimate_counts_starts_by_kind_and_divides_by_cores_not_by_jobs(
     monkeypatch.setattr(estimate, "_seconds_of_bits", lambda: 2 * estimate.BITS_SECONDS)
     assert estimate.analysing(10, 1, 10**6, 4) == 0
     assert estimate.analysing(8, 10, 10**6, 99) == pytest.approx(
-        2 * (2.5 + 0.8 + 2 * (7.1 + 10 * 0.2))
+        2 * (2.5 + 0.8 + 2 * (5.1 + 10 * 0.15))
     )  # 8 subjects by 4 cores, on a machine half as fast

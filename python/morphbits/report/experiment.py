@@ -253,7 +253,9 @@ def support(counts: Iterable[int]) -> str:
 
 def select(rows: Iterable[Row], **where: Any) -> list[Row]:
     """Rows whose columns have these values."""
-    return [row for row in rows if all(row[key] == value for key, value in where.items())]
+    for key, value in where.items():
+        rows = [row for row in rows if row[key] == value]
+    return list(rows)
 
 
 def mean(values: Iterable[float]) -> float | None:

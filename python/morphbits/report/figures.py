@@ -22,6 +22,7 @@ import numpy as np
 from matplotlib.figure import Figure as Canvas
 from PIL import Image as Picture
 
+from morphbits.machine import cores
 from morphbits.report.experiment import STUDY_SAMPLES, Experiment, select, study, support
 from morphbits.stats.intervals import over_subjects
 from morphbits.stats.significance import FLOAT32_BITS
@@ -310,6 +311,12 @@ def map_scale(experiment: Experiment) -> tuple[int, int]:
     low = math.floor(min((row["q05"] for row in rows), default=0))
     high = math.ceil(max((row["q95"] for row in rows), default=FLOAT32_BITS))
     return min(low, high - 1), high
+
+
+def at_once() -> int:
+    """How many subjects' images are read at a time: on each core, but four at most, since one
+    takes half a GB at 1 mm."""
+    return min(cores(), 4)
 
 
 def maps(experiment: Experiment, subject: str, scale: tuple[int, int]) -> Figure | None:

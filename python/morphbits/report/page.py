@@ -8,6 +8,7 @@ import os
 import shlex
 import statistics
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,23 +78,21 @@ def draw(experiment: Experiment) -> dict[str, Figure]:
     scale = figures.map_scale(experiment)
     seen = registrations.read(experiment)
     limit = registrations.limit(seen.values())
-    drawn = {
-        "box-plots": figures.box_plots(experiment),
-        "bits-over-n": figures.over_n(experiment),
-        "beside-the-study": figures.beside_the_study(experiment),
-        "by-tissue": figures.by_tissue(experiment),
-        "accuracy": figures.accuracy(experiment),
-        "map-colours": figures.map_colours(scale),
-        **{
-            f"maps_{subject}": figures.maps(experiment, subject, scale)
-            for subject in experiment.subjects
-        },
-        "displacement-colours": registrations.colours(limit) if seen else None,
-        **{
-            f"registration_{subject}": registrations.picture(subject, one, limit)
-            for subject, one in seen.items()
-        },
-    }
+    # reading and compressing images, the longer half, lets the other figures be drawn meanwhile
+    with ThreadPoolExecutor(figures.at_once()) as pool:
+        maps = pool.map(lambda one: figures.maps(experiment, one, scale), experiment.subjects)
+        pictures = pool.map(lambda name: registrations.picture(name, seen[name], limit), seen)
+        drawn = {
+            "box-plots": figures.box_plots(experiment),
+            "bits-over-n": figures.over_n(experiment),
+            "beside-the-study": figures.beside_the_study(experiment),
+            "by-tissue": figures.by_tissue(experiment),
+            "accuracy": figures.accuracy(experiment),
+            "map-colours": figures.map_colours(scale),
+            **{f"maps_{name}": one for name, one in zip(experiment.subjects, maps, strict=True)},
+            "displacement-colours": registrations.colours(limit) if seen else None,
+            **{f"registration_{name}": one for name, one in zip(seen, pictures, strict=True)},
+        }
     return {name: figure for name, figure in drawn.items() if figure}
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -45,8 +47,9 @@ def read(experiment: Experiment) -> dict[str, Registration]:
     for record in experiment.of_sample("ieee"):
         subject, files = record.subject.entities, paths(experiment, record)
         if subject in experiment.subjects and all(path.is_file() for path in files.values()):
-            found[subject] = _read(experiment, files)
-    return found
+            found[subject] = files
+    with ThreadPoolExecutor(figures.at_once()) as pool:
+        return dict(zip(found, pool.map(partial(_read, experiment), found.values()), strict=True))
 
 
 def paths(experiment: Experiment, record: Record) -> dict[str, Path]:

@@ -25,7 +25,7 @@ LONG = 2 * 3600  # seconds above which the user is asked
 UNASKED = 5 * 60  # the same where the user did not ask for the slow engine
 # processor seconds from the start of a process to its first unit, on the same Xeon as `analysing`
 STARTS = {"torch": 3.0, "tensorflow": 10.0}
-BITS_SECONDS = 0.033  # of `_seconds_of_bits` there
+BITS_SECONDS = 0.018  # of `_seconds_of_bits` there
 TRIALS = (16, 32)  # voxels along each axis of the units that are made to see how long they take
 
 
@@ -84,7 +84,7 @@ def analysing(subjects: int, runs: int, voxels: int, jobs: int) -> float:
     """
     if runs < 2:
         return 0.0
-    each = voxels * (7.1e-6 + 2e-7 * runs)
+    each = voxels * (5.1e-6 + 1.5e-7 * runs)
     work = 2.5 + 0.1 * subjects + subjects * each / max(1, min(jobs, cores(), subjects))
     return work * _seconds_of_bits() / BITS_SECONDS
 
