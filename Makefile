@@ -227,7 +227,7 @@ bench: $(stamp) ## time native and plain torch (FULL=1: at full size too), into 
 	$(benchmark).$(if $(filter cuda,$(DEVICE)),gpu,native $(call options,THREADS)) $(call flag,FULL)
 
 .PHONY: bench-kernels
-bench-kernels: $(stamp) ## time kernels, also relative to a core's peak, and operators, into notes/benchmarks/
+bench-kernels: $(stamp) ## time kernels, operators, and what calling an operator costs, into notes/benchmarks/
 	$(benchmark).kernels
 
 .PHONY: bench-peers
@@ -235,7 +235,7 @@ bench-peers: $(stamp) ## time native on PRISM's and other networks, into notes/b
 	$(benchmark).peers $(call options,THREADS) $(call flag,SMALL)
 
 .PHONY: function-errors
-function-errors: $(stamp) ## compare vector functions with the C library on all 2^32 arguments (hours, resumable)
+function-errors: $(stamp) ## compare vector functions with the C library on all 2^32 arguments (resumable)
 	$(benchmark).function_errors
 
 .PHONY: kernel-orders

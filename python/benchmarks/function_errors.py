@@ -1,13 +1,13 @@
 """The vector functions of float32 compared with the C library's, on all 2^32 arguments.
 
-    make function-errors          some hours of one core; goes on where it was stopped
+    make function-errors          about two CPU minutes a function; can be stopped and resumed
 
 For each function: the largest difference of the float64 values that results are rounded from, in
 units of 2^-52 of the value, and for how many arguments the float32 result differs, rounded to
 nearest and upward. The C library's values are within one such unit of the exact ones; the tests
-compare the worst cases with mpmath. With --against FILE, another build of the kernels stands in
-for the C library. Progress is kept in .cache/; the table goes into notes/benchmarks/ and says how
-many arguments each function was compared on.
+compare the worst cases with mpmath. With --against FILE they are compared with another build of
+the kernels instead. Progress is kept in .cache/; the table goes into notes/benchmarks/ and says
+how many arguments each function was compared on.
 """
 
 from __future__ import annotations

@@ -235,7 +235,7 @@ def overhead(report: Report) -> None:
 
 
 def microseconds(*seconds: float) -> list[str]:
-    """In a table."""
+    """As cells of a table: microseconds, three digits."""
     return [f"{1e6 * s:.3g}" for s in seconds]
 
 

@@ -117,7 +117,8 @@ class Assessment:
 def assess(
     models: Sequence[Path], size: str, subjects: Iterable[int], seed: int = 1
 ) -> list[Assessment]:
-    """The models on phantoms of a dataset, each of which is made once."""
+    """How well each of the models registers the phantoms `subjects` of dataset `seed`, in the
+    order of `models`. Each phantom is made once."""
     subjects = list(subjects)
     outcomes_SM = []
     for index in subjects:

@@ -294,7 +294,8 @@ def xfm_name(subject: Subject, space: str) -> str:
 
 
 def experiment_name(words: Iterable[str]) -> str:
-    """Words as the name of an experiment: other signs than letters, digits and . _ become -."""
+    """The words, joined by hyphens, as an experiment's name: what is not a letter (A to Z), digit,
+    dot or underscore becomes a hyphen."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(words))
 
 

@@ -27,7 +27,7 @@ from morphbits.imageformats import conformed_affine as conformed_affine
 LARGEST = 100.0  # mm of a voxel's edge
 LEVELS = 2.0**16  # grey levels that float32 must keep apart
 SCALED = 2e-5  # of a label: what a slope of 65536 / 65535 adds to it, and a bit
-WORTH, PIECE, PIECES = 1 / 8, 1 << 13, 16  # see `_shrinks`
+WORTH, PIECE, PIECES = 1 / 8, 1 << 13, 16  # share; bytes of a piece; pieces: see `_shrinks`
 WHOLE = 1e-3  # how far from a whole number a label may lie that went through scaling
 
 # nibabel says aloud what it finds wrong with a header; here a UserError says it, once
@@ -256,15 +256,16 @@ def encode(
 
 
 def _gzip(raw: bytes, level: int) -> bytes:
-    """Without a search for pieces that come again: in a third of the time, to the same size. At
-    level 0 nothing is compressed: saved and read in a tenth of that."""
+    """A gzip file without a search for repeated sequences (run lengths and Huffman codes only):
+    for noisy data as small as with it, in a third of the time. At level 0 nothing is compressed,
+    which takes a tenth of that."""
     stream = zlib.compressobj(level, zlib.DEFLATED, 16 + zlib.MAX_WBITS, strategy=zlib.Z_RLE)
     return stream.compress(raw) + stream.flush()
 
 
 def _shrinks(raw: bytes) -> bool:
-    """Whether compressing is worth its time: by WORTH or more of pieces from all over the file.
-    Warps shrink by 7 %, those with many zeros by more."""
+    """Whether compression is worth its time: whether pieces from all over the file shrink by the
+    share WORTH or more. Warps shrink by 7 %, those with many zeros by more."""
     starts = range(0, len(raw), max(PIECE, len(raw) // PIECES))
     pieces = b"".join(raw[start : start + PIECE] for start in starts)
     return len(_gzip(pieces, 1)) <= (1 - WORTH) * len(pieces)

@@ -44,7 +44,7 @@ from morphbits.transforms import load_warp as load_warp
 from morphbits.transforms import save_warp as save_warp
 from morphbits.transforms import say_if_unnamed as say_if_unnamed
 
-PLANES = 8  # of a volume, whose derivatives stay in a processor's cache
+PLANES = 8  # of a volume at a time: their derivatives stay in a processor's cache
 MULTIPLE = 16  # four levels of stride two, as in every SynthMorph network
 SAME_GRID = 1e-3  # voxels: corners closer than this are one grid (headers hold float32 affines)
 NOTE = "note on the "  # begins a step that says what was decided or looks wrong
@@ -167,7 +167,9 @@ def resample(
 
 
 def _nearest(data: NDArray[Any], points: NDArray[np.float64], fill: float) -> NDArray[Any]:
-    """What `ndimage.map_coordinates` gives for order 0 and grid-constant, in half of the time."""
+    """What `ndimage.map_coordinates` gives for order 0 and grid-constant, in half of the time: the
+    values of data (X, Y, Z) nearest to `points` (3, …), in voxels, and `fill` outside. Overwrites
+    `points`."""
     points += 0.5
     inside = np.ones(points.shape[1:], bool)
     places = np.zeros(points.shape[1:], np.int64)

@@ -1,7 +1,8 @@
 """The parts of a computation, by name: a model announces them, an engine or a report listens.
 
 A stage may hold others: ``integration`` holds ``squaring-1``, ``squaring-2``, … Names and nesting
-are each thread's own. An engine can also offer to compute a part that a model names (`offered`).
+belong to the thread. An engine may have a faster function for a part of a model, which the model
+then calls by its name (`offering`, `offered`).
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ def listening(listener: Listener) -> Iterator[None]:
 
 @contextmanager
 def offering(name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Inside, models may have what they call `name` computed by the function, which gives the same
-    numbers as their own operations, or NotImplemented where it cannot."""
+    """Inside, `offered(name, …)` of this thread calls `function`. It gives the bytes and counts of
+    the model's own operations, or NotImplemented where it cannot."""
     outer = _local.offers
     _local.offers = {**outer, name: function}
     try:
@@ -87,7 +88,8 @@ def offering(name: str, function: Callable[..., Any]) -> Iterator[None]:
 
 
 def offered(name: str, *arguments: Any) -> Any:
-    """What is offered to compute; NotImplemented where nothing is."""
+    """What the engine's function of this name returns; NotImplemented where there is none: then
+    the model computes the part itself."""
     function = _local.offers.get(name)
     return NotImplemented if function is None else function(*arguments)
 

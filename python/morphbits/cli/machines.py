@@ -32,9 +32,11 @@ def main() -> None:
         "--subject", type=config.whole(1), default=1, help="number in the dataset (default: 1)"
     )
     parser.add_argument(
-        "--orders", type=Path, help="orders.json.gz of another machine: what torch gives there"
+        "--orders", type=Path, help="orders.json.gz of another machine: adds torch's results there"
     )
-    parser.add_argument("--notes", action="store_true", help="table to notes/benchmarks/ as well")
+    parser.add_argument(
+        "--notes", action="store_true", help="write the table to notes/benchmarks/ too"
+    )
     given = parser.parse_args()
     say = partial(print, flush=True)
     folder = bids.experiment_folder(given.results, given.experiment) / "machines"

@@ -46,20 +46,20 @@ def main() -> None:
     parser.add_argument(
         "--batch-with",
         type=Path,
-        help="another moving image, registered in the same batch; its result is dropped. For who "
-        "asks whether the other images of a batch change a result",
+        help="another moving image, registered in the same batch, to see whether that changes "
+        "the result; its own result is not saved",
     )
     parser.add_argument(
         "--record-orders",
         type=Path,
-        help="with --accumulation probe, one more output: the orders that were measured, for "
+        help="with --accumulation probe: file for the measured orders of additions, to be used by "
         "--orders on another machine",
     )
     parser.add_argument(
         "--orders",
         type=Path,
-        help="with --accumulation probe: orders that were recorded elsewhere, instead of those of "
-        "this machine's kernels",
+        help="with --accumulation probe: file of orders recorded on another machine, used instead "
+        "of those of this machine's kernels",
     )
     add_arguments(parser, RegisterConfig)
     arguments = parser.parse_args()

@@ -17,8 +17,8 @@ the same phantom at another size has the same deformation.
 
 Phantom k is a pure function of (seed, k, size): it depends neither on how many are made nor on
 threads. Each random part has a stream of its own (numpy SeedSequence). Only elementary arithmetic
-and scipy.ndimage, which are single-threaded, take part; they let other threads of Python run, in
-which other phantoms are made.
+and scipy.ndimage, which are single-threaded, take part; they release Python's lock, so that
+other threads make other phantoms meanwhile.
 
 Axes: X Y Z voxels, V the three components of a displacement, T tissues.
 """
@@ -91,7 +91,7 @@ BIAS_SPACING = 64  # mm
 BIAS_AMPLITUDE = (0.05, 0.20)  # range of the largest deviation of the multiplicative bias from 1
 NOISE = (0.01, 0.03)  # range of the noise's standard deviation, white matter is about 0.85
 CONTRAST = {1: (0.15, 0.35), 2: (0.45, 0.62), 3: (0.78, 0.95)}  # range of each tissue's mean
-VOXEL_BYTES = 150  # that a phantom takes while it is made and saved, for each voxel of its grid
+VOXEL_BYTES = 150  # of memory while a phantom is made and saved, for each voxel of its grid
 TEXTURE = (0.6, 1.2)  # range of the gain on what the template shows within a tissue
 
 

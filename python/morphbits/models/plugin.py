@@ -190,8 +190,8 @@ def _network(path: Path) -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _saying_errors(path: Path) -> Any:
-    """The network; what it raises becomes a sentence. What only the engine's operators raise is a
-    fault of the engine, and stays what it is."""
+    """The network, whose errors become a UserError of one sentence. An error that only the
+    engine's operators raise is a fault of the engine and is raised as it is."""
     import torch
     from torch.utils._mode_utils import no_dispatch
     from torch.utils._python_dispatch import is_in_torch_dispatch_mode
@@ -217,7 +217,7 @@ def _saying_errors(path: Path) -> Any:
                 ) from error
 
         def _in_plain_torch(self, moving: torch.Tensor, fixed: torch.Tensor) -> Exception | None:
-            """What the network raises where nothing is perturbed."""
+            """The error that the network raises without perturbation; None if there is none."""
             try:
                 with no_dispatch():
                     self.network(moving, fixed)

@@ -314,8 +314,8 @@ def map_scale(experiment: Experiment) -> tuple[int, int]:
 
 
 def at_once() -> int:
-    """How many subjects' images are read at a time: on each core, but four at most, since one
-    takes half a GB at 1 mm."""
+    """How many subjects' images are read at a time: one on each core, but four at most, since a
+    subject takes half a GB at 1 mm."""
     return min(cores(), 4)
 
 

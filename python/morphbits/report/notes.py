@@ -11,13 +11,13 @@ NOTES = Path(__file__).parents[3] / "notes" / "benchmarks"
 
 
 def file(name: str, processor: str) -> Path:
-    """The file of today's measurement on this processor."""
+    """The path notes/benchmarks/NAME_PROCESSOR_DATE.md for a measurement of today."""
     words = "".join(c if c.isalnum() else " " for c in processor.lower()).split()
     return NOTES / f"{name}_{'-'.join(words)}_{date.today().isoformat()}.md"
 
 
 def lines(table: Table) -> list[str]:
-    """The table under its caption."""
+    """The lines of a Markdown table, below its caption. Groups of columns go into the header."""
     heads = [""] * len(table.header)
     column = 0
     for words, columns in table.groups:

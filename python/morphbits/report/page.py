@@ -55,8 +55,8 @@ TABLES = (
 def build(experiment: Experiment, subjects: int = 0) -> list[Path]:
     """Write `report.html` into the experiment's folder, its figures as files into `figures/`
     there and, for `subjects` > 0, `report-viewer.html`: the same page with a viewer of the volumes
-    of so many. Returns the paths of the pages. An earlier page with a viewer, of other numbers,
-    goes."""
+    of the first so many. Returns the paths of the pages. An earlier `report-viewer.html` is
+    deleted, since its numbers may differ."""
     drawn = draw(experiment)
     folder = bids.experiment_folder(experiment.results, experiment.name)
     light, whole = folder / "report.html", folder / "report-viewer.html"
@@ -78,7 +78,7 @@ def draw(experiment: Experiment) -> dict[str, Figure]:
     scale = figures.map_scale(experiment)
     seen = registrations.read(experiment)
     limit = registrations.limit(seen.values())
-    # reading and compressing images, the longer half, lets the other figures be drawn meanwhile
+    # images are read and compressed, which takes longer, while the other figures are drawn
     with ThreadPoolExecutor(figures.at_once()) as pool:
         maps = pool.map(lambda one: figures.maps(experiment, one, scale), experiment.subjects)
         pictures = pool.map(lambda name: registrations.picture(name, seen[name], limit), seen)

@@ -23,11 +23,11 @@ from morphbits.transforms import check_format, check_grids
 
 @dataclass(frozen=True)
 class Files:
-    """What is read (moving, fixed, model, batch_with, orders) and what is written (moved, warp,
+    """Files that are read (moving, fixed, model, batch_with, orders) and written (moved, warp,
     resampled, record_orders).
 
-    batch_with: another moving image, which the network registers in the same batch. orders: those
-    that accumulation=probe takes from a file; record_orders: those that it measured.
+    batch_with: another moving image, which the network registers in the same batch. orders: of
+    additions, for accumulation=probe to follow; record_orders: for those that it measured.
     """
 
     moving: Path
@@ -42,13 +42,13 @@ class Files:
 
     @property
     def images(self) -> dict[str, Path]:
-        """Those that are read, by their names in the record."""
+        """The images that are read, by their names in the record."""
         more = {"batch_with": self.batch_with} if self.batch_with else {}
         return {"moving": self.moving, "fixed": self.fixed, **more}
 
     @property
     def read(self) -> dict[str, Path]:
-        """All that are read."""
+        """All files that are read, by their names in the record."""
         more = {"orders": self.orders} if self.orders else {}
         return {**self.images, "model": self.model, **more}
 
@@ -59,7 +59,7 @@ class Files:
 
     @property
     def outputs(self) -> list[Path]:
-        """All that are written."""
+        """All files that are written."""
         return [*self.written, *([self.record_orders] if self.record_orders else [])]
 
 
@@ -129,7 +129,7 @@ def register_files(
 
 
 def _orders(files: Files) -> AbstractContextManager[Any]:
-    """In which `probe` takes the orders of a file."""
+    """A context in which `probe` follows the orders of `files.orders`, if given."""
     if not files.orders:
         return nullcontext()
     from morphbits.engines.native.orders import recorded

@@ -1,8 +1,8 @@
-"""Names of FreeSurfer's labels: of its colour table, or, without FreeSurfer, the common ones.
+"""Names of FreeSurfer's labels: from its colour table or, without FreeSurfer, the common ones.
 
 The numbers of `aseg.mgz`, which recon-all, SAMSEG and SynthSeg share, are facts of
-FreeSurferColorLUT.txt (https://surfer.nmr.mgh.harvard.edu/fswiki/FsTutorial/AnatomicalROI/FreeSurferColorLUT);
-of the cortical parcels (1001 …) the colour table itself is needed.
+FreeSurferColorLUT.txt (https://surfer.nmr.mgh.harvard.edu/fswiki/FsTutorial/AnatomicalROI/FreeSurferColorLUT).
+Names of cortical parcels (1001 …) need the colour table itself.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ _SIGNS = ("aseg", "aparc", "samseg", "synthseg")
 
 
 def is_freesurfers(path: Path) -> bool:
-    """Whether a label map's name says that FreeSurfer made it, or that of a folder above it,
-    which is called freesurfer."""
+    """Whether a label map is FreeSurfer's, by its name or by a folder `freesurfer` above it."""
     return "freesurfer" in path.parts or any(sign in path.name.lower() for sign in _SIGNS)
 
 
 def names() -> dict[int, str]:
-    """By label: of $FREESURFER_HOME/FreeSurferColorLUT.txt where that is, else the common ones."""
+    """Names by label: the common ones, and those of $FREESURFER_HOME/FreeSurferColorLUT.txt where
+    that file exists."""
     home = os.environ.get("FREESURFER_HOME")
     table = Path(home, "FreeSurferColorLUT.txt") if home else None
     if table is None or not table.is_file():

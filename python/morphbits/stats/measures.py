@@ -48,8 +48,8 @@ Values = dict[tuple[str, str], float]
 
 def region_names(labels: Iterable[int], path: Path) -> dict[int, str]:
     """Names of a label map's labels, without 0: tissues where there are no others than 1 to 3,
-    otherwise those of the table next to the file (BIDS: `_dseg.tsv`), otherwise of FreeSurfer's
-    maps its own (`aseg`), otherwise `label 17`."""
+    otherwise those of the table next to the file (BIDS: `_dseg.tsv`), otherwise FreeSurfer's names
+    if the map is FreeSurfer's (`aseg`), otherwise `label 17`."""
     found = sorted({int(label) for label in labels} - {0})
     if set(found) <= set(TISSUES):
         return {label: TISSUES[label] for label in found}
@@ -125,7 +125,7 @@ class Regions:
 
     @cached_property
     def _fit(self) -> Fit:
-        """To displacements of the brain's voxels."""
+        """Of affine transforms to displacements of the brain's voxels."""
         return Fit.of(
             np.argwhere(self.masks["brain"]) @ self.affine[:3, :3].T + self.affine[:3, 3]
         )
@@ -145,7 +145,8 @@ def displacements(warp: Image, mask: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Fit:
-    """Of affine matrices to displacements of points, RAS mm: what all fits to them share."""
+    """Least squares fits of affine transforms to displacements of the same N points: the mean of
+    the points (V,), the points less their mean (N, V), and the normal matrix (V, V); RAS mm."""
 
     middle_V: np.ndarray
     centred_NV: np.ndarray

@@ -40,7 +40,7 @@ FLOAT32_BITS = 24
 TYPE_BITS = {np.dtype(np.float32): FLOAT32_BITS, np.dtype(np.float64): 53}
 CONFIDENCE = 0.95
 CNH_PROBABILITY = 0.95
-STORED_BITS = 52  # of a float64, where the package stops
+STORED_BITS = 52  # of a float64's mantissa: the most that the package gives
 MINIMUM_SAMPLES = 2  # a spread needs two
 SLAB_VOXELS = 1 << 15  # temporary arrays of this size stay in a processor's cache
 
@@ -131,11 +131,13 @@ def bits_held(configuration: Mapping[str, Any]) -> int:
 def general_bits(
     low_N: np.ndarray, high_N: np.ndarray, reference_N: np.ndarray, most: int = FLOAT32_BITS
 ) -> np.ndarray:
-    """`significant_bits` of method general from the smallest and largest sample, float32 (N,).
+    """`significant_bits` of method general, float32 (N,), from the smallest and the largest sample
+    and the reference, each (N,) in float32 or float64.
 
-    Z is in the arrays' own precision. The package compares it with each 2^-k; here its exponent
-    says the same: |Z| = m · 2^e with ½ ≤ m < 1 is at most 2^-k for k ≤ −e, and for k = 1 − e where
-    m is ½. As in the package, of float64 only samples that equal the reference have all bits.
+    Z, the relative error, has the arrays' precision. The package compares it with each 2^-k; here
+    its exponent gives the same: |Z| = m · 2^e with ½ ≤ m < 1 is at most 2^-k for k ≤ −e, and for
+    k = 1 − e where m is ½. As in the package, float64 samples have more than STORED_BITS only
+    where they equal the reference.
     """
     with np.errstate(all="ignore"):
         error_N = np.maximum(np.abs(low_N / reference_N - 1), np.abs(high_N / reference_N - 1))
@@ -153,7 +155,7 @@ def general_bits(
 def _cnh_bits(samples_SN: np.ndarray, reference_N: np.ndarray, most: int) -> np.ndarray:
     """`significant_bits` of method cnh, by the package; float32 (N,)."""
     finite_N = np.isfinite(samples_SN).all(axis=0) & np.isfinite(reference_N)
-    equal_N = (samples_SN == reference_N).all(axis=0)  # the package gives them 52
+    equal_N = (samples_SN == reference_N).all(axis=0)  # the package gives these 52 bits
     bits_N = np.where(equal_N & finite_N, most, 0).astype(np.float32)
     bits_N[equal_N & (reference_N == 0)] = np.nan
     found_of_N = finite_N & ~equal_N & (reference_N != 0)

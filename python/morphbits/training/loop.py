@@ -344,14 +344,14 @@ class _Training:
 
 
 def layout(config: TrainConfig) -> torch.memory_format:
-    """Of images and kernels, in which a step is fastest: channels last for several pairs; for
-    one, and for the engine, as they are numbered."""
+    """The memory layout of images and weights in which a step is fastest: channels last for
+    several pairs, contiguous for one pair and under the native engine."""
     one = config.batch == 1 or config.engine == "native"
     return torch.contiguous_format if one else torch.channels_last_3d
 
 
 def _on(device: torch.device, pair: Pair, layout: torch.memory_format) -> Pair:
-    """The pair on `device`."""
+    """The pair on `device`, in this layout."""
     return Pair(
         *(
             x.to(device, memory_format=layout)

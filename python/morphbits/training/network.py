@@ -58,8 +58,8 @@ class _Convolution(torch.autograd.Function):
 
 
 class CompiledSampling(TorchFunctionMode):
-    """Send linear sampling of volumes, and its derivatives, to the compiled kernel where it is
-    there: it has torch's bytes."""
+    """Inside, linear sampling of volumes and its derivatives are computed by the compiled kernel
+    (`kernels.plain`), where there is one; it gives torch's bytes."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -69,7 +69,7 @@ class CompiledSampling(TorchFunctionMode):
 
 
 class _Sampling(torch.autograd.Function):
-    """An image at points, forward and backward."""
+    """The image (B, C, X, Y, Z) at points (B, D, H, W, 3): see `kernels.plain`."""
 
     @staticmethod
     def forward(ctx: Any, image: Tensor, points: Tensor) -> Tensor:

@@ -58,9 +58,9 @@ class KerasAdam(torch.optim.Optimizer):
 
 
 class NativeAdam(KerasAdam):
-    """torch's Adam, one operator for each parameter, which the native engine computes in one pass:
-    the operations and draws of `torch.optim.Adam`. (Without the engine torch's fused operator
-    rounds otherwise than that.)"""
+    """torch's Adam with one operator for each parameter, which the native engine computes in one
+    pass: the operations, random bits and bytes of `torch.optim.Adam` under the engine. (Without
+    the engine, torch's fused operator rounds differently from `torch.optim.Adam`.)"""
 
     def __init__(self, params: Any) -> None:
         super().__init__(params, eps=1e-8)
@@ -70,7 +70,7 @@ class NativeAdam(KerasAdam):
         lr: float, betas: tuple[float, float], eps: float,
     ) -> None:  # fmt: skip
         step = torch.tensor(count - 1.0)
-        step += 1  # an operation that draws, in torch
+        step += 1  # perturbed, as in torch.optim.Adam
         torch._fused_adam_(
             [parameter], [gradient], [mean], [square], [], [step], lr=lr, beta1=betas[0],
             beta2=betas[1], weight_decay=0, eps=eps, amsgrad=False, maximize=False,
@@ -90,6 +90,8 @@ def _keras_adam(
     parameter: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, size: Tensor,
     beta1: float, beta2: float, eps: float,
 ) -> None:  # fmt: skip
+    """One step of Keras' Adam, in place: parameter, gradient and both moments have one shape;
+    `size` is the corrected learning rate, a tensor without axes."""
     mean.add_((gradient - mean) * (1 - beta1))
     square.add_((gradient.square() - square) * (1 - beta2))
     parameter.sub_(mean * size / (square.sqrt() + eps))

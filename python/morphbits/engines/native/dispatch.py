@@ -184,8 +184,8 @@ class RandomRounding(Context, TorchDispatchMode):
     def _by_plan(
         self, call: operands.Described, rule: Rule, func: Any, args: Any, kwargs: Any
     ) -> Any:
-        """The result of a rule on plain tensors, from the plan of such calls where there is one;
-        the second of its kind is recorded for that."""
+        """The result of a rule on plain tensors: by the plan of such calls where there is one. The
+        second call of a kind is recorded for it."""
         plans, kind = self.plans, tuple(call.kind)
         plan = None if plans is None else plans.known.get(kind)
         if plan is not None and plan.fits(call.tensors):
@@ -195,7 +195,7 @@ class RandomRounding(Context, TorchDispatchMode):
                 pass
         if operator_name(func).endswith("_"):
             refuse_overlap(func, args[0], args, kwargs)
-        alike = len(set(call.addresses)) < len(call.addresses)  # an address tells no operand
+        alike = len(set(call.addresses)) < len(call.addresses)  # an address names no operand
         if plans is None or alike or not plans.to_record(kind):
             return self._by_rule(rule, func, args, kwargs)
         first, before = self.position, dict(self.statistics.operators)
@@ -352,7 +352,7 @@ def _known(func: Any) -> tuple[str, Rule | None, Callable[..., Any] | None, bool
 
 
 def _written(func: Any, args: Any) -> list[Any]:
-    """The arguments that an operator writes to, and what is in those that are lists."""
+    """The tensors that an operator writes to, also those in lists."""
     arguments = zip(func._schema.arguments, args, strict=False)
     return tree_leaves([x for a, x in arguments if a.alias_info and a.alias_info.is_write])
 

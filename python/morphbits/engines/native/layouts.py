@@ -29,7 +29,7 @@ CHANNELS_LAST = frozenset(
     reflection_pad3d_backward replication_pad2d_backward replication_pad3d_backward
     """.split()
 )
-# Of many channels, torch's kernels go by vectors only where the channels are last.
+# torch's kernels for these are vectorized over channels, and only in this layout.
 POOLING = {
     "max_pool2d_with_indices": torch.channels_last,
     "max_pool3d_with_indices": torch.channels_last_3d,
@@ -127,10 +127,11 @@ def _of_convolution(
 
 
 def pooled(func: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    """What an operator of POOLING returns, in a third of the time of torch's slower kernel."""
+    """What an operator of POOLING returns for x (B, C, X, Y, Z) or (B, C, X, Y), in a third of the
+    time of torch's slower kernel."""
     last = POOLING[func.overloadpacket.__name__]
     batched = x.dim() == (4 if last == torch.channels_last else 5)
-    # the two kernels name other indices where all of a window at a border is -inf, in three axes
+    # with padding in three axes torch's two kernels differ in the index of a window of -inf only
     padded = last == torch.channels_last_3d and (kwargs or any(map(any, args[2:3])))
     if padded or not (batched and x.is_cpu and x.shape[1] >= 4 and x.is_contiguous()):
         return func(x, *args, **kwargs)

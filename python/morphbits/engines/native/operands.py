@@ -48,10 +48,9 @@ def leaves(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
 
 
 class Described:
-    """The kind of a call: what its rule's steps depend on, but for the region.
-
-    tensors: the operands, each once; addresses: of these; floating: whether numbers of float32 or
-    float64 are among them.
+    """A call of an operator. kind: all on which the steps of its rule depend, except the region's
+    options; tensors: the operands, each once; addresses: theirs; floating: whether one of them is
+    float32 or float64.
     """
 
     __slots__ = ("addresses", "floating", "kind", "tensors")
@@ -93,9 +92,9 @@ class Described:
 
 
 def described(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Described | None:
-    """The kind of a call, if its tensors are dense, real, of float32 or float64 or of whole
-    numbers, and in memory of the CPU, everything else is a number, and nothing is recorded by
-    torch."""
+    """The call, if its tensors are dense and real, in the CPU's memory, of float32, float64, whole
+    numbers or booleans, its other arguments are numbers or types, and torch is not tracing;
+    otherwise None."""
     call = Described(func)
     for x in args:
         if not call.enter(x):

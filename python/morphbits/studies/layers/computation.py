@@ -116,8 +116,8 @@ class Samples:
 def make(
     case: Case, runs: int, each: Callable[[], None] = lambda: None, /, **arithmetic: Any
 ) -> Samples:
-    """``runs`` samples of the case; in mode nearest one is enough. ``each`` is called after
-    each."""
+    """``runs`` samples of the case; in mode nearest one is enough. ``each`` is called after each
+    sample."""
     results, seconds = [], []
     for run in range(1, runs + 1):
         start = time.perf_counter()
@@ -222,7 +222,7 @@ def is_one_array(result: Any) -> bool:
 
 
 def shape_of(result: np.ndarray) -> str:
-    """In words, without the axis of a batch of one."""
+    """The shape as text, such as 16×48×48×48, without the axis of a batch of one."""
     shape = result.shape
     return "×".join(map(str, shape[1:] if shape[0] == 1 else shape))
 
@@ -241,8 +241,8 @@ def activations(case: Case, runs: int) -> tuple[list[Row], Samples]:
     """Significant bits of every stage's result, everything before it perturbed too, and the
     samples that they are of.
 
-    Mean and quantiles over its numbers, general method, the samples' mean as reference. Of a stage
-    that runs several times in a registration it is the last result.
+    Mean and quantiles over its numbers, general method, the samples' mean as reference. If a stage
+    runs several times in a registration, its last result counts.
     """
     kept: dict[str, _Activation] = {}
     last: dict[str, np.ndarray] = {}

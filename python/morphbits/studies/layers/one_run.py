@@ -69,7 +69,7 @@ def one_run(case: Case, runs: int) -> OneRun:
             rows[name] = _row(name, values, exact, bits)
 
     def hook(module: Any, inputs: Any, results: Any) -> None:
-        """Of every module: that which holds the others returns last."""
+        """Called after every module; the outermost one, whose results count, returns last."""
         if isinstance(results, tuple | list) and all(isinstance(x, Tensor) for x in results):
             outputs[:] = [shadow.of(x)[0].numpy() for x in results]
 
@@ -161,8 +161,8 @@ def with_samples(found: OneRun, activations: list[Row], samples: Samples) -> Non
 
 def keep_samples(found: OneRun, folder: Path) -> str:
     """Add to a run's table and maps what `with_samples` added to the earlier ones in the folder,
-    if those are of the same configuration. A sentence on what becomes of it; empty where no
-    samples were made."""
+    if those have the same configuration. Returns a sentence on what is kept or dropped; an empty
+    one where there were no samples."""
     try:
         rows = read_table(folder / "one_run.csv")
         if not rows or "samples" not in rows[0]:

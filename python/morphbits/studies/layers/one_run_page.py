@@ -35,7 +35,7 @@ def save_maps(where: Path, kind: str, maps: Mapping[str, np.ndarray], case: Case
 
 
 def _word(name: str) -> str:
-    """In file names."""
+    """The name as part of a file name."""
     return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
 
 

@@ -5,8 +5,8 @@ library is loaded: torch's by ATEN_CPU_CAPABILITY, oneDNN's by ONEDNN_MAX_CPU_IS
 TensorFlow), the native engine's by MORPHBITS_VARIANT. Distances are to the first way, torch as it
 is installed on one thread, and next to those of the experiment's perturbed samples.
 
-The orders in which torch's kernels add here are written into a file (`orders.recorded`), by which
-the native engine adds on another machine as torch does here; and those of another are followed.
+The orders in which torch's kernels add here are written into a file (`orders.recorded`). On
+another machine the native engine can follow it, and so compute torch's results of this one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from morphbits.studies.stability_test.results import Compared, compare_subject, 
 from morphbits.studies.stability_test.verdict import MINIMUM
 
 PACKAGE = Path(__file__).parents[3]
-ORDERS = "orders.json.gz"  # this machine's
+ORDERS = "orders.json.gz"  # the file of this machine's orders
 WITHOUT_ONEDNN = "import torch; torch.backends.mkldnn.set_flags(False); "
 # (name, variant of this engine's kernels that shows that it can run here, torch's name, oneDNN's)
 INSTRUCTIONS = (
@@ -99,7 +99,7 @@ def ways(other: Path, made: Sequence[Path], orders: Path | None = None) -> Itera
 
 
 def settings_of(results: Path, experiment: str) -> ExperimentConfig:
-    """As the experiment was run."""
+    """The settings with which the experiment was run."""
     record = bids.experiment_file(results, experiment, "experiment.json")
     written = json.loads(record.read_text(encoding="utf-8"))["settings"]
     return from_mapping(ExperimentConfig, written, str(record))
@@ -216,7 +216,7 @@ def _register(
 
 
 def _orders(sample: Path) -> dict[str, str]:
-    """The orders that a registration followed, in words."""
+    """By layer, the orders of additions that a registration followed, in words."""
     found: dict[str, str] = json.loads(sample.read_text())["provenance"].get("orders", {})
     return found
 
@@ -278,7 +278,7 @@ def table(rows: list[Row], first: str) -> Table:
 
 
 def in_markdown(kernels: Table, experiment: str, settings: ExperimentConfig) -> str:
-    """The table for the notes: what was computed, and by what."""
+    """The table as a page for notes/benchmarks/, with commands, commit, processor and versions."""
     versions = provenance.versions("torch") | provenance.versions("tensorflow")
     computing = [f"{x} {versions[x]}" for x in ("torch", "tensorflow-cpu") if x in versions]
     options = f"EXPERIMENT={experiment} SIZE={settings.size} SUBJECTS={settings.subjects}"

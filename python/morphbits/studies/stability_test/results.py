@@ -200,9 +200,9 @@ def brain_of(dataset: Dataset | None) -> Brain | None:
 
 
 def framewise_displacement(file: Compared, brain: Brain | None) -> tuple[float, float] | None:
-    """Power's and Jenkinson's, in mm, from A to B: of warps that of their affine parts over the
-    brain, or over the grid where it is not known; of files that hold an affine transform around
-    the brain's centre, or the origin. None of other files."""
+    """Power's and Jenkinson's framewise displacement from A to B, in mm. Of warps: of the affine
+    fits over the brain, or over the grid where the brain is not known. Of files that hold an
+    affine transform: at the brain's centre, or at the origin. None for other files."""
     if is_warp(file):
         warps = [images.load_warp(path) for path in (file.a, file.b)]
         grid = warps[0].data.shape[:3]

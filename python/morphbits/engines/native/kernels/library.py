@@ -335,7 +335,7 @@ def call(
 def _again(
     now: plans.Recording, name: str, rounding: Rounding, arguments: ctypes.Structure
 ) -> plans.Step:
-    """The same call as a step of a plan: on other addresses, with the key of another draw."""
+    """The same call as a step of a plan: with the addresses and random bits of a later call."""
     data = array("q", bytes(rounding.as_c()) + bytes(arguments))
     fields = [field for field, kind, *_ in arguments._fields_ if kind is _PTR]
     begin = ctypes.sizeof(_Rounding)
@@ -360,7 +360,8 @@ def _again(
 
 @cache
 def by_address(name: str) -> Callable[[Any, int], int]:
-    """A kernel, called with the addresses of its two structures; bytes stand for theirs."""
+    """The kernel of this name, which is called with two addresses (or bytes objects): those of its
+    rounding and its arguments."""
     kind = ctypes.CFUNCTYPE(ctypes.c_int, _PTR, _PTR)
     return kind((name, load()))
 
@@ -374,7 +375,7 @@ def mix64(x: int) -> int:
 
 
 def signed(x: int) -> int:
-    """The number modulo 2^64, as an array of 64-bit integers takes it."""
+    """The number modulo 2^64 as a signed 64-bit integer."""
     return (x + 2**63 & _MASK) - 2**63
 
 

@@ -36,13 +36,13 @@ class _Call(ctypes.Structure):
 
 @cache
 def _available() -> bool:
-    """Whether the kernels were compiled, for processors of which not all have fused operations:
-    elsewhere torch's compiler may have made some, which give other bytes."""
+    """Whether the kernels were compiled, and for x86-64: on other processors torch's compiler may
+    have fused multiplications and additions, which gives other bytes."""
     return platform.machine() in ("x86_64", "AMD64") and library_path().exists()
 
 
 def takes(image: Tensor, points: Tensor) -> bool:
-    """Whether the kernel computes this."""
+    """Whether the kernel supports image (B, C, X, Y, Z) and points (B, D, H, W, V)."""
     return (
         all(x.is_cpu and x.dtype == torch.float32 and x.numel() for x in (image, points))
         and image.dim() == 5

@@ -1,10 +1,10 @@
-"""Calls of operators that are computed again without their rules.
+"""Plans: recorded calls of operators, which are repeated without running their rules.
 
-What a rule does on the CPU is calls of kernels and of torch's operators, whose order and sizes
-depend on the kinds of the operands (shapes, strides, types, numbers) and not on their values. The
-second call of a kind is recorded, and later ones only repeat its steps on their own tensors. Draws
-keep their numbers, so the bytes are the same. A call that looks at values, or reads tensors that
-came from elsewhere, makes no plan (`refuse`).
+On the CPU a rule calls kernels and torch's operators. Which ones, and on which sizes, depends on
+the kind of the call (operator, shapes, strides and types of tensors, values of Python numbers),
+not on the values in its tensors. The second call of a kind is recorded; later ones repeat its
+steps on their own tensors. Draws of random bits keep their numbers, so the bytes are the same. A
+call that depends on values, or reads tensors that are not its operands, gets no plan (`refuse`).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-WAYS = 16  # to round, of which plans are kept
-PLANS = 4096  # of one way to round, about 4 KB each
-CONSTANTS = 2**25  # bytes of tables that these keep
-CONSTANT = 2**17  # of one plan: kernels with greater tables take far longer than a rule
-STEPS = 64  # of a plan
+WAYS = 16  # combinations of a region's options of which plans are kept
+PLANS = 4096  # the most for one combination, about 4 KB each
+CONSTANTS = 2**25  # bytes of tables in all of these
+CONSTANT = 2**17  # bytes of tables in one plan: kernels with larger ones take longer than a rule
+STEPS = 64  # the most in a plan
 
 Step = Callable[[list[Any], list[int], int], None]  # of tensors, their addresses, first draw
 _aten = torch.ops.aten
@@ -37,7 +37,7 @@ _NEW = frozenset(
         _aten.new_empty_strided.default,
     ]
 )
-_NOTHING = frozenset(  # computes nothing from values
+_NOTHING = frozenset(  # operators that compute nothing from values
     [
         _aten.can_cast.default,
         _aten.detach_.default,
@@ -50,23 +50,23 @@ keeping = True  # False: every call by its rule; for the tests
 
 
 class Changed(Exception):
-    """A value on which a plan relies is another one now."""
+    """A value that a plan relies on has changed: the call has to run its rule."""
 
 
 def recording() -> Recording | None:
-    """What the calling thread records."""
+    """The recording of the calling thread, if it records."""
     return getattr(_local, "recording", None)
 
 
 def refuse() -> None:
-    """The call that the thread records looks at values, or does what is not seen here: it makes no
-    plan."""
+    """Make no plan of the call that this thread records: it depends on values, or does what a
+    recording does not see."""
     if (now := recording()) is not None:
         now.refused = True
 
 
 class Plan:
-    """A call that is computed again: see `Recording.plan`."""
+    """The steps of a call, to be repeated: see `Recording.plan`."""
 
     __slots__ = ("_counts", "_draws", "_first", "_kind", "_more", "_results", "_steps", "writes")
 
@@ -111,7 +111,7 @@ class Plan:
 
 
 class Stream(Protocol):
-    """What is asked of a `context.Context`."""
+    """The part of `context.Context` that plans use."""
 
     @property
     def next_draw(self) -> int: ...
@@ -119,9 +119,9 @@ class Stream(Protocol):
 
 
 class Plans:
-    """The plans of calls by their kind; None where a kind has none.
+    """Plans by the kind of the call; None for a kind that gets no plan.
 
-    One object for each way to round, which recorded kernels have in them.
+    One object for each combination of a region's options, which the recorded kernels contain.
     """
 
     def __init__(self) -> None:
@@ -130,8 +130,8 @@ class Plans:
         self._bytes = 0  # of constants
 
     def to_record(self, kind: Any) -> bool:
-        """Whether a call of a kind without a plan is to be recorded: the second one. A number may
-        be another one in each step of a training."""
+        """Whether to record a call of this kind, which has no plan: True for the second call. (Not
+        for the first: a number that changes in each step of a training makes a new kind.)"""
         if kind in self.known:
             return False
         if kind in self._once:
@@ -155,7 +155,7 @@ _plans: dict[Any, Plans] = {}
 
 
 def plans_of(rounding: Any) -> Plans:
-    """The plans of calls that are rounded in this way."""
+    """The plans for this combination of a region's options."""
     if rounding not in _plans and len(_plans) >= WAYS:
         _plans.clear()
     return _plans.setdefault(rounding, Plans())
@@ -200,16 +200,16 @@ class Recording(TorchDispatchMode):
         _local.recording = self._outer
 
     def constant(self, x: torch.Tensor) -> None:
-        """A table that a rule has made from what the call's kind says."""
+        """Note a table that a rule made, and that depends on the kind of the call only."""
         self._constant.add(self._enter(x))
 
     def kernel(self, step: Step) -> None:
-        """A call of a kernel."""
+        """Note a call of a kernel."""
         self._steps.append(step)
         self._drawn = True
 
     def guard(self, x: torch.Tensor, holds: Callable[[torch.Tensor], bool]) -> bool:
-        """Whether this holds of a tensor; a plan goes on only where it does again."""
+        """Whether `holds(x)`; the plan checks it again in each call and raises Changed if not."""
         with _disable_current_modes():
             found = holds(x)
         tensor = self._tensor(x)
@@ -227,8 +227,8 @@ class Recording(TorchDispatchMode):
         return found
 
     def pointers(self, data: array, at: Iterable[int]) -> list[tuple[int, int, int]]:
-        """Of the places in a kernel's arguments that have an address of what is no constant: the
-        place, the number of the tensor, bytes from its first element."""
+        """Which of the places `at` in a kernel's arguments hold the address of a tensor that is no
+        constant: (place, number of the tensor, bytes from its first element)."""
         found = []
         for place in at:
             where = self._place(data[place]) if data[place] else (-1, 0)
@@ -254,7 +254,7 @@ class Recording(TorchDispatchMode):
         return len(self._known) - 1
 
     def _owner(self, x: torch.Tensor) -> int | None:
-        """Which of the known tensors this is, or lies in."""
+        """The number of the known tensor that this is, or lies in; None if there is none."""
         memory = x.untyped_storage()._cdata
         same = [n for n, y in enumerate(self._known) if y.untyped_storage()._cdata == memory]
         if len(same) > 1:  # operands that share memory
@@ -262,7 +262,7 @@ class Recording(TorchDispatchMode):
         return same[0] if len(same) == 1 else None
 
     def _tensor(self, x: torch.Tensor) -> Callable[[list[Any]], Any] | None:
-        """How a plan has this tensor; None if it is not known."""
+        """A function that takes this tensor from a plan's tensors; None if it is not known."""
         n = self._owner(x)
         if n is None or self._known[n].dtype != x.dtype:
             return None
@@ -308,7 +308,7 @@ class Recording(TorchDispatchMode):
             refuse()
 
     def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        """A call of torch's operator, which computes something."""
+        """Note a call of an operator of torch that computes something."""
         written = [a for a in func._schema.arguments if a.alias_info and a.alias_info.is_write]
         if written:
             first = len(written) == 1 and written[0] is func._schema.arguments[0]

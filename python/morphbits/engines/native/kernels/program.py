@@ -591,7 +591,7 @@ def _call(mode: bytes, start: int, head: array, code: array, strides: array) -> 
 def _again(
     now: plans.Recording, mode: bytes, start: int, head: array, code: array, strides: array
 ) -> plans.Step:
-    """The same call as a step of a plan."""
+    """The same call as a step of a plan: with the addresses and random bits of a later call."""
     data, size = head + code + strides, len(head)
     at, end = [], size + len(code)
     for place in range(size, end, _FIELDS):

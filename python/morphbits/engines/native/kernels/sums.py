@@ -204,8 +204,9 @@ def scatter_add(
     """A copy of `to`, or `to` itself, with source[o, j] added at to[o, index[j]], for j = 0, 1, …
     in this order.
 
-    to (outer, size), source (outer, count), any strides; index (count) for all outer, or (outer,
-    count), int64. Fastest where one index serves all outer, which lie side by side in memory.
+    to (outer, size), source (outer, count), any strides; index (count) for all o, or (outer,
+    count), int64. Fastest with one index for all o, and neighbouring o next to each other in
+    memory.
     """
     out = to_OS if in_place else to_OS.clone(memory_format=torch.contiguous_format)
     source, where = source_ON, index.contiguous()

@@ -247,7 +247,7 @@ class Found:
     proven: bool
 
     def fits(self, geometry: Geometry, bias: bool) -> bool:
-        """Whether it adds each product of such a convolution once."""
+        """Whether this order adds each product of a convolution of this geometry once."""
         order, taps = self.terms, geometry.taps
         terms = order.channel * taps + order.tap
         return (

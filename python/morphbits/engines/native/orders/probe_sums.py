@@ -83,7 +83,8 @@ class FoundSum:
         return out
 
     def fits(self, terms: int, results: int) -> bool:
-        """Whether it adds each of so many terms once for each result; or was not read."""
+        """Whether it adds each of `terms` terms once for each of `results` results, or says that
+        the order could not be measured."""
         return not self.parts or (
             all(plan.fits(terms) for _, plan in self.parts)
             and torch.cat([index for index, _ in self.parts]).sort()[0].tolist()
@@ -257,7 +258,7 @@ class Products:
         return self.plan.add(rounding, parts.view(len(parts), -1)).view(shape)
 
     def fits(self, depth: int, addend: bool) -> bool:
-        """Whether it adds each of so many products once, and what they are added to."""
+        """Whether it adds each of `depth` products, and the addend if there is one, once."""
         terms = sorted(term for one in self.chains for term in one)
         return (
             self.depth == depth
@@ -321,7 +322,8 @@ class FoundProduct:
         return out
 
     def fits(self, depth: int, shape: Pair, addend: bool) -> bool:
-        """Whether it adds each product once for each result of (M, N); or was not read."""
+        """Whether it adds each product once for each result of `shape` (M, N), or says that the
+        order could not be measured."""
         times_MN = torch.zeros(shape, dtype=torch.int64)
         for rows, columns, order in self.parts:
             times_MN[rows[:, None], columns] += 1

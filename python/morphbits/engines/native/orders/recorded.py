@@ -1,4 +1,4 @@
-"""The orders of one machine's kernels in a file, followed on another machine.
+"""The orders in which one machine's kernels add, in a file that another machine follows.
 
     with random_rounding(mode="nearest", accumulation="probe"):
         network(image)
@@ -10,7 +10,8 @@
 
 An order belongs to the shapes and strides of its operands, so the same network has to see images
 of the same size. The second machine needs neither the first one's processor nor its version of
-torch. Where an order was not read or not proven there, its words say so, and nothing is promised.
+torch. If an order could not be measured or proven there, its description says so, and torch's
+bytes are not guaranteed.
 
 The file is JSON, compressed; it holds no numbers of images or networks.
 """
@@ -62,7 +63,7 @@ class Recording:
         return f"{self.processor}, {threads}, torch {self.torch}"
 
     def order(self, layout: tuple, fits: Callable[[Any], bool]) -> Any:
-        """As `store.Source`."""
+        """See `store.Source`. UserError if the file has no whole order of this layout."""
         if layout not in self._read:
             name = _name(layout)
             if name not in self.orders:
@@ -93,7 +94,7 @@ def write(path: Path) -> None:
 
 
 def merge(files: Sequence[Path], path: Path) -> None:
-    """Files of one machine as one."""
+    """Join files of one machine, with the same threads and torch, into one."""
     first, *others = (read(file) for file in files)
     orders = functools.reduce(operator.or_, (other.orders for other in others), first.orders)
     _save(replace(first, path=path, orders=orders))
@@ -112,7 +113,7 @@ def _save(recording: Recording) -> None:
 
 
 def read(path: Path) -> Recording:
-    """UserError where it is no such file."""
+    """The file's orders; UserError where it is no such file."""
     try:
         packed = path.read_bytes()
     except OSError as error:

@@ -1,4 +1,5 @@
-"""Orders by the layout that they belong to: measured once in a process, or those of a file."""
+"""Orders of additions by shapes and strides of the operands (their layout): measured once in a
+process, or taken from a file."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-PROVEN = ": the same bytes"  # how the words of an order end that gave the kernel's bytes
+PROVEN = ": the same bytes"  # end of the description of an order that gave the kernel's bytes
 Found = TypeVar("Found")
 
 
@@ -25,7 +26,8 @@ _source: Source | None = None
 
 
 def order(layout: tuple, measure: Callable[[], Found], fits: Callable[[Found], bool]) -> Found:
-    """The order of a layout. `fits`: whether one from elsewhere adds each term once."""
+    """The order of a layout: from the source, or measured by `measure`. `fits` tells whether an
+    order from a file adds each term once."""
     if _source is not None:
         found: Found = _source.order(layout, fits)
         return found
@@ -37,7 +39,7 @@ def order(layout: tuple, measure: Callable[[], Found], fits: Callable[[Found], b
 
 @contextmanager
 def taken_from(source: Source) -> Iterator[None]:
-    """Nothing is measured inside: all orders are those of the source."""
+    """Inside, nothing is measured: all orders come from the source."""
     global _source
     before, _source = _source, source
     try:

@@ -161,7 +161,7 @@ class Plan:
         return cls(terms, tuple(steps))
 
     def fits(self, terms: int) -> bool:
-        """Whether it adds each of so many terms, and each sum of some, once."""
+        """Whether it adds each of `terms` terms, and each partial sum, once."""
         made = terms
         for step in self.steps:
             if step.max() >= made:

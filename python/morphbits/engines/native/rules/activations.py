@@ -226,7 +226,7 @@ def _rrelu_backward(
 @functional
 def _prelu(op: Operator, x: T, weight: T) -> T:
     how = op.context.unkeyed
-    if how.flush or how.operands != FLOAT32:  # the operation below compares x as it multiplies it
+    if how.flush or how.operands != FLOAT32:  # the operation below would compare the converted x
         return torch.where(op.positive(x), x, op.mul(weight, x))
     return op.operation("leaky_relu", x.dtype, x, weight)
 

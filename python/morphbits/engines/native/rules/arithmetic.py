@@ -116,7 +116,7 @@ class Operator:
         return results[0] if single else tuple(results)
 
     def depends_on_values(self) -> None:
-        """The formula or the rule looks at its operands: it is not kept."""
+        """Call this where a formula or rule depends on values of its operands: it is not kept."""
         self.recorder.traces = None
         plans.refuse()
 
@@ -201,7 +201,7 @@ class Operator:
         return self.recorder.negative(self.context.unkeyed, self.context.position, a)
 
     def positive(self, a: torch.Tensor) -> Any:
-        """Where a > 0; recorded, as `a > 0` of a tensor is not."""
+        """Where a > 0, as a recorded operation (`a > 0` of a tensor would be computed at once)."""
         return self.neg(a) < 0
 
     def sqrt(self, a: torch.Tensor) -> torch.Tensor:
@@ -270,7 +270,7 @@ class Operator:
         return self.to(x, dtype).to(torch.promote_types(dtype, torch.float32))
 
     def double(self, x: torch.Tensor) -> Any:
-        """`x` as float64, which rounds nothing."""
+        """`x` as float64, which is exact."""
         like = self.context.unkeyed
         if isinstance(x, Value) or x.dtype != torch.float32 or not program.takes(like, x):
             return x.double()
@@ -304,7 +304,8 @@ class Operator:
         return out.reshape(x.shape if scan else rest)
 
     def scan(self, operation: str, x: torch.Tensor, dim: int) -> torch.Tensor:
-        """The partial results of one chain over the axis `dim`."""
+        """The partial results of a chain of `operation` (add or mul) over the axis `dim`, of x's
+        shape."""
         context, terms = self.context, x.shape[dim]
         rows = dim % x.dim() == x.dim() - 1 and x.numel() and terms <= LONGEST_ROW
         if rows and context.precision == FULL and program.takes(context.unkeyed, x):

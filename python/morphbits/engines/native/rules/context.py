@@ -141,7 +141,7 @@ class Context(ABC):
 
     @property
     def plans(self) -> Plans | None:
-        """Of calls that are rounded as the next operation is; None if none are kept."""
+        """The plans for the options in force at the next operation; None if none are kept."""
         selected = self.selected
         if selected not in self._plans:
             variant = self.unkeyed.chosen_variant

@@ -29,9 +29,10 @@ def corners(
     weights: Pairs,
     shape: tuple[int, ...],
 ) -> torch.Tensor:
-    """(C, X, Y, Z): see `models.spatial._interpolate`; NotImplemented where it cannot be recorded.
+    """The volume at the points (C, X, Y, Z): see `models.spatial._interpolate`; NotImplemented
+    where the operations cannot be recorded.
 
-    indices, weights: they broadcast to `shape`.
+    indices: int64, into N; weights: of the volume's type; both broadcast to `shape` (X, Y, Z).
     """
     like, dtype = context.unkeyed, volume_CN.dtype
     if not program.takes(like, volume_CN, *(x for pair in weights for x in pair)):

@@ -146,7 +146,7 @@ def _fused_adam(
         g = _gradient(op, p, gradient, grad_scale, maximize, decay)
         if weight_decay and decoupled:
             p.copy_(op.mul(p, 1 - rate * weight_decay))
-        # tensors, or the formula of each step were another one
+        # as tensors: as Python numbers, which change in each step, they would make a new formula
         root, size = (
             torch.tensor(x, dtype=p.dtype)
             for x in ((1 - beta2**step) ** 0.5, -rate / (1 - beta1**step))

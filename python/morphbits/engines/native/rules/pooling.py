@@ -61,7 +61,7 @@ def _all(values: Sequence[int] | int | None, dims: int, default: Sequence[int]) 
 class _Windows:
     """The windows of an average pooling of `dims` dimensions over planes of `size`."""
 
-    whole = False  # whether none reaches beyond the image, and all have the kernel's size
+    whole = False  # whether all windows lie inside the image and have the kernel's size
 
     def __init__(
         self,
