@@ -90,7 +90,7 @@ def test_port_is_as_accurate_as_the_reference(
 
     A bound for the whole network grows by Σ|w| per layer and says nothing. But were the port
     another network, the reference would lie far from the port in float64, and the port's own
-    rounding would be small beside that distance.
+    rounding would be small compared with that distance.
     """
     moving, fixed = images(shape)
     theirs = reference.load(small_model).layers(moving, fixed)

@@ -38,8 +38,8 @@ class TrainConfig(Perturbation, SourceConfig):
     )
     optimizer: str = option(
         "keras-adam",
-        "Adam as in Keras (1e-7 beside the root of its second moment), by which SynthMorph was "
-        "trained, or torch-adam (1e-8 beside the corrected root): larger first steps",
+        "Adam as in Keras (1e-7 added to the root of its second moment), by which SynthMorph was "
+        "trained, or torch-adam (1e-8 added to the corrected root): larger first steps",
         choices=("keras-adam", "torch-adam"),
     )
     learning_rate: float = option(1e-4, "highest learning rate of Adam", minimum=1e-12, maximum=1)

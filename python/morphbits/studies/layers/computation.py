@@ -351,7 +351,7 @@ ORDERS = ("sequential", "direct", "blocked:192", "probe")
 
 def orders(case: Case, runs: int, say: Say) -> tuple[list[Row], list[Row], list[Row]]:
     """What the order of the sums in convolutions moves: the same network, input and engine, every
-    rounding to nearest, in one order and in another, beside torch itself (``plain``).
+    rounding to nearest, in one order and in another, compared with torch itself (``plain``).
 
     Three tables. Pairs of nearest results; each order, with what random rounding moves in it, by
     the same measure; and the orders that were measured from torch, by layer.

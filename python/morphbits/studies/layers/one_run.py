@@ -180,8 +180,8 @@ def keep_samples(found: OneRun, folder: Path) -> str:
     now = json.loads(json.dumps({key: found.record[key] for key in told}))
     if keys := provenance.differing_keys({key: record.get(key) for key in told}, now):
         return (
-            f"the table no longer has the bits of {rows[0]['runs']} samples, which differ in "
-            f"{', '.join(keys)}: --check (make: CHECK=1) makes samples like this run"
+            f"the table no longer has the bits of {rows[0]['runs']} samples, which were made with "
+            f"another {', '.join(keys)}; --check (make: CHECK=1) makes samples that fit this run"
         )
     samples = {row["stage"]: row["samples"] for row in rows}
     for row in found.tables["one_run"]:

@@ -1,4 +1,4 @@
-"""Ours beside the study's, subject by subject: `comparison.csv` of an experiment, and a table.
+"""Our numbers and the study's, subject by subject: `comparison.csv` of an experiment, and a table.
 
 The study's numbers are as published; its version of significantdigits probably counted one bit too
 many (see the glossary), so that each difference is given both ways. Subjects that the study

@@ -86,7 +86,7 @@ def _last_bits(study: StabilityTables, arm: str) -> float:
 
 
 def findings(study: StabilityTables) -> list[str]:
-    """What the numbers say of rounding beside the other arms, in sentences."""
+    """What the numbers say of rounding, compared with the other arms, in sentences."""
     rounding, seeds = (
         _mean(select(study.registrations, arm=arm), "warp_std_mm")
         for arm in ("rounding", "initialization")

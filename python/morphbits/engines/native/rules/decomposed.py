@@ -39,8 +39,8 @@ _TAKEN = {
     ),
     "renorm": _SAME,
     "renorm_": _SAME,
-    "_euclidean_dist": "torch's decomposition: sums of squares beside −2·a and b, their product "
-    "as `mm`, the root of what is positive",
+    "_euclidean_dist": "torch's decomposition: sums of squares joined to −2·a and b, their "
+    "product as `mm`, the root of what is positive",
     "_weight_norm_interface": "torch's decomposition: the norm as `linalg_vector_norm`, "
     "v·(g / norm)",
     "_unsafe_masked_index_put_accumulate": "as `index_put`, where the mask holds",
