@@ -240,6 +240,31 @@ def test_a_vector_is_near_the_exact_value(name: str) -> None:
         assert abs(mpmath.mpf(values[i].item()) - exact) <= UNITS[name] * unit
 
 
+ONE_ARGUMENT = [n for n in functions.FUNCTIONS if n not in ("pow", "atan2", "hypot", "fmod")]
+# Those of the C library: glibc's manual ("Errors in Math Functions") gives at most 2 units in the
+# last place, for lgamma 4; a unit in the last place is 2^-52 of the value at most.
+BOUND = {**dict.fromkeys(ONE_ARGUMENT, 2), **UNITS, "lgamma": 4}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ONE_ARGUMENT)
+def test_a_value_of_every_256_neighbouring_arguments_is_near_the_exact_one(name: str) -> None:
+    """2^24 arguments: of all 2^32 patterns of bits, one drawn from each 256 neighbours. Compared
+    with the C library's long double (64 bits), whose last places (2^-10 units here: 4 allowed)
+    and the rounding to float64 (half a unit) are added to the bound."""
+    if torch.finfo(torch.float64).eps <= np.finfo(np.longdouble).eps:
+        pytest.skip("long double is float64 on this processor")
+    generator, part = np.random.default_rng(3), 2**20
+    for start in range(0, 2**24, part):
+        patterns = np.arange(start, start + part, dtype=np.uint32) << 8
+        patterns |= generator.integers(0, 256, part, dtype=np.uint32)
+        x = torch.from_numpy(patterns.view(np.float32))
+        rounding = Rounding("nearest", threads=torch.get_num_threads())
+        values = functions.wide(rounding, name, x)
+        exact = functions.function(rounding, name, x.double())
+        assert units_apart(values, exact).max() <= BOUND[name] + 0.5 + 2.0**-8
+
+
 @pytest.mark.parametrize("name", functions.CORES)
 def test_infinities_zeros_and_nan_are_the_c_librarys(name: str) -> None:
     """Also where one of them among ordinary arguments is a vector's only odd lane."""

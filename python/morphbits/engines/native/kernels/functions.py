@@ -3,9 +3,9 @@
 float32 is computed in float64: the functions in CORES and pow by vectors, with the same bytes on
 every instruction set (csrc/functions.h), the others by the C library. float64 is computed in the C
 library's long double (64 bits of mantissa on x86-64, 113 on AArch64). The wider value is within
-2^-51 (float32; erfc: 3·2^-52) or 2^-62 (float64 on x86-64) of the exact one, relative, and the
-result is one of its two neighbours. A value nearer than that to a number of the format may be
-taken for that number, which then stays: tanh(20) is 1.
+2^-51 (float32; erfc: 3·2^-52, lgamma: 2^-50) or 2^-62 (float64 on x86-64) of the exact one,
+relative, and the result is one of its two neighbours. A value nearer than that to a number of the
+format may be taken for that number, which then stays: tanh(20) is 1.
 """
 
 from __future__ import annotations
