@@ -174,7 +174,8 @@ def test_the_suggested_format_is_torchs(shape: tuple[int, ...], strides: tuple[i
 def test_pooling_by_vectors_returns_what_torch_does(
     dims: int, channels: int, special: bool
 ) -> None:
-    """Ties, numbers that are not finite, borders; the batch may be left out."""
+    """Ties, numbers that are not finite, windows of -inf alone, borders, bytes; the batch may be
+    left out."""
     generator = torch.Generator().manual_seed(channels)
     shape = (2, channels, *(9, 8, 7)[:dims])
     x = torch.randint(-3, 3, shape, generator=generator).float()
@@ -184,8 +185,9 @@ def test_pooling_by_vectors_returns_what_torch_does(
     x[0, :, :4, :4] = -torch.inf
     func = getattr(torch.ops.aten, f"max_pool{dims}d_with_indices").default
     size = [3] * dims
-    settings = ((size,), (size, [2] * dims, [1] * dims), (size, [1], [0], [2], True))
-    for given, arguments in product((x, x[:1], x[0], x.transpose(2, 3), x.double()), settings):
+    settings = ((size,), ([2],), (size, [2] * dims, [1] * dims), (size, [1], [0], [2], True))
+    images = x, x[:1], x[0], x.transpose(2, 3), x.double(), x.bfloat16(), (x == 0).byte()
+    for given, arguments in product(images, settings):
         expected, found = (f(given, *arguments) for f in (func, partial(layouts.pooled, func)))
         for one, other in zip(expected, found, strict=True):
             assert torch.equal(one.nan_to_num(9), other.nan_to_num(9))

@@ -7,15 +7,20 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support.exact_replay import same_bytes
 
 from morphbits.engines.native import random_rounding
-from morphbits.engines.native.orders import recorded, store
+from morphbits.engines.native.orders import probe, recorded, store
+from morphbits.engines.native.orders.accumulation import terms
+from morphbits.engines.native.orders.probe_sums import Products
+from morphbits.engines.native.orders.trees import Plan
 from morphbits.errors import UserError
 
 PYTHON = Path(__file__).parents[3] / "python"
@@ -149,7 +154,9 @@ def empty(orders: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("damage", [far, twice, empty])
 def test_a_damaged_file_reads_no_memory(
-    damage: Callable[[dict[str, Any]], None], elsewhere: tuple[Path, Any], tmp_path: Path
+    damage: Callable[[dict[str, Any]], None],
+    elsewhere: tuple[Path, Any],
+    tmp_path: Path,
 ) -> None:
     """Each term is there once, or the order is refused before a kernel sees it."""
     content = json.loads(gzip.decompress(elsewhere[0].read_bytes()))
@@ -180,3 +187,18 @@ def test_files_of_one_machine_become_one(tmp_path: Path, monkeypatch: pytest.Mon
     both = recorded.read(tmp_path / "both").orders
     assert len(both) == 2
     assert both == recorded.read(files[0]).orders | recorded.read(files[1]).orders
+
+
+def test_an_order_that_is_not_whole_reaches_no_kernel() -> None:
+    """One channel for all terms would be read beyond its end; a chain of none never ends."""
+    steps = probe.Steps((1,) * 3, (0,) * 3, (1,) * 3)
+    geometry = probe.Geometry((1, 1, 5, 5, 5), (1, 1, 3, 3, 3), steps)
+    whole = terms("direct", 27, 1)
+    for order, fits in ((whole, True), (replace(whole, channel=whole.channel[:1]), False)):
+        assert probe.Found(order, "", True).fits(geometry, bias=True) == fits
+
+    def product(*chains: tuple[int, ...]) -> Products:
+        return Products(2, chains, Plan(len(chains), (np.arange(len(chains))[:, None],)))
+
+    assert product((0,), (1,)).fits(2, addend=False)
+    assert not product((0,), (), (1,)).fits(2, addend=False)

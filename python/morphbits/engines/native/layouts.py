@@ -131,11 +131,13 @@ def pooled(func: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     time of torch's slower kernel."""
     last = POOLING[func.overloadpacket.__name__]
     batched = x.dim() == (4 if last == torch.channels_last else 5)
-    # with padding in three axes torch's two kernels differ in the index of a window of -inf only
-    padded = last == torch.channels_last_3d and (kwargs or any(map(any, args[2:3])))
-    if padded or not (batched and x.is_cpu and x.shape[1] >= 4 and x.is_contiguous()):
+    floating = x.is_cpu and x.is_floating_point()
+    if not (batched and floating and x.shape[1] >= 4 and x.is_contiguous()):
         return func(x, *args, **kwargs)
     values, indices = func(x.contiguous(memory_format=last), *args, **kwargs)
+    # of a window of nothing but -inf, the two kernels name other indices in three axes
+    if last == torch.channels_last_3d and (values == -torch.inf).any():
+        return func(x, *args, **kwargs)
     return values.contiguous(), indices.contiguous()
 
 

@@ -19,7 +19,7 @@ from morphbits.engines.native.kernels.header import names
 
 _SIDE = 16
 _COLUMNS = 4 * _SIDE
-_SAFE_EXPONENT = -70  # as in csrc/kernels.c: no sum of products can underflow above it
+_SAFE_EXPONENT = -70  # no sum of products can underflow above it (csrc/kernels.c: from -80 on)
 
 
 class NoKernel(Exception):

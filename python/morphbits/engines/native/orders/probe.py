@@ -251,7 +251,8 @@ class Found:
         order, taps = self.terms, geometry.taps
         terms = order.channel * taps + order.tap
         return (
-            np.array_equal(np.sort(terms), np.arange(geometry.terms))
+            order.tap.shape == order.channel.shape
+            and np.array_equal(np.sort(terms), np.arange(geometry.terms))
             and bool((order.tap >= 0).all() and (order.tap < taps).all())
             and bool((np.diff(order.segment_end, prepend=0) > 0).all())
             and int(order.segment_end[-1]) == geometry.terms

@@ -262,6 +262,7 @@ class Products:
         terms = sorted(term for one in self.chains for term in one)
         return (
             self.depth == depth
+            and all(self.chains)
             and terms == list(range(depth + addend))
             and not any(depth in one[1:] for one in self.chains)
             and self.plan.fits(len(self.chains))
