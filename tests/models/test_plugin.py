@@ -200,7 +200,8 @@ def test_only_what_the_network_does_wrong_is_said_of_it(
     def faulty(*words: object) -> None:
         raise RuntimeError("a fault of the engine")
 
-    monkeypatch.setattr(RandomRounding, "_by_rule", faulty)
+    for way in ("_by_rule", "_by_plan"):
+        monkeypatch.setattr(RandomRounding, way, faulty)
     with pytest.raises(RuntimeError, match="a fault of the engine"):
         registration.register(prepared, folder / "plugin_of_a_test:network", config)
 
