@@ -139,6 +139,28 @@ def test_rows_of_any_length_are_summed_alike(
     check(monkeypatch, lambda x: x[:, :300].cumprod(-1), [x])
 
 
+@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize("channels", [5, 17])
+def test_rows_of_several_axes_are_summed_alike(
+    images: int, channels: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many rows as a vector has lanes are summed where they lie; fewer are copied before."""
+    generator = torch.Generator().manual_seed(6)
+    x = torch.randn(images, channels, 9, 31, generator=generator, dtype=dtype)
+    mean, scale = torch.rand(2, channels, generator=generator, dtype=dtype)
+    for mode in ("random", "nearness", "downward"):
+        check(monkeypatch, lambda x: (x * 1).transpose(0, 1).sum((1, 2, 3)), [x], mode=mode)
+        check(monkeypatch, lambda x: x.exp().sum((2, 3)).cumsum(1), [x], mode=mode)
+        for training in (True, False):
+            check(
+                monkeypatch,
+                lambda x, t=training: F.batch_norm(x, mean.clone(), scale.clone(), scale, mean, t),
+                [x],
+                mode=mode,
+            )
+        check(monkeypatch, lambda x: F.batch_norm(x, None, None, training=True), [x], mode=mode)
+
+
 def test_operands_may_be_strided_broadcast_and_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

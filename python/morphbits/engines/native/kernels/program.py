@@ -7,7 +7,7 @@ recorded and each element its number, so the bytes are those of the separate ker
 (csrc/program.h; tests/engines/native/test_program.py compares all rules with both).
 
 A program has one shape. Values have it, or the shape with one element for each row (the last
-axis), which sums over rows have and what is computed of them.
+axis, or several), which sums over rows have and what is computed of them.
 """
 
 from __future__ import annotations
@@ -261,14 +261,17 @@ class Recorder:
         self._first = 0  # draw of the program
         self.traces: list[Trace] | None = None  # of the programs that were computed, if wanted
 
-    def _joined(self, rounding: Rounding, draw: int, shape: Shape) -> Program:
+    def _joined(self, rounding: Rounding, draw: int, shape: Shape, axes: int = 0) -> Program:
+        """The program of an operation; axes: of a row, if it reads whole rows."""
         program = self._program
-        if program is not None and program.fits(shape) and program.mode == how(rounding):
-            return program
-        self.run()
-        program = Program(rounding, self._start + draw, shape)
-        program.traces = self.traces
-        self._program, self._first = program, draw
+        fits = program is not None and program.fits(shape) and program.mode == how(rounding)
+        if program is None or not fits or (axes and program.by_rows and axes != program.axes):
+            self.run()
+            program = Program(rounding, self._start + draw, shape)
+            program.traces = self.traces
+            self._program, self._first = program, draw
+        if axes:
+            program.by_rows, program.axes = True, axes
         return program
 
     def operation(
@@ -300,10 +303,11 @@ class Recorder:
         program = self._joined(rounding, draw, shape)
         return program.add("widen", torch.float64, shape, (x,), read=torch.float32)
 
-    def row_sum(self, rounding: Rounding, draws: Sequence[int], x: torch.Tensor | Value) -> Value:
-        """The sum over the last axis, which stays as one element; a draw for each level."""
-        program = self._joined(rounding, draws[0], tuple(x.shape))
-        program.by_rows = True
+    def row_sum(
+        self, rounding: Rounding, draws: Sequence[int], x: torch.Tensor | Value, axes: int = 1
+    ) -> Value:
+        """The sum over the last `axes`, which stay as one element; a draw for each level."""
+        program = self._joined(rounding, draws[0], tuple(x.shape), axes)
         first, last = draws[0] - self._first, draws[-1] - self._first
         return program.add("sum", x.dtype, program.row_shape, (x,), first, last)
 
@@ -312,8 +316,7 @@ class Recorder:
     ) -> Value:
         """Partial sums (add) or products (mul) over the last axis, from left to right."""
         shape = tuple(x.shape)
-        program = self._joined(rounding, draw, shape)
-        program.by_rows = True
+        program = self._joined(rounding, draw, shape, 1)
         extra = OPERATIONS.index(operation)
         return program.add("scan", x.dtype, shape, (x,), draw - self._first, extra)
 
@@ -331,6 +334,7 @@ class Program:
         self.start, self.shape = start, shape
         self.mode = how(rounding)
         self.by_rows = False
+        self.axes = 1  # of a row: the last ones
         self._code: list[int] = []
         self._values: dict[int, ref[Value]] = {}
         self._places: dict[Any, int] = {}  # of operands, by what they are
@@ -344,9 +348,9 @@ class Program:
         and the first one of the whole after such of one element a row, too."""
         if self.done:
             return False
-        if shape == self.shape:
+        if shape == self.shape or (self.by_rows and shape == self.row_shape):
             return True
-        if shape[:-1] != self.shape[:-1] or not shape or not self.shape:
+        if self.axes > 1 or shape[:-1] != self.shape[:-1] or not shape or not self.shape:
             return False
         if shape[-1] == 1 and self.shape[-1] <= LONGEST_ROW:
             self.by_rows = True
@@ -363,7 +367,7 @@ class Program:
 
     @property
     def row_shape(self) -> Shape:
-        return (*self.shape[:-1], 1)
+        return (*self.shape[: -self.axes], *(1,) * self.axes)
 
     def add(
         self,
@@ -488,7 +492,7 @@ class Program:
             wide = [x.expand(self.shape).stride() for _, x in self._fetched]
             dims, merged = library.coalesced(self.shape, wide)
             strides = [n for each in merged for n in library.padded(each)]
-        inner = self.shape[-1] if self.by_rows else 0
+        inner = prod(self.shape[-self.axes :]) if self.by_rows else 0
         head = [len(code) // _FIELDS, total, 0, inner, len(dims), *library.padded(dims), 0, 0]
         tables = array("q", head), array("q", code), array("q", strides)
         if self.traces is not None:

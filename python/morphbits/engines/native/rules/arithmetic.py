@@ -29,6 +29,7 @@ from morphbits.errors import UserError
 
 TEMPLATES = 4096  # of formulas that are kept
 CHAIN = 256  # terms of a chain of a sum: see `Operator.sum`
+SIDE_BY_SIDE = 16  # rows of several axes that are summed in place: as many as a vector has lanes
 SIXTEEN_BITS = (torch.float16, torch.bfloat16)
 Operand = torch.Tensor | float | int
 _templates: dict[Any, Any] = {}  # of formulas, and what they count: see `Operator.formula`
@@ -330,8 +331,10 @@ class Operator:
         axes = sorted({d % x.dim() for d in dims}) if dims and x.dim() else list(range(x.dim()))
         out_shape = [n for d, n in enumerate(x.shape) if d not in axes]
         terms, inner = prod(x.shape[d] for d in axes), prod(out_shape)
-        if axes == [x.dim() - 1] and 1 < terms <= LONGEST_ROW and inner:
-            total = self._row_sum(x, terms, inner)
+        last = axes == list(range(x.dim() - len(axes), x.dim()))
+        rows = inner >= (1 if len(axes) == 1 else SIDE_BY_SIDE)
+        if last and rows and 1 < terms <= LONGEST_ROW:
+            total = self._row_sum(x, terms, inner, len(axes))
             if total is not None:
                 return total if keepdim else computed(total).view(out_shape)
         x = computed(x)
@@ -350,8 +353,8 @@ class Operator:
         shape = [1 if d in axes else n for d, n in enumerate(x.shape)] if keepdim else out_shape
         return flat.clone().view(shape) if flat.data_ptr() == x.data_ptr() else flat.view(shape)
 
-    def _row_sum(self, x: torch.Tensor, terms: int, rows: int) -> Any:
-        """`sum` over the last axis, recorded, where that can be; None elsewhere."""
+    def _row_sum(self, x: torch.Tensor, terms: int, rows: int, axes: int) -> Any:
+        """`sum` over the last `axes`, recorded, where that can be; None elsewhere."""
         context = self.context
         if context.accumulation == "probe" or context.precision != FULL:
             return None
@@ -362,7 +365,7 @@ class Operator:
             chains = -(-terms // CHAIN)
             draws.append(context.draw(self.name, (terms - chains) * rows))
             terms = chains
-        return self.recorder.row_sum(context.unkeyed, draws, x)
+        return self.recorder.row_sum(context.unkeyed, draws, x, axes)
 
     def _order(self, x: torch.Tensor, axes: Sequence[int], torchs: bool) -> FoundSum | None:
         """The order of a sum, where it is measured from the framework's kernel."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from morphbits.engines.native.kernels.program import computed
-from morphbits.engines.native.rules.arithmetic import Operator
+from morphbits.engines.native.rules.arithmetic import SIDE_BY_SIDE, Operator
 from morphbits.engines.native.rules.registry import rule
 
 T = torch.Tensor
@@ -175,20 +175,35 @@ def _group_norm_backward(
     return to_x, to_weight, to_bias
 
 
-def _by_channel(v: T, x: T) -> T:
-    return v.view(1, -1, *(1,) * (x.dim() - 2))
+def _planes(x: T) -> T:
+    """(N, C, voxels), or (C, voxels) of one image: what has one element a channel is (C, 1)."""
+    images, channels = x.shape[:2]
+    planes = x.reshape(images, channels, prod(x.shape[2:]))
+    return planes[0] if images == 1 else planes
+
+
+def _column(v: T | None) -> T | None:
+    return None if v is None else v.unsqueeze(1)
 
 
 def _channel_sums(op: Operator, x: T) -> T:
     """The sum of each channel in float64, as torch takes it."""
-    channels = x.shape[1]
-    rows = computed(x).transpose(0, 1).reshape(channels, x.numel() // max(channels, 1))
-    return op.sum(op.double(rows), [1])
+    if x.dim() == 2:
+        return op.sum(op.double(x), [1], keepdim=True)
+    channels = computed(x).transpose(0, 1)
+    if len(channels) < SIDE_BY_SIDE:
+        return _channel_sums(op, channels.flatten(1))
+    return op.sum(op.double(channels), [1, 2]).unsqueeze(1)
+
+
+def _squared_distance(op: Operator, x: T, mean: T) -> T:
+    distance = op.sub(x, mean)
+    return op.mul(distance, distance)
 
 
 def _batch_norm(
     op: Operator,
-    x: T,
+    given: T,
     weight: T | None,
     bias: T | None,
     running_mean: T | None,
@@ -197,11 +212,13 @@ def _batch_norm(
     momentum: float,
     eps: float,
 ) -> tuple[T, T, T]:
-    n = x.numel() // x.shape[1]
+    x, n = _planes(given), given.numel() // given.shape[1]
+    weight, bias, running_mean, running_var = map(
+        _column, (weight, bias, running_mean, running_var)
+    )
     if training:
         mean = op.to(op.div(_channel_sums(op, x), n), x.dtype)
-        distance = op.sub(x, _by_channel(mean, x))
-        squares = _channel_sums(op, op.mul(distance, distance))
+        squares = _channel_sums(op, _squared_distance(op, x, mean))
         rstd = op.to(_rstd(op, op.div(squares, n), eps), x.dtype)
         for running, now in (
             (running_mean, mean.double()),
@@ -217,9 +234,11 @@ def _batch_norm(
     alpha = rstd if weight is None else op.mul(rstd, weight)
     beta = op.mul(mean, alpha)
     beta = -beta if bias is None else op.sub(bias, beta)  # 0 − beta in torch: exact
-    out = op.add(op.mul(x, _by_channel(alpha, x)), _by_channel(beta, x))
+    out = computed(op.add(op.mul(x, alpha), beta)).view(given.shape)
+    if training:
+        return out, computed(mean).squeeze(1), computed(rstd).squeeze(1)
     nothing = torch.empty(0, dtype=x.dtype)
-    return out, *((mean, rstd) if training else (nothing, nothing.clone()))
+    return out, nothing, nothing.clone()
 
 
 _BATCH = "mean and variance by sums in float64, as torch; x·(rstd·γ) + (β − mean·rstd·γ)"
@@ -253,14 +272,18 @@ def _batch_norm_backward(
     mask: Sequence[bool],
 ) -> tuple[T | None, T | None, T | None]:
     op.check(g, x)
-    n = x.numel() // x.shape[1]
+    shape, n = x.shape, x.numel() // x.shape[1]
+    g, x = _planes(g), _planes(x)
+    weight, running_mean, running_var, save_mean, save_rstd = map(
+        _column, (weight, running_mean, running_var, save_mean, save_rstd)
+    )
     if training:
         assert save_mean is not None and save_rstd is not None
         mean, rstd = save_mean, save_rstd
     else:
         assert running_mean is not None and running_var is not None
         mean, rstd = running_mean, _rstd(op, running_var, eps)
-    distance = op.sub(x, _by_channel(mean, x))
+    distance = op.sub(x, mean)
     total = _channel_sums(op, g)
     dot = _channel_sums(op, op.mul(distance, g))
     to_x = to_weight = to_bias = None
@@ -270,15 +293,19 @@ def _batch_norm_backward(
             wide = rstd.double()
             k = op.to(op.div(op.mul(op.mul(dot, wide), wide), n), x.dtype)
             center = op.to(op.div(total, n), x.dtype)
-            inner = op.sub(op.sub(g, _by_channel(center, x)), op.mul(distance, _by_channel(k, x)))
-            to_x = op.mul(inner, _by_channel(factor, x))
+            to_x = op.mul(op.sub(op.sub(g, center), op.mul(distance, k)), factor)
         else:
-            to_x = op.mul(g, _by_channel(factor, x))
+            to_x = op.mul(g, factor)
+    del distance  # what has no name any more is not stored
     if mask[1]:
         to_weight = op.to(op.mul(dot, rstd.double()), x.dtype)
     if mask[2]:
         to_bias = op.to(total, x.dtype)
-    return to_x, to_weight, to_bias
+    return (
+        None if to_x is None else computed(to_x).view(shape),
+        None if to_weight is None else computed(to_weight).squeeze(1),
+        None if to_bias is None else computed(to_bias).squeeze(1),
+    )
 
 
 @rule("_fused_rms_norm", "mean of squares, 1 / √(· + eps); x·rstd·γ")
