@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -126,6 +127,30 @@ def test_what_is_written_is_not_read_elsewhere() -> None:
         for mean in (torch.zeros(2), torch.zeros(2), torch.zeros(2), statistics):
             F.batch_norm(torch.rand(4, 2), mean, statistics, training=True)
     assert same_bytes(x[:5], base[:5] ** 2)
+
+
+def test_other_whole_numbers_are_not_taken_for_those_that_were_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of the cases above only the floating-point operands change."""
+    rows = torch.rand(4, 5, generator=torch.Generator().manual_seed(2))
+    chances = torch.stack([rows, rows / 3, rows / 7], 1).log_softmax(2)  # steps, images, classes
+    functions: tuple[Callable[[Tensor], Any], ...] = (
+        lambda n: rows.scatter_reduce(0, n[:, None].expand(4, 5), rows, "prod"),
+        lambda n: F.embedding(n, rows.clone(), max_norm=1.2),
+        lambda n: F.embedding_bag(n[None], rows, padding_idx=2, mode="mean"),
+        lambda n: F.nll_loss(rows, n, ignore_index=3),
+        lambda n: F.ctc_loss(chances, n[None, :2].expand(3, 2) + 1, n[1:] * 0 + 4, n[1:] % 3),
+        lambda n: rows.index_add(0, n, rows) * n[:, None].gt(1),
+        lambda n: torch._foreach_addcmul([rows], [rows], [rows], n[1:2].float())[0],
+    )
+    numbers = [torch.tensor(n) for n in ([0, 1, 2, 0], [0, 1, 2, 0], [2, 3, 3, 1], [1, 1, 0, 3])]
+    results = []
+    for kept in (False, True):
+        monkeypatch.setattr(plans, "keeping", kept)
+        with random_rounding(seed=3):
+            results.append([function(n) for function in functions for n in numbers])
+    assert all(map(same_bytes, *results))
 
 
 def test_a_weight_that_becomes_infinite_is_not_multiplied_by_zero() -> None:
