@@ -275,6 +275,23 @@ def test_resume_refuses_other_versions_by_name(
         train_toy(tmp_path, TOY, RunConfig(resume=True))
 
 
+def test_resume_refuses_a_training_in_another_memory_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of 0.2.0 with one pair a step were channels last, and their records do not say so."""
+    config, made = replace(TOY, epochs=1, batch=1), checkpoint.made_with
+    assert "memory layout" not in made(replace(config, batch=2))
+    monkeypatch.setattr(
+        checkpoint,
+        "made_with",
+        lambda config: {k: v for k, v in made(config).items() if k != "memory layout"},
+    )
+    train_toy(tmp_path, config)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"memory layout None \(now contiguous\)"):
+        train_toy(tmp_path, replace(config, epochs=2), RunConfig(resume=True))
+
+
 def test_label_maps_are_part_of_what_a_training_was_made_with(tmp_path: Path) -> None:
     config = replace(TOY, source="synthmorph", labels=str(tmp_path))
     (tmp_path / "a.nii.gz").write_bytes(b"one")

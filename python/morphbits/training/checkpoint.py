@@ -25,6 +25,7 @@ from morphbits.engines import verrou
 from morphbits.errors import UserError
 from morphbits.files import locked, write_atomically
 from morphbits.provenance import file_sha256, versions
+from morphbits.training.network import layout
 from morphbits.training.recipe import TrainConfig
 
 NAME = "checkpoint.pt"
@@ -43,9 +44,11 @@ class State:
 
 
 def made_with(config: TrainConfig) -> dict[str, str]:
-    """What else decides a training's bytes: versions of what computes, the engine's code, and the
-    files of its label maps."""
+    """What else decides a training's bytes: versions of what computes, the engine's code, the
+    files of its label maps, and the memory layout, which was channels last in 0.2.0."""
     found = versions("torch")
+    if layout(config) is torch.contiguous_format:
+        found = found | {"memory layout": "contiguous"}
     if config.source == "synthmorph":
         found = found | versions("tensorflow")
     if config.engine == "native" or (config.engine == "verrou" and verrou.found()):

@@ -34,6 +34,7 @@ from morphbits.training.network import (
     Objective,
     OneDnnConvolution,
     deterministic,
+    layout,
     registration_loss,
 )
 from morphbits.training.recipe import TrainConfig
@@ -341,13 +342,6 @@ class _Training:
                 flush=True,
             )
         raise Stopped(128 + signalled)
-
-
-def layout(config: TrainConfig) -> torch.memory_format:
-    """The memory layout of images and weights in which a step is fastest: channels last for
-    several pairs, contiguous for one pair and under the native engine."""
-    one = config.batch == 1 or config.engine == "native"
-    return torch.contiguous_format if one else torch.channels_last_3d
 
 
 def _on(device: torch.device, pair: Pair, layout: torch.memory_format) -> Pair:

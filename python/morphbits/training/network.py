@@ -24,6 +24,13 @@ TERMS = ("loss", "mismatch", "roughness")
 _SMALL = 20_480
 
 
+def layout(config: TrainConfig) -> torch.memory_format:
+    """The memory layout of images and weights in which a step is fastest: channels last for
+    several pairs, contiguous for one pair and under the native engine."""
+    one = config.batch == 1 or config.engine == "native"
+    return torch.contiguous_format if one else torch.channels_last_3d
+
+
 class OneDnnConvolution(TorchFunctionMode):
     """Send every conv3d on the CPU, and its derivatives, to oneDNN.
 
