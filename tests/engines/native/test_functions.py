@@ -250,7 +250,7 @@ BOUND = {**dict.fromkeys(ONE_ARGUMENT, 2), **UNITS, "lgamma": 4}
 @pytest.mark.parametrize("name", ONE_ARGUMENT)
 def test_a_value_of_every_256_neighbouring_arguments_is_near_the_exact_one(name: str) -> None:
     """2^24 arguments: of all 2^32 patterns of bits, one drawn from each 256 neighbours. Compared
-    with the C library's long double (64 bits), whose last places (2^-10 units here: 4 allowed)
+    with the C library's long double (64 bits), whose last places (2^-11 units here: 8 allowed)
     and the rounding to float64 (half a unit) are added to the bound."""
     if torch.finfo(torch.float64).eps <= np.finfo(np.longdouble).eps:
         pytest.skip("long double is float64 on this processor")
