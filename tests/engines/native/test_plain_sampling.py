@@ -7,6 +7,7 @@ from itertools import product
 
 import pytest
 import torch
+from support.exact_replay import same_bytes
 
 from morphbits.engines.native.kernels import plain
 from morphbits.engines.native.kernels.library import load
@@ -19,11 +20,6 @@ LAYOUTS = {
     "channels last": lambda x: x.contiguous(memory_format=torch.channels_last_3d),
     "other": lambda x: x.transpose(2, 4).contiguous().transpose(2, 4),
 }
-
-
-def same_bytes(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
-    """Also the signs of zeros."""
-    return torch.equal(ours.view(torch.int32), theirs.view(torch.int32))
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from support.exact_replay import same_bytes
 from support.operator_cases import CASES, Case
+from support.outcomes import assert_alike, outcome
 from torch import Tensor
 
 from morphbits import stages
@@ -18,24 +19,6 @@ from morphbits.choices import MODES
 from morphbits.engines.native import dispatch, random_rounding
 from morphbits.engines.native.kernels import plans
 from morphbits.engines.native.rules import context
-from morphbits.errors import UserError
-
-Found = tuple[list[Tensor], dict[str, int], str]
-
-
-def found(function: Any, inputs: list[Tensor], **options: Any) -> Found:
-    """Results and gradients, the operations counted, and what was refused."""
-    inputs = [x.clone().requires_grad_() for x in inputs]
-    results: list[Tensor] = []
-    refusal = ""
-    with random_rounding(seed=5, **options) as stats:
-        try:
-            out = function(*inputs)
-            weights = torch.linspace(0.5, 2, out.numel(), dtype=out.dtype).view(out.shape)
-            results = [out.detach(), *torch.autograd.grad(out, inputs, weights, allow_unused=True)]
-        except UserError as error:
-            refusal = str(error)
-    return [x for x in results if x is not None], dict(stats.operators), refusal
 
 
 def check(
@@ -45,15 +28,12 @@ def check(
     values = [(x * 0.75).as_strided(x.shape, x.stride()) for x in inputs]
     monkeypatch.setattr(plans, "keeping", False)
     torch.manual_seed(1)
-    expected = found(function, values, **options)
+    expected = outcome(function, values, **options)
     monkeypatch.setattr(plans, "keeping", True)
     for given in (inputs, inputs, values):
         torch.manual_seed(1)
-        results = found(function, given, **options)
-    assert results[1:] == expected[1:]
-    assert len(results[0]) == len(expected[0])
-    for one, other in zip(results[0], expected[0], strict=True):
-        assert one.stride() == other.stride() and same_bytes(one, other)
+        results = outcome(function, given, **options)
+    assert_alike(results, expected)
 
 
 def parts(cases: list[Case]) -> list[Any]:

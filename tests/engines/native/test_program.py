@@ -9,50 +9,21 @@ import torch
 import torch.nn.functional as F
 from support.exact_replay import same_bytes
 from support.operator_cases import CASES, Case
+from support.outcomes import assert_alike, outcome
 from torch import Tensor
 
 from morphbits.choices import MODES
 from morphbits.engines.native import random_rounding
 from morphbits.engines.native.kernels import library, program
-from morphbits.errors import UserError
-
-Found = tuple[list[Tensor], dict[str, int], str]
-
-
-def found(
-    monkeypatch: pytest.MonkeyPatch,
-    recording: bool,
-    function: Any,
-    inputs: list[Tensor],
-    **options: Any,
-) -> Found:
-    """Results and gradients, the operations counted, and what was refused."""
-    monkeypatch.setattr(program, "recording", recording)
-    inputs = [x.clone().requires_grad_() for x in inputs]
-    results: list[Tensor] = []
-    refusal = ""
-    with random_rounding(seed=5, **options) as stats:
-        try:
-            out = function(*inputs)
-            weights = torch.linspace(0.5, 2, out.numel(), dtype=out.dtype).view(out.shape)
-            results = [
-                out.detach(),
-                *torch.autograd.grad(out, inputs, weights, allow_unused=True),
-            ]
-        except UserError as error:
-            refusal = str(error)
-    return [x for x in results if x is not None], dict(stats.operators), refusal
 
 
 def check(
     monkeypatch: pytest.MonkeyPatch, function: Any, inputs: list[Tensor], **options: Any
 ) -> None:
-    together = found(monkeypatch, True, function, inputs, **options)
-    alone = found(monkeypatch, False, function, inputs, **options)
-    assert together[1:] == alone[1:]
-    assert len(together[0]) == len(alone[0])
-    for one, other in zip(together[0], alone[0], strict=True):
-        assert one.stride() == other.stride() and same_bytes(one, other)
+    monkeypatch.setattr(program, "recording", True)
+    together = outcome(function, inputs, **options)
+    monkeypatch.setattr(program, "recording", False)
+    assert_alike(together, outcome(function, inputs, **options))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

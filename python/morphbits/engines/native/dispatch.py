@@ -201,8 +201,7 @@ class RandomRounding(Context, TorchDispatchMode):
         first, before = self.position, dict(self.statistics.operators)
         with Recording(call.tensors, self.next_draw) as recording:
             result = self._by_rule(rule, func, args, kwargs)
-        now = self.statistics.operators
-        counts = [(n, now[n] - before.get(n, 0)) for n in now if now[n] != before.get(n)]
+        counts = self.counts_since(before)
         written = _written(func, args)
         writes = [n for n, x in enumerate(call.tensors) if any(x is y for y in written)]
         plans.enter(kind, *recording.plan(result, writes, self.position - first, counts))

@@ -107,8 +107,7 @@ class Operator:
         results = list(map(computed, (result,) if single else result))
         if key is not None:
             draws = context.position - first
-            now = context.statistics.operators
-            counts = [(n, now[n] - before.get(n, 0)) for n in now if now[n] != before.get(n)]
+            counts = context.counts_since(before)
             made = program.template(recorder.traces or [], draws, operands, results)
             if made is not None:
                 if len(_templates) >= TEMPLATES:

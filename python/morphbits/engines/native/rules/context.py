@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,6 +109,11 @@ class Context(ABC):
     def next_draw(self) -> int:
         """From which a kernel counts that draws for several operations."""
         return self.start + self.position
+
+    def counts_since(self, before: Mapping[str, int]) -> list[tuple[str, int]]:
+        """Elementary operations by name, counted since the statistics were `before`."""
+        now = self.statistics.operators
+        return [(n, now[n] - before.get(n, 0)) for n in now if now[n] != before.get(n)]
 
     def advance(self, draws: int, counts: Iterable[tuple[str, int]]) -> None:
         """Count operators, and their elementary operations by name."""
