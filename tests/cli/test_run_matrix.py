@@ -74,7 +74,7 @@ def test_verrou_that_nobody_asked_for_asks_above_five_minutes(
     monkeypatch.setattr(verrou, "version", lambda: "2.7")
     monkeypatch.setattr(experiment, "seconds_left", lambda *given: seconds)
 
-    def ran(plan: experiment.Plan) -> str:
+    def ran(plan: experiment.ExperimentPlan) -> str:
         raise UserError("it ran")
 
     monkeypatch.setattr(experiment, "run", ran)

@@ -34,7 +34,7 @@ from morphbits.synthesis.pair import Pair
 from morphbits.synthesis.settings import Ranks, SourceConfig
 from morphbits.training import RunConfig, TrainConfig, checkpoint, group, loop
 from morphbits.training.group import processes
-from morphbits.training.rounding import Rounding
+from morphbits.training.rounding import TrainingEngine
 
 TOY = TrainConfig(
     enc="2 3",
@@ -129,10 +129,10 @@ def train_toy(
     made = checkpoint.made_with
     if other_made and other_made[0] == ranks.rank:
         checkpoint.made_with = lambda config: made(config) | other_made[1]
-    of_all = Rounding.of_all
+    of_all = TrainingEngine.of_all
     if streams_of_their_own:
         rank = ranks.rank
-        Rounding.of_all = lambda self, step: self.of_rank(step, rank)  # type: ignore[method-assign]
+        TrainingEngine.of_all = lambda self, step: self.of_rank(step, rank)  # type: ignore[method-assign]
     step, get = torch.optim.Adam.step, engines.get
     if updates_of_their_own:
         here = ranks.rank
@@ -152,7 +152,7 @@ def train_toy(
         torch.optim.Adam.step, engines.get = step, get  # type: ignore[method-assign]
         checkpoint.made_with = made
         loop._Training._agree = agree  # type: ignore[method-assign]
-        Rounding.of_all = of_all  # type: ignore[method-assign]
+        TrainingEngine.of_all = of_all  # type: ignore[method-assign]
         sources.open_source = real
 
 

@@ -23,7 +23,7 @@ from morphbits.errors import UserError
 from morphbits.models.synthmorph_torch import init_model
 from morphbits.synthesis.settings import Ranks
 from morphbits.training import RunConfig, checkpoint, loop, meeting, network, optimizers
-from morphbits.training.rounding import Rounding
+from morphbits.training.rounding import TrainingEngine
 
 ROOT = Path(__file__).resolve().parents[2]
 PATHS = os.pathsep.join(str(ROOT / name) for name in ("tests", "python"))
@@ -50,7 +50,7 @@ def test_ranks_are_one_process_that_averages_their_gradients_in_order(
     if (size, engine) != (2, "ieee"):
         folder = tmp_path
         assert train_ranks(size, folder, config) == [""] * size
-    source, rounding = ToySource(config, Ranks(size=size)), Rounding(config, 1)
+    source, rounding = ToySource(config, Ranks(size=size)), TrainingEngine(config, 1)
     with network.deterministic(1), ExitStack() as stack:
         if engine == "ieee":
             stack.enter_context(network.OneDnnConvolution())

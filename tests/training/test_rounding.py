@@ -26,7 +26,7 @@ from morphbits.models.synthmorph_torch import SynthMorph
 from morphbits.report.training import read_log
 from morphbits.synthesis.settings import Ranks
 from morphbits.training import RunConfig, TrainConfig, loop, optimizers
-from morphbits.training.rounding import Rounding
+from morphbits.training.rounding import TrainingEngine
 
 ROOT = Path(__file__).resolve().parents[2]
 NATIVE = replace(TOY, engine="native", epochs=2, steps=2)
@@ -81,7 +81,7 @@ def test_nearest_is_the_unperturbed_training_within_rounding(tmp_path: Path) -> 
 
 
 def test_streams_differ_by_step_and_rank_and_forward_backward_and_update_are_perturbed() -> None:
-    rounding = Rounding(NATIVE, 1)
+    rounding = TrainingEngine(NATIVE, 1)
     x = torch.rand(1000, generator=torch.Generator().manual_seed(1))
     results = []
     for step, rank in ((0, 0), (0, 1), (1, 0), (0, 0)):
@@ -111,7 +111,7 @@ def test_a_training_in_which_nothing_was_perturbed_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     none = property(lambda self: 0, lambda self, number: None)
-    monkeypatch.setattr(Rounding, "operations", none, raising=False)
+    monkeypatch.setattr(TrainingEngine, "operations", none, raising=False)
     with pytest.raises(UserError, match="perturbed nothing"):
         train_toy(tmp_path, NATIVE)
 
@@ -235,7 +235,7 @@ def test_a_training_hands_every_option_of_the_arithmetic_to_the_engine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = {"mode": "nearness", "accumulation": "direct", "precision": "tf32"}
-    rounding = Rounding(replace(NATIVE, **asked), threads=1)
+    rounding = TrainingEngine(replace(NATIVE, **asked), threads=1)
     seen: list[Arithmetic] = []
 
     @contextmanager

@@ -59,7 +59,7 @@ def _obtain_viewer() -> None:
     viewer.obtain()
 
 
-def _analyse(plan: experiment.Plan, volumes: int) -> None:
+def _analyse(plan: experiment.ExperimentPlan, volumes: int) -> None:
     from morphbits import report
     from morphbits.stats.analysis import analyse
 

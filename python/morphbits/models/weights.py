@@ -43,7 +43,7 @@ PUBLISHED_ORIENTATIONS = {
 }
 
 
-class Convolution(NamedTuple):
+class ConvolutionLayer(NamedTuple):
     """One 3×3×3 convolution: its voxelmorph layer name and its channel counts."""
 
     name: str
@@ -97,7 +97,7 @@ class Architecture:
         """Image sizes must be multiples of this number of voxels."""
         return int(2 ** len(self.enc))
 
-    def convolutions(self) -> list[Convolution]:
+    def convolutions(self) -> list[ConvolutionLayer]:
         """The convolutions in order of execution, under voxelmorph's layer names.
 
         The decoder's first `len(enc)` convolutions step up one level each, all but the last
@@ -105,17 +105,19 @@ class Architecture:
         rest stay at half resolution.
         """
         levels = len(self.enc)
-        layers: list[Convolution] = []
+        layers: list[ConvolutionLayer] = []
         channels = 2
         for level, width in enumerate(self.enc):
-            layers.append(Convolution(f"{MODEL_NAME}_unet_enc_conv_{level}_0", channels, width))
+            layers.append(
+                ConvolutionLayer(f"{MODEL_NAME}_unet_enc_conv_{level}_0", channels, width)
+            )
             channels = width
         for step, width in enumerate(self.dec):
             level = levels - 1 - step
             name = f"dec_conv_{level}_0" if level >= 0 else f"dec_final_conv_{step - levels}"
-            layers.append(Convolution(f"{MODEL_NAME}_unet_{name}", channels, width))
+            layers.append(ConvolutionLayer(f"{MODEL_NAME}_unet_{name}", channels, width))
             channels = width + (self.enc[level] if level > 0 else 0)
-        return [*layers, Convolution(f"{MODEL_NAME}_flow", channels, 3)]
+        return [*layers, ConvolutionLayer(f"{MODEL_NAME}_flow", channels, 3)]
 
     def multiplications(self, voxels: int) -> int:
         """Of the convolutions on a grid of so many voxels."""

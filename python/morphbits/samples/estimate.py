@@ -37,7 +37,7 @@ def default_jobs(model: Model, voxels: int, units: int) -> int:
 
 
 @dataclass(frozen=True)
-class Cost:
+class EngineCost:
     """Seconds of an engine on one worker: from the start of a process to its first unit (reading,
     loading, tracing), and of a unit."""
 
@@ -45,7 +45,7 @@ class Cost:
     each: float
 
 
-def costs(todo: Sequence[Unit], done: Sequence[Unit], voxels: int) -> dict[str, Cost]:
+def costs(todo: Sequence[Unit], done: Sequence[Unit], voxels: int) -> dict[str, EngineCost]:
     """By engine: the median of what finished units of this experiment took, or else what trials
     say."""
     found = {}
@@ -54,11 +54,13 @@ def costs(todo: Sequence[Unit], done: Sequence[Unit], voxels: int) -> dict[str, 
         first = next(unit for unit in todo if unit.config.engine == engine)
         recorded = _recorded(finished)
         start = STARTS[first.config.framework]
-        found[engine] = Cost(start, recorded) if recorded else _probed(first, voxels)
+        found[engine] = EngineCost(start, recorded) if recorded else _probed(first, voxels)
     return found
 
 
-def sampling(todo: Sequence[Unit], found: Mapping[str, Cost], jobs: int, local: bool) -> float:
+def sampling(
+    todo: Sequence[Unit], found: Mapping[str, EngineCost], jobs: int, local: bool
+) -> float:
     """Wall-clock seconds of the units to make, ``jobs`` at a time; on this machine (``local``) no
     more than its cores hold. Each worker starts a process for each kind of unit (`key_of`)."""
     if not todo:
@@ -109,7 +111,7 @@ def _recorded(finished: Sequence[Unit]) -> float | None:
 
 
 @functools.lru_cache
-def _probed(unit: Unit, voxels: int) -> Cost:
+def _probed(unit: Unit, voxels: int) -> EngineCost:
     """Of such a unit on a grid of ``voxels``: a line through two measured units. The first units
     of a process also pay for its start, for loading and tracing; where a process makes one unit,
     every unit does."""
@@ -118,14 +120,14 @@ def _probed(unit: Unit, voxels: int) -> Cost:
     if model.voxels(TRIALS[:1] * 3) == model.voxels(TRIALS[1:] * 3):  # however small the images
         seconds = seconds_estimate(unit.model, voxels, unit.config)
         slowest = (model.multiplications(voxels) or 0) / min(SPEEDS.values())
-        return Cost(STARTS[unit.config.framework], slowest if seconds is None else seconds)
+        return EngineCost(STARTS[unit.config.framework], slowest if seconds is None else seconds)
     if alone(unit):
         first = small = next(_trials(unit, TRIALS[:1]))
         large = next(_trials(unit, TRIALS[1:]))
     else:
         first, _, small, large = _trials(unit, [*TRIALS, *TRIALS])
     each = large + max(large - small, 0.0) / (most - least) * max(voxels - most, 0)
-    return Cost(max(first - small, 0.0), each)
+    return EngineCost(max(first - small, 0.0), each)
 
 
 def _trials(unit: Unit, sizes: Sequence[int]) -> Iterator[float]:

@@ -94,7 +94,7 @@ def default_name(settings: ExperimentConfig, dataset: Dataset) -> str:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExperimentPlan:
     """All that is decided before the first sample."""
 
     settings: ExperimentConfig
@@ -116,7 +116,7 @@ class Plan:
 
 def make_plan(
     settings: ExperimentConfig, execution: ExecutionConfig, say: Callable[[str], None]
-) -> Plan:
+) -> ExperimentPlan:
     """Decide everything, and say what was chosen, why, and how to choose otherwise. Writes nothing
     but a phantom dataset that is not there yet, and that not in a dry run."""
     settings, why_engine = resolve_engine(settings)
@@ -161,7 +161,7 @@ def make_plan(
     )
     say(f"{where} x {threads} threads (JOBS= and THREADS= change it)")
     say(f"results  {folder}")
-    return Plan(
+    return ExperimentPlan(
         settings,
         dataset,
         name,
@@ -175,7 +175,7 @@ def make_plan(
     )
 
 
-def seconds_left(plan: Plan, say: Callable[[str], None]) -> float:
+def seconds_left(plan: ExperimentPlan, say: Callable[[str], None]) -> float:
     """How long the plan's samples, their statistics and the report will take, also said."""
     local, runs = plan.execution.executor == "local", plan.settings.runs
     subjects = len({unit.subject for unit in plan.units})
@@ -190,13 +190,13 @@ def seconds_left(plan: Plan, say: Callable[[str], None]) -> float:
     return seconds
 
 
-def _costs(plan: Plan) -> dict[str, estimate.Cost]:
+def _costs(plan: ExperimentPlan) -> dict[str, estimate.EngineCost]:
     left = set(plan.todo)
     done = [unit for unit in plan.units if unit not in left]
     return estimate.costs(plan.todo, done, plan.voxels)
 
 
-def _each(found: Mapping[str, estimate.Cost]) -> dict[str, float]:
+def _each(found: Mapping[str, estimate.EngineCost]) -> dict[str, float]:
     return {engine: cost.each for engine, cost in found.items()}
 
 
@@ -226,7 +226,7 @@ def _subjects(
     return subjects, fixed.data.shape
 
 
-def notes(plan: Plan) -> list[str]:
+def notes(plan: ExperimentPlan) -> list[str]:
     """What was decided in reading the images and what looks wrong with them, a line each, from the
     records of the samples that are there."""
     lines = []
@@ -284,7 +284,7 @@ def _identity(settings: ExperimentConfig, dataset: Dataset) -> dict[str, Any]:
     return provenance.configuration(settings.registration(), inputs)
 
 
-def listing(plan: Plan) -> str:
+def listing(plan: ExperimentPlan) -> str:
     """What a dry run prints: the samples of each subject that would be made, and the settings."""
     by_subject: dict[str, list[str]] = {}
     for unit in plan.todo:
@@ -296,7 +296,7 @@ def listing(plan: Plan) -> str:
 # ---------------------------------------------------------------------- the run
 
 
-def run(plan: Plan) -> str:
+def run(plan: ExperimentPlan) -> str:
     """Make what is missing. Returns a text about samples that failed, empty where none did;
     UserError where the run had to end before its last sample.
 
@@ -348,7 +348,7 @@ def run(plan: Plan) -> str:
     return ""
 
 
-def _describe(plan: Plan) -> None:
+def _describe(plan: ExperimentPlan) -> None:
     """Make each sample's folder a BIDS derivative."""
     for sample in dict.fromkeys(unit.sample for unit in plan.units):
         folder = plan.folder / f"sample-{sample}"

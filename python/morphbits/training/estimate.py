@@ -42,14 +42,14 @@ BUCKET_BYTES = 25 * 2**20  # of gradients that DistributedDataParallel exchanges
 NATIVE_CHANNEL_BYTES = 190  # … of which the native engine makes more
 
 
-class Cost(NamedTuple):
+class NetworkCost(NamedTuple):
     """Floating-point operations of the convolutions, forward, and their feature maps' values."""
 
     operations: float
     features: float
 
 
-def network(architecture: Architecture, shape: tuple[int, ...]) -> Cost:
+def network(architecture: Architecture, shape: tuple[int, ...]) -> NetworkCost:
     """The cost of one pair of images of `shape` (X, Y, Z)."""
     levels = len(architecture.enc)
     steps = [*range(levels), *range(levels, 0, -1)]  # halvings at each convolution, then 1
@@ -59,7 +59,7 @@ def network(architecture: Architecture, shape: tuple[int, ...]) -> Cost:
         values = convolution.out_channels * math.prod(shape) / 8**halvings
         operations += 2 * 27 * convolution.in_channels * values
         features += values
-    return Cost(operations, features)
+    return NetworkCost(operations, features)
 
 
 def seconds_per_step(

@@ -38,7 +38,7 @@ from morphbits.training.network import (
     registration_loss,
 )
 from morphbits.training.recipe import TrainConfig
-from morphbits.training.rounding import Rounding
+from morphbits.training.rounding import TrainingEngine
 
 # Of the last layer's first weights, as in voxelmorph: training starts near no warp.
 FLOW_STD = 1e-5
@@ -155,7 +155,7 @@ class _Training:
         self.model.to(memory_format=layout(config))  # type: ignore[call-overload]
         self.numbers = {x: n for n, x in enumerate[Tensor](self.model.parameters())}
         self.optimizer = optimizers.build(self.model, config, run.zero and ranks.size > 1)
-        self.rounding = Rounding(config, config.threads)
+        self.rounding = TrainingEngine(config, config.threads)
         self.warm: set[torch.Size] = set()
         self.step = 0
         self.made = self._made_alike()

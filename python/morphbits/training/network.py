@@ -40,11 +40,11 @@ class OneDnnConvolution(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.conv3d and args[0].is_cpu and torch.backends.mkldnn.is_available():
-            return _Convolution.apply(*args)  # always 3×3×3 with padding 1: `Convolution.forward`
+            return _ByOneDnn.apply(*args)  # always 3×3×3 with padding 1: `Convolution.forward`
         return func(*args, **(kwargs or {}))
 
 
-class _Convolution(torch.autograd.Function):
+class _ByOneDnn(torch.autograd.Function):
     """A 3×3×3 convolution with padding 1 by oneDNN, forward and backward."""
 
     @staticmethod

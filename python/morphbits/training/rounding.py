@@ -19,7 +19,7 @@ from morphbits.engines.verrou import markers
 from morphbits.training.recipe import TrainConfig
 
 
-class Rounding:
+class TrainingEngine:
     """The engine of one training; `operations` is what it has perturbed."""
 
     def __init__(self, config: TrainConfig, threads: int) -> None:

@@ -17,7 +17,7 @@ from morphbits.engines.native import random_rounding
 from morphbits.engines.native.kernels import sums
 from morphbits.engines.native.kernels.library import Rounding
 from morphbits.engines.native.orders import probe_sums, store
-from morphbits.engines.native.orders.trees import Node, Plan, UnreadableError, describe, tree
+from morphbits.engines.native.orders.trees import Node, TreeOrder, UnreadableError, describe, tree
 
 NEAREST = partial(Rounding, "nearest", threads=1)
 
@@ -50,7 +50,7 @@ def by_tree(node: Node, x_NI: torch.Tensor) -> torch.Tensor:
 def test_a_plan_adds_as_its_tree(terms: int, dtype: torch.dtype) -> None:
     for seed in range(8):
         x, root = torch.randn(terms, 5, dtype=dtype), random_tree(terms, seed)
-        ours = Plan.of(root, terms).add(lambda count: NEAREST(), x)
+        ours = TreeOrder.of(root, terms).add(lambda count: NEAREST(), x)
         assert same_bytes(ours, by_tree(root, x))
 
 

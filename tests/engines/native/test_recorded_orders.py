@@ -20,7 +20,7 @@ from morphbits.engines.native import random_rounding
 from morphbits.engines.native.orders import probe, recorded, store
 from morphbits.engines.native.orders.accumulation import terms
 from morphbits.engines.native.orders.probe_sums import Products
-from morphbits.engines.native.orders.trees import Plan
+from morphbits.engines.native.orders.trees import TreeOrder
 from morphbits.errors import UserError
 
 PYTHON = Path(__file__).parents[3] / "python"
@@ -198,7 +198,7 @@ def test_an_order_that_is_not_whole_reaches_no_kernel() -> None:
         assert probe.Found(order, "", True).fits(geometry, bias=True) == fits
 
     def product(*chains: tuple[int, ...]) -> Products:
-        return Products(2, chains, Plan(len(chains), (np.arange(len(chains))[:, None],)))
+        return Products(2, chains, TreeOrder(len(chains), (np.arange(len(chains))[:, None],)))
 
     assert product((0,), (1,)).fits(2, addend=False)
     assert not product((0,), (), (1,)).fits(2, addend=False)

@@ -26,7 +26,7 @@ class NoKernel(Exception):
     """The GPU has no kernel for what is named."""
 
 
-class Rounding(Protocol):
+class RoundingLike(Protocol):
     """What is asked of a `library.Rounding`."""
 
     @property
@@ -49,7 +49,7 @@ class Launcher(Protocol):
 emulator: Launcher | None = None  # what stands in for a GPU in the tests: variant "emulated"
 
 
-def takes(rounding: Rounding, device: torch.device) -> bool:
+def takes(rounding: RoundingLike, device: torch.device) -> bool:
     """Whether a kernel on data of `device` is the GPU's."""
     return device.type == "cuda" or rounding.chosen_variant == "emulated"
 
@@ -67,7 +67,7 @@ def pack(
     return packed, torch.stack([*places, channel], 1).to(torch.int32)
 
 
-def call(name: str, rounding: Rounding, arguments: Any, device: torch.device) -> None:
+def call(name: str, rounding: RoundingLike, arguments: Any, device: torch.device) -> None:
     """The kernel `name` ("elementwise", "reduction", …) with the structure that its counterpart on
     the CPU takes; pointers in it lie on `device`. Raises NoKernel where there is none."""
     run = _RUN.get(name)
@@ -78,18 +78,18 @@ def call(name: str, rounding: Rounding, arguments: Any, device: torch.device) ->
     run(_launcher(device), rounding, arguments, device)
 
 
-def _elementwise(on: Launcher, rounding: Rounding, c: Any, device: torch.device) -> None:
+def _elementwise(on: Launcher, rounding: RoundingLike, c: Any, device: torch.device) -> None:
     total = 1
     for size in c.shape[: c.dims]:
         total *= size
     on.launch(f"elementwise<{_type(c)}>", _blocks(total), rounding.as_c(), c)
 
 
-def _reduction(on: Launcher, rounding: Rounding, c: Any, device: torch.device) -> None:
+def _reduction(on: Launcher, rounding: RoundingLike, c: Any, device: torch.device) -> None:
     on.launch(f"reduction<{_type(c)}>", _blocks(c.outer * c.period), rounding.as_c(), c)
 
 
-def _convolution(on: Launcher, rounding: Rounding, c: Any, device: torch.device) -> None:
+def _convolution(on: Launcher, rounding: RoundingLike, c: Any, device: torch.device) -> None:
     image = c.batch * c.channels_in * c.size_in[0] * c.size_in[1] * c.size_in[2]
     sides = [(c.input, image), (c.weight, c.terms * c.channels_out)]
     # a chain that starts from the bias may underflow, or stay -0
@@ -102,7 +102,7 @@ def _convolution(on: Launcher, rounding: Rounding, c: Any, device: torch.device)
     on.launch(kernel, _tiles(c, rows, c.channels_out), rounding.as_c(), c)
 
 
-def _contraction(on: Launcher, rounding: Rounding, c: Any, device: torch.device) -> None:
+def _contraction(on: Launcher, rounding: RoundingLike, c: Any, device: torch.device) -> None:
     sides = [(c.left, c.left_size), (c.right, c.batch * c.depth * c.columns)]
     kernel = f"contraction<{_instance(on, rounding, c, c.segments > 1, sides, device)}>"
     on.launch(kernel, _tiles(c, c.rows, c.columns), rounding.as_c(), c)
@@ -122,7 +122,7 @@ _RUN = {
 
 def _instance(
     on: Launcher,
-    rounding: Rounding,
+    rounding: RoundingLike,
     c: Any,
     many: bool,
     sides: list[tuple[int, int]],

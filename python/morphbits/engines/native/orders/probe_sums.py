@@ -26,7 +26,7 @@ from morphbits.engines.native.orders.trees import (
     MASK,
     Node,
     Pair,
-    Plan,
+    TreeOrder,
     UnreadableError,
     chain,
     describe,
@@ -71,7 +71,7 @@ class FoundSum:
 
     layer: str
     words: str
-    parts: tuple[tuple[torch.Tensor, Plan], ...] = ()
+    parts: tuple[tuple[torch.Tensor, TreeOrder], ...] = ()
 
     def add(self, rounding: Draw, terms_NI: torch.Tensor) -> torch.Tensor:
         """The sums over the first axis, (I,)."""
@@ -129,11 +129,11 @@ def _sum_order(
     if terms > TERMS:
         raise UnreadableError(f"{terms:,} terms, more than {TERMS:,}")
     left, nearest = torch.arange(x.numel() // terms), _nearest(threads)
-    parts: list[tuple[torch.Tensor, Plan]] = []
+    parts: list[tuple[torch.Tensor, TreeOrder]] = []
     words: list[str] = []
     while len(left):
         root = _read_sum(kernel, x, axes, left, alone=bool(parts))
-        plan, fits = Plan.of(root, terms), torch.ones(len(left), dtype=torch.bool)
+        plan, fits = TreeOrder.of(root, terms), torch.ones(len(left), dtype=torch.bool)
         for (one,) in drawn([x], x.numel()):
             ours = plan.add(nearest, terms_first(one, axes)[:, left])
             fits &= same(ours, kernel(one).reshape(-1)[left])
@@ -206,7 +206,7 @@ class Products:
 
     depth: int
     chains: tuple[tuple[int, ...], ...]
-    plan: Plan
+    plan: TreeOrder
 
     def compute(
         self,
@@ -512,9 +512,9 @@ def _read_product(asked: _Kernel) -> Products:
         raise UnreadableError("a chain begins from a matrix that it is added to")
     order = chain(top)
     if order is None:
-        return Products(depth, tuple(chains), Plan.of(top, len(chains)))
+        return Products(depth, tuple(chains), TreeOrder.of(top, len(chains)))
     straight = Node(0, [Node(number) for number in range(1, len(chains))])
-    return Products(depth, tuple(chains[n] for n in order), Plan.of(straight, len(chains)))
+    return Products(depth, tuple(chains[n] for n in order), TreeOrder.of(straight, len(chains)))
 
 
 def _pairs(terms: Sequence[int], depth: int) -> list[Pair]:

@@ -36,17 +36,20 @@ from morphbits.engines.native.kernels.library import Terms
 from morphbits.engines.native.orders import store
 from morphbits.engines.native.orders.probe import Found
 from morphbits.engines.native.orders.probe_sums import FoundProduct, FoundSum, Products
-from morphbits.engines.native.orders.trees import Plan
+from morphbits.engines.native.orders.trees import TreeOrder
 from morphbits.errors import UserError
 from morphbits.files import write_atomically
 from morphbits.machine import cpu
 
 FORMAT = 1
-_KINDS = {kind.__name__: kind for kind in (Found, Terms, FoundSum, FoundProduct, Products, Plan)}
+_KINDS = {kind.__name__: kind for kind in (Found, Terms, FoundSum, FoundProduct, Products)} | {
+    "Plan": TreeOrder
+}
+_NAMES: dict[type, str] = {kind: name for name, kind in _KINDS.items()}  # in the files
 
 
 @dataclass(frozen=True)
-class Recording:
+class RecordedOrders:
     """A file's orders by layout, and where they were measured."""
 
     path: Path
@@ -90,7 +93,7 @@ def write(path: Path) -> None:
         for (layout, number), found in store.measured.items()
         if number == threads
     }
-    _save(Recording(path, cpu()["name"], torch.__version__, threads, orders))
+    _save(RecordedOrders(path, cpu()["name"], torch.__version__, threads, orders))
 
 
 def merge(files: Sequence[Path], path: Path) -> None:
@@ -100,7 +103,7 @@ def merge(files: Sequence[Path], path: Path) -> None:
     _save(replace(first, path=path, orders=orders))
 
 
-def _save(recording: Recording) -> None:
+def _save(recording: RecordedOrders) -> None:
     content = {
         "format": FORMAT,
         "processor": recording.processor,
@@ -112,7 +115,7 @@ def _save(recording: Recording) -> None:
     write_atomically(recording.path, gzip.compress(text.encode(), mtime=0))
 
 
-def read(path: Path) -> Recording:
+def read(path: Path) -> RecordedOrders:
     """The file's orders; UserError where it is no such file."""
     try:
         packed = path.read_bytes()
@@ -123,7 +126,9 @@ def read(path: Path) -> Recording:
         if content["format"] != FORMAT:
             raise UserError(f"{path}: has orders in format {content['format']!r}, not {FORMAT}")
         threads, orders = int(content["threads"]), dict(content["orders"])
-        return Recording(path, str(content["processor"]), str(content["torch"]), threads, orders)
+        return RecordedOrders(
+            path, str(content["processor"]), str(content["torch"]), threads, orders
+        )
     except (gzip.BadGzipFile, zlib.error, EOFError, ValueError, KeyError, TypeError):
         raise UserError(
             f"{path}: has no recorded orders; morphbits register --record-orders writes them"
@@ -131,7 +136,7 @@ def read(path: Path) -> Recording:
 
 
 @contextmanager
-def replay(path: Path) -> Iterator[Recording]:
+def replay(path: Path) -> Iterator[RecordedOrders]:
     """Inside, `accumulation="probe"` measures nothing and takes this file's orders."""
     recording = read(path)
     with store.taken_from(recording):
@@ -154,7 +159,7 @@ def _plain(value: Any) -> Any:
 def _encoded(value: Any) -> Any:
     if is_dataclass(value):
         named = {one.name: _encoded(getattr(value, one.name)) for one in fields(value)}
-        return {"kind": type(value).__name__, **named}
+        return {"kind": _NAMES[type(value)], **named}
     if isinstance(value, np.ndarray | torch.Tensor):
         kind = "array" if isinstance(value, np.ndarray) else "tensor"
         return {"kind": kind, "shape": list(value.shape), "values": value.reshape(-1).tolist()}

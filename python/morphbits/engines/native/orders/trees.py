@@ -121,7 +121,7 @@ def grouped(node: Node) -> tuple[list[list[int]], Node]:
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class TreeOrder:
     """How to add up in the order of a tree: values are terms, then what the steps give.
 
     steps: (length, count) int64 each, the values that ``count`` chains of ``length`` add from the
@@ -132,7 +132,7 @@ class Plan:
     steps: tuple[np.ndarray, ...]
 
     @classmethod
-    def of(cls, root: Node, terms: int) -> Plan:
+    def of(cls, root: Node, terms: int) -> TreeOrder:
         """Sums of one height and length are one step."""
         leaves, top = grouped(root)
         nodes = [top]
