@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 
+from morphbits.engines.native.kernels.program import computed
+from morphbits.engines.native.kernels.spread import Axis, has_kernel, spread
 from morphbits.engines.native.rules.arithmetic import Operator
 from morphbits.engines.native.rules.registry import rule
 
 T = torch.Tensor
-Axis = tuple[list[T], list[T]]  # the taps of each output position: their indices, their weights
 
 # ---- interpolate(mode="linear" | "bilinear" | "trilinear")
 
@@ -60,6 +61,13 @@ def _linear_axis(
 
 def _spread(op: Operator, gradient: T, input_size: Sequence[int], axes: Sequence[Axis]) -> T:
     """The gradient times the weights, added to the places that it was taken from."""
+    like = op.context.unkeyed
+    if has_kernel(like, gradient):
+        made = [(indices, list(map(computed, weights))) for indices, weights in axes]
+        first = op.context.next_draw
+        out, draws, operations = spread(like, first, gradient, input_size, made)
+        op.context.advance(draws, ((op.name, operations),))
+        return out
     planes = gradient.reshape(-1, prod(gradient.shape[2:]))
     index, source = [], []
     for taps in product(*(range(len(indices)) for indices, _ in axes)):

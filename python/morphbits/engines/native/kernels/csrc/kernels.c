@@ -40,6 +40,7 @@ typedef uint64_t bits_f64;
 #include "reduction.h"
 #include "rows.h"
 #include "sampling.h"
+#include "spread.h"
 #include "scatter.h"
 #include "reduced.h"
 #undef V
@@ -84,6 +85,7 @@ typedef uint64_t bits_f64;
 #include "reduction.h"
 #include "rows.h"
 #include "sampling.h"
+#include "spread.h"
 #include "scatter.h"
 
 int FN(convolution)(const rounding *r, const convolution_call *c) {
@@ -101,6 +103,10 @@ int FN(contraction)(const rounding *r, const contraction_call *c) {
 
 int FN(sampling)(const rounding *r, const sampling_call *c) {
     return c->type == FLOAT32 ? sample_f32(r, c) : sample_f64(r, c);
+}
+
+int FN(spread)(const rounding *r, const spread_call *c) {
+    return c->type == FLOAT32 ? spread_f32(r, c) : spread_f64(r, c);
 }
 
 int FN(scatter)(const rounding *r, const scatter_call *c) {

@@ -45,5 +45,6 @@ PICK_VARIANT(contraction, contraction_naive(r, c))
 PICK_VARIANT(function, function_naive(r, c))
 PICK_VARIANT(wide, wide_naive(r, c))
 PICK_VARIANT(sampling, UNSUPPORTED) /* its naive form is the rule of `grid_sample` */
+PICK_VARIANT(spread, UNSUPPORTED) /* its naive form is the rule of the gradients of `interpolate` */
 PICK_VARIANT(scatter, scatter_naive(r, c))
 PICK_VARIANT(program, UNSUPPORTED) /* its naive form are the separate kernels */

@@ -133,6 +133,20 @@ typedef struct {
     int64_t *count;          /* draws and elementary operations, written here */
 } sampling_call;
 
+/* The gradient of an interpolation along one to three axes (spread.h). Two axes are the first and the last, one is the last; an
+ * axis that is not there has one voxel and one tap. */
+typedef struct {
+    int32_t type;
+    int32_t dims;
+    int64_t start;             /* as in a sampling_call */
+    int64_t planes;
+    int64_t size_out[3], size_in[3], taps[3];
+    const int64_t *index[3];   /* (taps, size_out) of each axis: where an output's taps lie, */
+    const void *weight[3];     /* and their weights */
+    const void *gradient;      /* (planes, *size_out) */
+    void *output;              /* (planes, *size_in), zeros that are added to */
+} spread_call;
+
 /* A function of the C library, computed in a wider type and then rounded by the mode; or a number brought to a narrower
  * format, which is written as a float32. */
 enum function {
@@ -289,6 +303,9 @@ int wide_naive(const rounding *, const wide_call *);
 int sampling_portable(const rounding *, const sampling_call *);
 int sampling_avx2(const rounding *, const sampling_call *);
 int sampling_avx512(const rounding *, const sampling_call *);
+int spread_portable(const rounding *, const spread_call *);
+int spread_avx2(const rounding *, const spread_call *);
+int spread_avx512(const rounding *, const spread_call *);
 int scatter_portable(const rounding *, const scatter_call *);
 int scatter_avx2(const rounding *, const scatter_call *);
 int scatter_avx512(const rounding *, const scatter_call *);
