@@ -152,7 +152,7 @@ static int S(contract)(const rounding *r, const contraction_call *c) {
     const int64_t draws = (c->depth + c->segments) / 32 + 1, size = r->mode == NEARNESS ? (int64_t)sizeof(double) : (int64_t)sizeof(T);
     const int widens = size > (int64_t)sizeof(T);
     word_block *block = malloc(sizeof(word_block) * (size_t)draws);
-    char *right = malloc((size_t)(size * c->batch * blocks * panel));
+    char *right = aligned(size * c->batch * blocks * panel);
     double *wide_left = widens ? malloc(sizeof(double) * (size_t)c->left_size) : NULL;
     if (!block || !right || (widens && !wide_left)) {
         free(block), free(right), free(wide_left);
@@ -180,6 +180,11 @@ static int S(contract)(const rounding *r, const contraction_call *c) {
                 if (across <= along)
                     for (int64_t i = 0; i < count; ++i)
                         for (int64_t l = 0; l < lanes; ++l) lines[i * LANES + l] = here[i * along + l * across];
+                else if (along == 1)
+                    for (int64_t l = 0; l < lanes; l += 8)
+                        for (int64_t i = 0; i < count; i += LANES)
+                            S(transpose_block)(here + i + l * across, across, lanes - l < 8 ? lanes - l : 8,
+                                         count - i < LANES ? count - i : LANES, lines + i * LANES + l, LANES);
                 else
                     for (int64_t l = 0; l < lanes; ++l)
                         for (int64_t i = 0; i < count; ++i) lines[i * LANES + l] = here[i * along + l * across];

@@ -64,10 +64,8 @@ static inline __attribute__((always_inline)) void S(run_tile)(const S(plan) * p,
     S(directions) directions[MAX_TILE];
     V chain[MAX_TILE];
     S(total) wide[MAX_TILE];
-    for (int l = 0; l < LANES; ++l) {
-        const int64_t at = way == S(NEARNESSES) ? S(lane_of)(l) : l;
-        lane[l] = first + (uint32_t)(narrow ? at : at * p->voxels);
-    }
+    for (int l = 0; l < LANES; ++l) lane[l] = (uint32_t)(way == S(NEARNESSES) ? S(lane_of)(l) : l);
+    lane = lane * (narrow ? 1 : (uint32_t)p->voxels) + first;
     for (int i = 0; i < tile; ++i) {
         if (way == S(NEARNESSES)) wide[i] = from ? open[i].wide : (S(total)){0};
         else chain[i] = from ? open[i].chain : (V){0};
@@ -77,9 +75,16 @@ static inline __attribute__((always_inline)) void S(run_tile)(const S(plan) * p,
         while (t < end) {
             const int64_t block_end = way == S(PLAIN) ? end : (t | 31) + 1;
             const int64_t stop = end < block_end ? end : block_end;
-            if (way != S(PLAIN)) S(words_for)(p->r->mode, p->block, t, lane, apart, tile, word);
-            if (way == S(DIRECTIONS))
-                for (int i = 0; i < tile; ++i) directions[i] = S(directions_of)(word[i]);
+            if (way == S(DIRECTIONS) && p->r->mode == RANDOM) {
+                const word_block at = p->block[t >> 5];
+                W linear = lane * at.multiplier + at.increment;
+                for (int i = 0; i < tile; ++i, linear += apart * at.multiplier)
+                    directions[i] = S(directions_of)(S(scrambled)(at, linear));
+            } else if (way == S(DIRECTIONS)) {
+                for (int i = 0; i < tile; ++i) directions[i] = S(directions_of)((W){0} - (uint32_t)(p->r->mode == UPWARD));
+            } else if (way == S(NEARNESSES)) {
+                S(words_for)(NEARNESS, p->block, t, lane, apart, tile, word);
+            }
             for (; t < stop; ++t) {
                 const int64_t to_vector = narrow ? p->offset[t] : t * LANES, to_number = narrow ? t * tile : p->offset[t];
                 if (way == S(NEARNESSES)) {
@@ -133,13 +138,10 @@ static inline __attribute__((always_inline)) void S(run_tile)(const S(plan) * p,
 
 static inline __attribute__((always_inline)) void S(write_tile)(const S(open_sum) * open, const int tile, int64_t lanes,
                                                                 int64_t voxels, T *to) {
-    if (lanes == LANES) { /* unrolled */
-        for (int l = 0; l < LANES; ++l)
-            for (int i = 0; i < tile; ++i) to[l * voxels + i] = open[i].total[l];
-    } else {
-        for (int64_t l = 0; l < lanes; ++l)
-            for (int i = 0; i < tile; ++i) to[l * voxels + i] = open[i].total[l];
-    }
+    const T *from = (const T *)&open->total;
+    const int64_t step = (int64_t)(sizeof(*open) / sizeof(T));
+    if (lanes == LANES) S(transpose_block)(from, step, tile, LANES, to, voxels); /* unrolled */
+    else S(transpose_block)(from, step, tile, lanes, to, voxels);
 }
 
 /* One row of output voxels, all channels; `open` has a place for each vector. */
@@ -216,6 +218,7 @@ ROW(row_nearness_careful, S(NEARNESSES), 1)
 static int S(convolve_part)(const rounding *r, const convolution_call *c, int64_t start, int64_t out, int narrow) {
     const int64_t taps = c->kernel[0] * c->kernel[1] * c->kernel[2], in = c->channels_in, terms = c->terms;
     const int64_t width = c->size_out[2], blocks = (out + LANES - 1) / LANES;
+    const int64_t lanes = narrow ? out : LANES; /* of the packed weights */
     const int64_t places = narrow ? (width + LANES - 1) / LANES * out : width;
     int64_t padded[3];
     for (int d = 0; d < 3; ++d) padded[d] = c->size_in[d] + 2 * c->padding[d];
@@ -224,13 +227,14 @@ static int S(convolve_part)(const rounding *r, const convolution_call *c, int64_
     const int64_t volume_in = c->size_in[0] * c->size_in[1] * c->size_in[2];
     const int64_t voxels = c->size_out[0] * c->size_out[1] * c->size_out[2];
     const int64_t draws = (terms + c->segments) / 32 + 1, size = r->mode == NEARNESS ? (int64_t)sizeof(double) : (int64_t)sizeof(T);
-    char *image = malloc((size_t)(size * (c->batch * volume + LANES))); /* the last vector of a row may reach beyond it */
-    char *weight = malloc((size_t)(size * blocks * LANES * terms));
+    char *image = aligned(size * (c->batch * volume + LANES)); /* the last vector of a row may reach beyond it */
+    char *weight = aligned(size * blocks * LANES * terms);
+    T *turn = calloc((size_t)(r->threads * in * taps * lanes), sizeof(T));
     T *bias = calloc((size_t)(blocks * LANES), sizeof(T));
     int64_t *offset = malloc(sizeof(int64_t) * (size_t)terms);
     word_block *block = malloc(sizeof(word_block) * (size_t)draws);
-    S(open_sum) *open = malloc(sizeof(S(open_sum)) * (size_t)(r->threads * places));
-    int status = image && bias && weight && offset && block && open ? OK : OUT_OF_MEMORY;
+    S(open_sum) *open = aligned((int64_t)sizeof(S(open_sum)) * r->threads * places);
+    int status = image && bias && weight && turn && offset && block && open ? OK : OUT_OF_MEMORY;
     if (status == OK) {
         for (int64_t b = 0; b < draws; ++b) block[b] = block_constants(r->key, (uint64_t)b);
         for (int64_t t = 0; t < terms; ++t) {
@@ -246,17 +250,21 @@ static int S(convolve_part)(const rounding *r, const convolution_call *c, int64_
 #pragma omp parallel num_threads(r->threads)
         {
 #pragma omp for schedule(static) reduction(min : least_weight) reduction(max : largest_weight) nowait
-            for (int64_t o = 0; o < (narrow ? out : blocks * LANES); ++o) {
-                const T *from = (const T *)c->weight + (start + o) * in * taps;
-                const int64_t step = narrow ? out : LANES, start = narrow ? o : o / LANES * terms * LANES + o % LANES;
-                if (o < out) {
-                    least_weight = S(least)(in * taps, from, least_weight);
-                    largest_weight = S(largest)(in * taps, from, largest_weight);
-                }
+            for (int64_t o = 0; o < out; o += lanes) { /* a block of channels: side by side first, then in the order of terms */
+                const int64_t here = out - o < lanes ? out - o : lanes, every = in * taps;
+                const T *from = (const T *)c->weight + (start + o) * every;
+                T *turned = turn + omp_get_thread_num() * every * lanes;
+                least_weight = S(least)(here * every, from, least_weight);
+                largest_weight = S(largest)(here * every, from, largest_weight);
+                for (int64_t l = 0; l < here; l += 8)
+                    for (int64_t e = 0; e < every; e += LANES)
+                        S(transpose_block)(from + l * every + e, every, here - l < 8 ? here - l : 8,
+                                     every - e < LANES ? every - e : LANES, turned + e * lanes + l, lanes);
                 for (int64_t t = 0; t < terms; ++t) {
-                    const T x = o < out ? from[c->channel[t] * taps + c->tap[t]] : 0;
-                    if (r->mode == NEARNESS) S(lay_wide)(1, &x, (double *)weight + start + t * step, 1, r->flush);
-                    else ((T *)weight)[start + t * step] = x;
+                    const T *source = turned + (c->channel[t] * taps + c->tap[t]) * lanes;
+                    const int64_t to = (o * terms + t * lanes) * size;
+                    if (r->mode == NEARNESS) S(lay_wide)(lanes, source, (double *)(weight + to), 1, r->flush);
+                    else memcpy(weight + to, source, sizeof(T) * (size_t)lanes);
                 }
             }
 #pragma omp for schedule(static) reduction(min : least) reduction(max : largest)
@@ -278,7 +286,7 @@ static int S(convolve_part)(const rounding *r, const convolution_call *c, int64_
                             const T *source = from + k * volume_in + x;
                             if (r->mode == NEARNESS) S(lay_wide)(here, source, (double *)image + at, voxel, r->flush);
                             else if (narrow) memcpy((T *)image + at, source, sizeof(T) * (size_t)here);
-                            else for (int64_t i = 0; i < here; ++i) ((T *)image)[at + i * voxel] = source[i];
+                            else if (k % 8 == 0) S(transpose_block)(source, volume_in, in - k < 8 ? in - k : 8, here, (T *)image + at, voxel);
                         }
                 }
             }
@@ -303,7 +311,7 @@ static int S(convolve_part)(const rounding *r, const convolution_call *c, int64_
             control_set(saved);
         }
     }
-    free(image), free(bias), free(weight), free(offset), free(block), free(open);
+    free(image), free(bias), free(weight), free(turn), free(offset), free(block), free(open);
     return status;
 }
 

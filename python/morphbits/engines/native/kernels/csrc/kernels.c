@@ -11,6 +11,9 @@
 typedef uint32_t bits_f32;
 typedef uint64_t bits_f64;
 
+/* Memory for vectors, which then cross no line of the cache. */
+static inline void *aligned(int64_t bytes) { return aligned_alloc(64, ((size_t)bytes + 63) / 64 * 64); }
+
 #define SLICE 1024 /* terms of a sum over which weights stay in the cache; a multiple of 32, the operations of a random word */
 #define SAFE_EXPONENT (2 * MANTISSA + 1 - BIAS) /* see `least` in vector.h */
 

@@ -16,9 +16,17 @@ typedef uint32_t S(words) __attribute__((vector_size(4 * LANES), aligned(4), may
 #define W S(words)
 #define MINUS_ZERO ((S(bits))1 << (8 * sizeof(T) - 1))
 
-/* `random_word` from its first step on, which is linear in the element. */
+/* `random_word` from its first step on, which is linear in the element. A shift of an exclusive or is one of both: the middle
+ * step is one instruction of three operands. */
 static inline W S(scrambled)(word_block c, W x) {
+#if defined(__AVX512F__) && defined(SINGLE)
+    const __m512i inner = _mm512_set1_epi32((int)(c.inner ^ (c.inner >> 15)));
+    x = (x ^ (x >> 16)) * 0x7feb352du;
+    x = (W)_mm512_ternarylogic_epi32((__m512i)x, _mm512_srli_epi32((__m512i)x, 15), inner, 0x96) * 0x846ca68bu;
+    x ^= x >> 16;
+#else
     SCRAMBLE(x, c.inner);
+#endif
     return x;
 }
 static inline W S(word_vector)(word_block c, W element) { return S(scrambled)(c, element * c.multiplier + c.increment); }
@@ -307,6 +315,38 @@ static inline __attribute__((always_inline)) void S(words_for)(int mode, const w
         if (mode == UPWARD || mode == DOWNWARD) word[i] = (W){0} - (uint32_t)(mode == UPWARD);
         else if (mode == NEARNESS) word[i] = (S(scrambled)(c, linear) | 1) * power;
         else word[i] = S(scrambled)(c, linear);
+}
+
+/* to[column·to_step + row] = from[row·step + column] of up to 8 rows and LANES columns. */
+static inline __attribute__((always_inline)) void S(transpose_block)(const T *from, int64_t step, int64_t rows, int64_t columns, T *to,
+                                                               int64_t to_step) {
+#if defined(DIRECTED)
+    const __mmask16 in = (__mmask16)((1u << columns) - 1);
+    const __mmask8 first = (__mmask8)(rows >= 4 ? 15 : (1 << rows) - 1), second = (__mmask8)(rows > 4 ? (1 << (rows - 4)) - 1 : 0);
+    __m512 x[8], y[8];
+    for (int i = 0; i < 8; ++i) x[i] = i < rows ? _mm512_maskz_loadu_ps(in, from + i * step) : _mm512_setzero_ps();
+    for (int i = 0; i < 8; i += 4) { /* then column 4q + j of rows i to i + 3 is part q of y[i + j] */
+        const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(x[i], x[i + 1])), b = _mm512_castps_pd(_mm512_unpacklo_ps(x[i + 2], x[i + 3]));
+        const __m512d c = _mm512_castps_pd(_mm512_unpackhi_ps(x[i], x[i + 1])), d = _mm512_castps_pd(_mm512_unpackhi_ps(x[i + 2], x[i + 3]));
+        y[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), y[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+        y[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(c, d)), y[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(c, d));
+    }
+#define COLUMN(q, j)                                                                                                    \
+    if (4 * (q) + (j) < columns) {                                                                                      \
+        T *at = to + (4 * (q) + (j)) * to_step;                                                                         \
+        if (rows >= 4) _mm_storeu_ps(at, _mm512_extractf32x4_ps(y[j], q));                                              \
+        else _mm_mask_storeu_ps(at, first, _mm512_extractf32x4_ps(y[j], q));                                            \
+        if (rows == 8) _mm_storeu_ps(at + 4, _mm512_extractf32x4_ps(y[4 + (j)], q));                                    \
+        else if (rows > 4) _mm_mask_storeu_ps(at + 4, second, _mm512_extractf32x4_ps(y[4 + (j)], q));                   \
+    }
+#define COLUMNS(q) COLUMN(q, 0) COLUMN(q, 1) COLUMN(q, 2) COLUMN(q, 3)
+    COLUMNS(0) COLUMNS(1) COLUMNS(2) COLUMNS(3)
+#undef COLUMNS
+#undef COLUMN
+#else
+    for (int64_t column = 0; column < columns; ++column)
+        for (int64_t row = 0; row < rows; ++row) to[column * to_step + row] = from[row * step + column];
+#endif
 }
 
 static inline V S(one_nan)(V x) {
