@@ -77,6 +77,36 @@ def test_long_sums_in_short_chains_are_alike_in_every_variant() -> None:
         assert all(same_bytes(naive, other) for other in others), mode
 
 
+@pytest.mark.parametrize("columns", [1, 3, 7])
+@pytest.mark.parametrize("odd", [False, True])
+def test_few_columns_of_many_rows_are_alike_in_every_variant(columns: int, odd: bool) -> None:
+    """Vectors hold rows there, which lie anywhere: in runs of 24 and of 5 with gaps between."""
+    for width, dtype in ((24, torch.float32), (5, torch.float32), (24, torch.float64)):
+        image, weight = (
+            drawn((2, 4, 6, width + 2), dtype, 3),
+            drawn((2, columns, 4 * width), dtype, 4),
+        )
+        if odd:
+            image.view(-1)[::7], image.view(-1)[-1], weight.view(-1)[5] = 0, torch.inf, 1e-41
+        taps = (np.arange(4)[:, None] * 6 + np.arange(3)).reshape(-1, 1) * (width + 2)
+        for mode in MODES:
+            naive, *others = (
+                sums.contract(
+                    Rounding(mode, odd, 1 + (variant == "avx2"), key=5, variant=variant),
+                    image,
+                    weight.transpose(1, 2),
+                    shape=(2, 36, columns),
+                    out_shape=(2, columns, 36),
+                    row_offset=(taps + np.arange(3)).reshape(-1),
+                    depth_offset=(np.arange(4)[:, None] * (width + 2) + np.arange(width)).ravel(),
+                    segment_end=sums.segments(4 * width, width),
+                    steps=(1, 36),
+                )
+                for variant in ("naive", *available_variants())
+            )
+            assert all(same_bytes(naive, other) for other in others), (width, dtype, mode)
+
+
 @given(data=st.data())
 def test_products_are_the_exact_replay_and_alike_in_every_variant(
     data: st.DataObject,

@@ -316,7 +316,7 @@ def lengthened(x: torch.Tensor, weight: torch.Tensor, steps: Steps) -> torch.Ten
     ):
         reach = step * (outputs - 1) + spread * (k - 1) + 1 - 2 * pad if steps.outputs else n
         pads = [0, max(0, reach - n), *pads]
-    return widened(F.pad(x, pads))
+    return widened(F.pad(x, pads) if any(pads) else x)  # torch would copy it
 
 
 def widened(x: torch.Tensor) -> torch.Tensor:

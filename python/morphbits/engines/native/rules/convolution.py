@@ -172,10 +172,10 @@ def _input_gradient(
         biases = [None] * g.groups if bias is None else bias.chunk(g.groups)
         parts = zip(gradient.chunk(g.groups, 1), weight.chunk(g.groups), biases, strict=True)
         return torch.cat([_input_gradient(op, *part, size, one, own) for part in parts], 1)
-    out = torch.zeros((gradient.shape[0], weight.shape[1], *size), dtype=gradient.dtype)
+    shape = (gradient.shape[0], weight.shape[1], *size)
+    out: torch.Tensor | None = None
     if bias is not None:
         bias = rounded(bias, op.context.precision.stored)
-        out += bias.view(-1, 1, 1, 1)  # what no tap reaches
     swapped = weight.transpose(0, 1)
     for remainder in product(*(range(s) for s in g.stride)):
         axes = [
@@ -202,7 +202,7 @@ def _input_gradient(
             terms = own.order(op, (part, kernel, bias), steps, convolve, at)
         else:
             terms = op.context.order(op.name, prod(kernel.shape[2:]), kernel.shape[1])
-        count = prod(counts) * out.shape[0] * out.shape[1]
+        count = prod(counts) * shape[0] * shape[1]
         additions = len(terms.segment_end) - 1 + (bias is not None and not terms.bias_starts)
         rounding = op.context.next_rounding(
             op.name, products + additions * count, accumulates=True
@@ -211,10 +211,20 @@ def _input_gradient(
         result = convolution(rounding, *sides, bias, *steps.widened(), terms)
         x, y, z = map(slice, counts)
         result = op.context.store(op.name, result)
-        if result.shape == out.shape:  # of the only remainder
+        if result.shape == shape:  # of the only remainder
             return result
+        if out is None:
+            out = _reached_by_no_tap(shape, gradient.dtype, bias)
         out[place] = result[..., x, y, z]
-    return out
+    return _reached_by_no_tap(shape, gradient.dtype, bias) if out is None else out
+
+
+def _reached_by_no_tap(
+    shape: Sequence[int], dtype: torch.dtype, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """What a transposed convolution gives where no tap reaches."""
+    out = torch.zeros(shape, dtype=dtype)
+    return out if bias is None else out.add_(bias.view(-1, 1, 1, 1))
 
 
 def _placed(
@@ -492,6 +502,9 @@ def _convolution_backward(
         to_weight = _weight_gradient(part, out, image, w3.shape[2:], g)
         to_weight = to_weight.reshape(weight.shape)
     if output_mask[2]:
-        axes = [0, *range(2, gradient.dim())]
-        to_bias = op.named("convolution_backward (bias)").sum(gradient, axes)
+        part, axes = op.named("convolution_backward (bias)"), [0, *range(2, gradient.dim())]
+        if len(gradient) == 1:  # whole rows, in the same order
+            to_bias = part.sum(gradient[0].flatten(1), [1])
+        else:
+            to_bias = part.sum(gradient, axes)
     return to_x, to_weight, to_bias

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from morphbits.engines.native.rules.arithmetic import Operator
+from morphbits.engines.native.kernels.program import computed
+from morphbits.engines.native.rules.arithmetic import SIDE_BY_SIDE, Operator
 from morphbits.engines.native.rules.registry import refused, rule
 
 
@@ -27,9 +28,15 @@ def _scattered(
 ) -> torch.Tensor:
     """Planes of zeros with every element of `planes` added at its index, as a tensor of `shape`;
     index: one for all planes, or one each."""
-    size = prod(shape) // max(planes.shape[0], 1)
-    zeros = torch.zeros(planes.shape[0], size, dtype=planes.dtype)
-    return op.scatter_add(zeros, index, planes).view(list(shape))
+    planes, count = computed(planes), planes.shape[0]
+    size = prod(shape) // max(count, 1)
+    if index.dim() == 1 and count >= SIDE_BY_SIDE:  # planes side by side in memory: by vectors
+        zeros = torch.zeros(size, count, dtype=planes.dtype).t()
+        planes = planes.t().contiguous().t()
+    else:
+        zeros = torch.zeros(count, size, dtype=planes.dtype)
+    added = op.scatter_add(zeros, index, planes, in_place=True)
+    return added.contiguous().view(list(shape))
 
 
 _ADDED = "one addition an element of the output, in row-major order"

@@ -1,7 +1,8 @@
 /* Products of matrices, and all that is one: sums over k of left(row, k)·right(k, column), for one element type. Included by
  * kernels.c after vector.h.
  * A vector is LANES neighbouring columns of one row; a tile is up to MAX_TILE rows. The right side is copied once into
- * (column block, k, LANES). Long sums go in slices of SLICE terms over all rows of a task, so that a slice of the right side
+ * (column block, k, LANES). Few columns of many rows are computed as the rows of the transposed product, whose right side lies
+ * anywhere: its blocks are copied one by one. Long sums go in slices of SLICE terms over all rows of a task, so that a slice of the right side
  * stays in the cache; totals and open chains wait in memory meanwhile. */
 #include <stdlib.h>
 #include <string.h>
@@ -9,6 +10,17 @@
 
 /* The ways to do an operation, as constants of each instance. */
 enum { S(IEEE), S(TWO_WAYS), S(TWO_WAYS_CAREFUL), S(BY_DISTANCE), S(BY_DISTANCE_CAREFUL) };
+
+/* The sum of two chains. Where nothing can underflow the sign of a zero is set at the end. */
+static inline __attribute__((always_inline)) V S(add_chains)(V a, V b, S(direction) d, const int careful) {
+    if (careful) return S(add_random)(a, b, d);
+#if defined(DIRECTED)
+    return S(pick_directed)(_mm512_add_round_ps((__m512)a, (__m512)b, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC),
+                            _mm512_add_round_ps((__m512)a, (__m512)b, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC), d, 0);
+#else
+    return S(add_directed)(a, b, d);
+#endif
+}
 
 static inline __attribute__((always_inline)) void S(contract_tile)(const rounding *r, const contraction_call *c,
                                                                    const word_block *block, const int tile, const int way,
@@ -82,11 +94,11 @@ static inline __attribute__((always_inline)) void S(contract_tile)(const roundin
             drawn = 1;
         }
         for (int i = 0; i < tile; ++i) {
-            V sum = nearness ? S(narrowed)(wide[i]) : way == S(TWO_WAYS) ? S(positive_zero)(chain[i]) : chain[i];
+            V sum = nearness ? S(narrowed)(wide[i]) : chain[i];
             if (segment > 0) {
                 if (way == S(IEEE)) sum = open[i].total + sum;
                 else if (nearness) sum = S(add_stochastic)(open[i].total, sum, sum_word[i]), sum_word[i] *= STEP;
-                else sum = S(add_random)(open[i].total, sum, S(direction_of)(sum_word[i], index));
+                else sum = S(add_chains)(open[i].total, sum, S(direction_of)(sum_word[i], index), way == S(TWO_WAYS_CAREFUL));
             }
             open[i].total = sum;
             chain[i] = (V){0}, wide[i] = (S(total)){0};
@@ -114,20 +126,23 @@ static inline __attribute__((always_inline)) void S(contract_rows)(const roundin
         while (c->segment_end[segment] <= from) ++segment;
         for (int64_t m = row; m < row_end;) {
             S(open_sum) *here = open + (m - row);
-            if (row_end - m >= MAX_TILE) {
-                S(contract_tile)(r, c, block, MAX_TILE, way, left, right, m, column, first, from, to, here, segment);
-                m += MAX_TILE;
-            } else if (row_end - m >= 2) {
-                S(contract_tile)(r, c, block, 2, way, left, right, m, column, first, from, to, here, segment);
-                m += 2;
-            } else {
-                S(contract_tile)(r, c, block, 1, way, left, right, m, column, first, from, to, here, segment);
-                m += 1;
-            }
+#define TILE(n)                                                                                                            \
+    if (MAX_TILE >= n && row_end - m >= n) {                                                                               \
+        S(contract_tile)(r, c, block, n < MAX_TILE ? n : MAX_TILE, way, left, right, m, column, first, from, to, here, segment); \
+        m += n;                                                                                                            \
+        continue;                                                                                                          \
+    }
+#if MAX_TILE > 4
+            TILE(8) TILE(6)
+#else
+            TILE(4)
+#endif
+            TILE(3) TILE(2) TILE(1)
+#undef TILE
         }
     }
     for (int64_t m = row; m < row_end; ++m) {
-        const V out = S(one_nan)(open[m - row].total);
+        const V out = S(one_nan)(way == S(TWO_WAYS) ? S(positive_zero)(open[m - row].total) : open[m - row].total);
         if (lanes == LANES && c->column_step == 1) *(V *)(output + m * c->row_step) = out;
         else for (int64_t l = 0; l < lanes; ++l) output[m * c->row_step + l * c->column_step] = out[l];
     }
@@ -146,13 +161,83 @@ ROWS(rows_by_distance, S(BY_DISTANCE))
 ROWS(rows_by_distance_careful, S(BY_DISTANCE_CAREFUL))
 #undef ROWS
 
-static int S(contract)(const rounding *r, const contraction_call *c) {
+/* `count` numbers from each of `lanes` places on, side by side; LANES may be read. */
+static inline void S(lay_side_by_side)(const T *const *from, int64_t lanes, int64_t count, T *lines) {
+    V part[LANES] = {{0}};
+    for (int64_t l = 0; l < lanes; ++l) part[l] = *(const V *)from[l];
+    S(transpose)(part);
+    for (int64_t i = 0; i < count; ++i) *(V *)(lines + i * LANES) = part[i];
+}
+
+/* Terms `k` to `k + count` of LANES columns from `column` on, side by side; those that are not there are zero. */
+static void S(fetch_lines)(const contraction_call *c, int64_t batch, int64_t column, int64_t k, int64_t count, T *lines) {
+    const int64_t lanes = c->columns - column < LANES ? c->columns - column : LANES;
+    const int64_t across = c->right_column_step, along = c->right_depth_step;
+    const T *here = (const T *)c->right + batch * c->right_batch_step + k * along + column * across;
+    if (lanes < LANES) memset(lines, 0, sizeof(T) * (size_t)(count * LANES));
+    if (across <= along) /* memory is read in its order */
+        for (int64_t i = 0; i < count; ++i)
+            for (int64_t l = 0; l < lanes; ++l) lines[i * LANES + l] = here[i * along + l * across];
+    else if (along == 1)
+        for (int64_t l = 0; l < lanes; l += 8)
+            for (int64_t i = 0; i < count; i += LANES)
+                S(transpose_block)(here + i + l * across, across, lanes - l < 8 ? lanes - l : 8,
+                                   count - i < LANES ? count - i : LANES, lines + i * LANES + l, LANES);
+    else
+        for (int64_t l = 0; l < lanes; ++l)
+            for (int64_t i = 0; i < count; ++i) lines[i * LANES + l] = here[i * along + l * across];
+}
+
+/* The same of columns that are the rows of the left side of `rows`: by vectors where its terms lie side by side. */
+static void S(fetch_rows)(const contraction_call *c, const contraction_call *rows, int64_t batch, int64_t column, int64_t k,
+                          int64_t count, T *lines) {
+    const int64_t lanes = c->columns - column < LANES ? c->columns - column : LANES;
+    const int64_t *offset = rows->depth_offset + k;
+    const T *from[LANES], *end = (const T *)rows->left + rows->left_size;
+    for (int64_t l = 0; l < lanes; ++l)
+        from[l] = (const T *)rows->left + batch * rows->left_batch_step + rows->row_offset[column + l];
+    if (lanes < LANES) memset(lines, 0, sizeof(T) * (size_t)(count * LANES));
+    for (int64_t i = 0, run; i < count; i += run) {
+        V part[LANES] = {{0}};
+        int whole = 1; /* vectors may be read */
+        for (run = 1; run < LANES && i + run < count && offset[i + run] == offset[i] + run;) ++run;
+        for (int64_t l = 0; l < lanes; ++l) whole &= end - from[l] >= offset[i] + LANES;
+        if (run > LANES / 4 && whole) {
+            for (int64_t l = 0; l < lanes; ++l) part[l] = *(const V *)(from[l] + offset[i]);
+            S(transpose)(part);
+            for (int64_t j = 0; j < run; ++j) *(V *)(lines + (i + j) * LANES) = part[j];
+        } else {
+            for (int64_t j = 0; j < run; ++j)
+                for (int64_t l = 0; l < lanes; ++l) lines[(i + j) * LANES + l] = from[l][offset[i] + j];
+        }
+    }
+}
+
+/* A block of columns as (k, LANES), in mode NEARNESS as float64; and the least and the largest of its numbers. */
+static void S(pack_panel)(const rounding *r, const contraction_call *c, const contraction_call *rows, int64_t batch,
+                          int64_t column, char *to, S(bits) * least, S(bits) * largest) {
+    T lines[64 * LANES];
+    for (int64_t k = 0; k < c->depth; k += 64) {
+        const int64_t count = c->depth - k < 64 ? c->depth - k : 64;
+        T *direct = r->mode == NEARNESS ? lines : (T *)to + k * LANES;
+        if (rows) S(fetch_rows)(c, rows, batch, column, k, count, direct);
+        else S(fetch_lines)(c, batch, column, k, count, direct);
+        if (least) *least = S(least)(count * LANES, direct, *least);
+        if (r->mode == NEARNESS) {
+            if (largest) *largest = S(largest)(count * LANES, lines, *largest);
+            S(lay_wide)(count * LANES, lines, (double *)to + k * LANES, 1, r->flush);
+        }
+    }
+}
+
+/* `rows`: the call whose transposed product this is, or NULL. */
+static int S(contract_all)(const rounding *r, const contraction_call *c, const contraction_call *rows) {
     const int64_t blocks = (c->columns + LANES - 1) / LANES, panel = c->depth * LANES, group = 64;
-    const int64_t groups = (c->rows + group - 1) / group;
+    const int64_t groups = (c->rows + group - 1) / group, panels = rows ? r->threads : c->batch * blocks;
     const int64_t draws = (c->depth + c->segments) / 32 + 1, size = r->mode == NEARNESS ? (int64_t)sizeof(double) : (int64_t)sizeof(T);
     const int widens = size > (int64_t)sizeof(T);
     word_block *block = malloc(sizeof(word_block) * (size_t)draws);
-    char *right = aligned(size * c->batch * blocks * panel);
+    char *right = aligned(size * panels * panel);
     double *wide_left = widens ? malloc(sizeof(double) * (size_t)c->left_size) : NULL;
     if (!block || !right || (widens && !wide_left)) {
         free(block), free(right), free(wide_left);
@@ -161,42 +246,15 @@ static int S(contract)(const rounding *r, const contraction_call *c) {
     for (int64_t b = 0; b < draws; ++b) block[b] = block_constants(r->key, (uint64_t)b);
     const S(bits) least_left = S(least)(c->left_size, c->left, ~(S(bits))0);
     const S(bits) largest_left = r->mode == NEARNESS ? S(largest)(c->left_size, c->left, 0) : 0;
-    S(bits) least_right = ~(S(bits))0, largest_right = 0;
+    S(bits) least_right = rows ? S(least)(rows->left_size, rows->left, ~(S(bits))0) : ~(S(bits))0;
+    S(bits) largest_right = rows && r->mode == NEARNESS ? S(largest)(rows->left_size, rows->left, 0) : 0;
     const char *left_side = widens ? (const char *)wide_left : c->left;
     if (widens) S(lay_wide)(c->left_size, c->left, wide_left, 1, r->flush);
 #pragma omp parallel num_threads(r->threads) if (c->batch * c->rows * c->columns * c->depth >= 32768)
     {
 #pragma omp for schedule(static) reduction(min : least_right) reduction(max : largest_right)
-        for (int64_t item = 0; item < c->batch * blocks; ++item) {
-            const T *from = (const T *)c->right + item / blocks * c->right_batch_step;
-            char *to = right + item * panel * size;
-            const int64_t column = item % blocks * LANES;
-            const int64_t lanes = c->columns - column < LANES ? c->columns - column : LANES;
-            const int64_t across = c->right_column_step, along = c->right_depth_step;
-            T lines[64 * LANES] = {0};
-            for (int64_t k = 0; k < c->depth; k += 64) { /* memory is read in its order */
-                const int64_t count = c->depth - k < 64 ? c->depth - k : 64;
-                const T *here = from + k * along + column * across;
-                if (across <= along)
-                    for (int64_t i = 0; i < count; ++i)
-                        for (int64_t l = 0; l < lanes; ++l) lines[i * LANES + l] = here[i * along + l * across];
-                else if (along == 1)
-                    for (int64_t l = 0; l < lanes; l += 8)
-                        for (int64_t i = 0; i < count; i += LANES)
-                            S(transpose_block)(here + i + l * across, across, lanes - l < 8 ? lanes - l : 8,
-                                         count - i < LANES ? count - i : LANES, lines + i * LANES + l, LANES);
-                else
-                    for (int64_t l = 0; l < lanes; ++l)
-                        for (int64_t i = 0; i < count; ++i) lines[i * LANES + l] = here[i * along + l * across];
-                least_right = S(least)(count * LANES, lines, least_right);
-                if (r->mode == NEARNESS) {
-                    largest_right = S(largest)(count * LANES, lines, largest_right);
-                    S(lay_wide)(count * LANES, lines, (double *)to + k * LANES, 1, r->flush);
-                } else {
-                    memcpy((T *)to + k * LANES, lines, sizeof(T) * (size_t)(count * LANES));
-                }
-            }
-        }
+        for (int64_t item = 0; item < (rows ? 0 : c->batch * blocks); ++item)
+            S(pack_panel)(r, c, NULL, item / blocks, item % blocks * LANES, right + item * panel * size, &least_right, &largest_right);
         const int safe = S(exponent)(least_left) + S(exponent)(least_right) >= SAFE_EXPONENT &&
                          (r->mode != NEARNESS || S(bounded)(largest_left, largest_right, c->depth));
         const control saved = control_get();
@@ -207,7 +265,8 @@ static int S(contract)(const rounding *r, const contraction_call *c) {
             const int64_t batch = item / (blocks * groups), at = item / groups % blocks, row = item % groups * group;
             const int64_t row_end = c->rows - row < group ? c->rows : row + group;
             const char *left = left_side + batch * c->left_batch_step * size;
-            const char *panel_at = right + (batch * blocks + at) * panel * size;
+            char *panel_at = right + (rows ? omp_get_thread_num() : batch * blocks + at) * panel * size;
+            if (rows) S(pack_panel)(r, c, rows, batch, at * LANES, panel_at, NULL, NULL);
             if (r->mode == NEAREST || r->mode == TOWARD_ZERO)
                 S(rows_ieee)(r, c, block, left, panel_at, row, row_end, at * LANES, batch, open);
             else if (r->mode == NEARNESS && safe)
@@ -223,4 +282,28 @@ static int S(contract)(const rounding *r, const contraction_call *c) {
     }
     free(block), free(right), free(wide_left);
     return OK;
+}
+
+static int S(contract)(const rounding *r, const contraction_call *c) {
+    const int64_t n = c->columns, depth = c->depth;
+    if (2 * n >= LANES || n > MAX_TILE || c->rows < LANES) return S(contract_all)(r, c, NULL);
+    T *left = malloc(sizeof(T) * (size_t)(c->batch * depth * n)); /* the right side as (batch, k, column) */
+    int64_t *offset = malloc(sizeof(int64_t) * (size_t)(depth + n));
+    int status = left && offset ? OK : OUT_OF_MEMORY;
+    if (status == OK) {
+        for (int64_t b = 0; b < c->batch; ++b)
+            for (int64_t k = 0; k < depth; ++k)
+                for (int64_t i = 0; i < n; ++i)
+                    left[(b * depth + k) * n + i] =
+                        ((const T *)c->right)[b * c->right_batch_step + k * c->right_depth_step + i * c->right_column_step];
+        for (int64_t k = 0; k < depth; ++k) offset[k] = k * n;
+        for (int64_t i = 0; i < n; ++i) offset[depth + i] = i;
+        contraction_call t = *c;
+        t.rows = n, t.columns = c->rows, t.row_step = c->column_step, t.column_step = c->row_step;
+        t.left = left, t.left_size = c->batch * depth * n, t.left_batch_step = depth * n;
+        t.depth_offset = offset, t.row_offset = offset + depth;
+        status = S(contract_all)(r, &t, c);
+    }
+    free(left), free(offset);
+    return status;
 }

@@ -353,3 +353,20 @@ static inline V S(one_nan)(V x) {
     const I ordered = (I)(x == x);
     return (V)(((I)x & ordered) | (~ordered & QUIET_NAN));
 }
+
+/* LANES vectors of LANES elements, transposed: in each step those whose numbers differ in one bit exchange halves. */
+static inline __attribute__((always_inline)) void S(exchange)(V *x, const int bit) {
+    I low, high;
+    for (int l = 0; l < LANES; ++l) low[l] = l & bit ? LANES + l - bit : l, high[l] = l & bit ? LANES + l : l + bit;
+    for (int i = 0; i < LANES; ++i)
+        if (!(i & bit)) {
+            const V a = x[i], b = x[i + bit];
+            x[i] = __builtin_shuffle(a, b, low), x[i + bit] = __builtin_shuffle(a, b, high);
+        }
+}
+static inline __attribute__((always_inline)) void S(transpose)(V *x) {
+    S(exchange)(x, 1);
+    if (LANES > 2) S(exchange)(x, 2);
+    if (LANES > 4) S(exchange)(x, 4);
+    if (LANES > 8) S(exchange)(x, 8);
+}
