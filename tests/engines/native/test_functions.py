@@ -208,6 +208,26 @@ def test_vectors_give_the_same_bytes_on_every_instruction_set(name: str) -> None
         assert all(same_bytes(found[0], other) for other in found[1:])
 
 
+@pytest.mark.parametrize("name", ["exp", "tanh", "erf"])
+def test_values_rounded_as_they_are_computed_have_the_bytes_of_two_passes(name: str) -> None:
+    """On AVX-512, up to the first 32 arguments of a chunk of which one lies beyond the limits."""
+    generator = np.random.default_rng(1)
+    places = (None, 0, 500, 1090)
+    for count, place in ((31, None), (32, None), *((1100, place) for place in places)):
+        x = torch.from_numpy(generator.standard_normal(count).astype(np.float32))
+        x[::9] *= 2.0**-128  # and subnormal numbers
+        x[::7] *= 0
+        for odd in (-torch.inf, torch.nan, 1e9) if place is not None else (1.0,):
+            x[place or 0] = odd
+            for mode in ("random", "upward", "downward"):
+                for flush in (False, True):
+                    found = [
+                        functions.function(Rounding(mode, flush=flush, key=5, variant=v), name, x)
+                        for v in VARIANTS[:-1]
+                    ]
+                    assert all(same_bytes(found[0], other) for other in found[1:])
+
+
 def units_apart(values: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """|values − reference| in 2^-52 of the reference; 0 where both are NaN, zero or infinite."""
     alike = (values == reference) | (values.isnan() & reference.isnan())

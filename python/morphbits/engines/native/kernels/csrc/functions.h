@@ -33,9 +33,9 @@
 /* (e^r - 1 - r) / r^2 for |r| <= ln(2) / 16 */
 static const double EXP_TERMS[] = {0x1.0000000000000p-1,  0x1.555555555559ep-3,  0x1.5555555555572p-5, 0x1.1111110c60f21p-7,
                                    0x1.6c16c16856a9cp-10, 0x1.a01ee0121d9bcp-13, 0x1.a01de6c734237p-16};
-/* 2^(j / 8), and how much greater than that number its exact value is, relative */
-static const double POWERS[8] = {0x1.0000000000000p+0, 0x1.172b83c7d517bp+0, 0x1.306fe0a31b715p+0, 0x1.4bfdad5362a27p+0,
-                                 0x1.6a09e667f3bcdp+0, 0x1.8ace5422aa0dbp+0, 0x1.ae89f995ad3adp+0, 0x1.d5818dcfba487p+0};
+/* 2^(j / 8) with j·2^49 taken from its bits, and how much greater than 2^(j / 8) its exact value is, relative */
+static const double POWERS[8] = {0x1.0000000000000p+0, 0x1.f72b83c7d517bp-1, 0x1.f06fe0a31b715p-1, 0x1.ebfdad5362a27p-1,
+                                 0x1.ea09e667f3bcdp-1, 0x1.eace5422aa0dbp-1, 0x1.ee89f995ad3adp-1, 0x1.f5818dcfba487p-1};
 static const double POWERS_LOW[8] = {0, -0x1.01b15eaa59348p-55, 0x1.34d754db0abb6p-55, 0x1.690cebb7aafb0p-56,
                                      -0x1.3b3efbf5e2228p-54, 0x1.db72fc1f0eab4p-55, 0x1.c1a7792cb3387p-55,
                                      0x1.4a385a63d07a7p-56};
@@ -78,6 +78,7 @@ static const double ERFCX_TERMS[] = {
 
 /* erf(x) / x of x - (49 / 128)·i, for the pieces i of half that width to each side; a row for each power */
 #define ERF_STEP 0x1.88p-2 /* 49 / 128 */
+#define ERF_STEPS 0x1.4e5e0a72f0539p+1 /* 1 / ERF_STEP */
 static const double ERF_TERMS[13][16] = {
     {0x1.20dd750429b6dp+0, 0x1.135a90163a44cp+0, 0x1.e236b9694226cp-1, 0x1.8f4d8b5e2f76bp-1,
      0x1.4438490e8bb5dp-1, 0x1.09ad5a8fa2641p-1, 0x1.bd4e34b1a2f07p-2, 0x1.7e139307a0800p-2,
@@ -145,6 +146,20 @@ static const double ERF_TERMS[13][16] = {
 #define HALF_PI_3 0x1.3198a2e037073p-69
 
 CORE choose(lvec where, dvec a, dvec b) { return (dvec)(((lvec)a & where) | ((lvec)b & ~where)); }
+CORE where_less(dvec a, dvec b, dvec yes, dvec no) {
+#if defined(__AVX512F__)
+    return (dvec)_mm512_mask_blend_pd(_mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_LT_OQ), (__m512d)no, (__m512d)yes);
+#else
+    return choose(a < b, yes, no);
+#endif
+}
+CORE smaller(dvec a, dvec b) {
+#if defined(__AVX512F__)
+    return (dvec)_mm512_min_pd((__m512d)a, (__m512d)b);
+#else
+    return choose(a < b, a, b);
+#endif
+}
 CORE with_sign_of(dvec x, dvec sign) { return (dvec)((lvec)x | ((lvec)sign & INT64_MIN)); } /* of x >= 0 */
 CORE constant(double x) { return (dvec){0} + x; }
 
@@ -179,10 +194,19 @@ CORE entry16(const double *table, lvec at) {
 #endif
 }
 
-#define SERIES(name, z) series(name##_TERMS, sizeof(name##_TERMS) / sizeof(double), z)
+/* Several vectors at once, step by step, so that one need not wait for another; their number is a constant. */
+#define VECTORS static inline __attribute__((always_inline)) void
+#define EACH for (int v = 0; v < vectors; ++v)
+#define MOST_VECTORS 4
+VECTORS series_of(const double *terms, int count, const int vectors, const dvec *z, dvec *sum) {
+    EACH sum[v] = constant(terms[count - 1]);
+    for (int i = count - 2; i >= 0; --i) EACH sum[v] = fused(sum[v], z[v], constant(terms[i]));
+}
+#define TERMS(name) name##_TERMS, sizeof(name##_TERMS) / sizeof(double)
+#define SERIES(name, z) series(TERMS(name), z)
 CORE series(const double *terms, int count, dvec z) {
-    dvec sum = constant(terms[count - 1]);
-    for (int i = count - 2; i >= 0; --i) sum = fused(sum, z, constant(terms[i]));
+    dvec sum;
+    series_of(terms, count, 1, &z, &sum);
     return sum;
 }
 
@@ -194,46 +218,82 @@ CORE ends(dvec x, dvec value, double at_low, double at_high) {
     return choose(x == x, value, x);
 }
 
+/* A core of one vector. */
+#define ONE(name)                 \
+    CORE core_##name(dvec x) {    \
+        dvec value;               \
+        name##_of(1, &x, &value); \
+        return value;             \
+    }
+
 /* ---- exponentials: e^x = power·(1 + rest), and more exactly power·(1 + rest + low) */
 
 typedef struct {
-    dvec power, rest;
-    lvec eighths; /* the low three bits: the place in the tables */
+    dvec power[MOST_VECTORS], rest[MOST_VECTORS];
+    lvec eighths[MOST_VECTORS]; /* the low three bits: the place in the tables */
 } exponential;
-#define EXPONENTIAL static inline __attribute__((always_inline)) exponential
-EXPONENTIAL exponential_of_rest(lvec eighths, dvec r) { /* of 2^(eighths / 8)·e^r, |r| <= ln(2) / 16 */
-    const dvec power = (dvec)((lvec)entry8(POWERS, eighths) + ((eighths & ~INT64_C(7)) << 49));
-    return (exponential){power, fused(r * r, SERIES(EXP, r), r), eighths};
+VECTORS exponential_of_rest(const int vectors, const dvec *r, exponential *e) { /* of 2^(eighths / 8)·e^r, |r| <= ln(2) / 16 */
+    dvec sum[MOST_VECTORS];
+    EACH e->power[v] = (dvec)((lvec)entry8(POWERS, e->eighths[v]) + (e->eighths[v] << 49));
+    series_of(TERMS(EXP), vectors, r, sum);
+    EACH e->rest[v] = fused(r[v] * r[v], sum[v], r[v]);
 }
-EXPONENTIAL exponential_of(dvec x, dvec low) { /* of x + low, |x| <= 700, |low| small */
-    const dvec shifted = fused(x, constant(8 * LOG2_E), constant(TO_INTEGER)), whole = shifted - TO_INTEGER;
-    const dvec r = fused(whole, constant(-LN2_LOW / 8), fused(whole, constant(-LN2 / 8), x));
-    return exponential_of_rest((lvec)shifted, r + low);
+VECTORS exponential_of(const int vectors, const dvec *x, const dvec *low, exponential *e) { /* of x, or x + low; |x| <= 700, |low| small */
+    dvec shifted[MOST_VECTORS], whole[MOST_VECTORS], r[MOST_VECTORS];
+    EACH shifted[v] = fused(x[v], constant(8 * LOG2_E), constant(TO_INTEGER)), e->eighths[v] = (lvec)shifted[v];
+    EACH whole[v] = shifted[v] - TO_INTEGER;
+    EACH r[v] = fused(whole[v], constant(-LN2 / 8), x[v]);
+    EACH r[v] = fused(whole[v], constant(-LN2_LOW / 8), r[v]);
+    if (low) EACH r[v] += low[v];
+    exponential_of_rest(vectors, r, e);
 }
-CORE value_of(exponential e) { return fused(e.power, e.rest, e.power); }
-CORE less_one(exponential e) { return fused(e.power, e.rest + entry8(POWERS_LOW, e.eighths), e.power - 1); }
+CORE value_of(const exponential *e, int v) { return fused(e->power[v], e->rest[v], e->power[v]); }
 
-CORE core_exp(dvec x) { return value_of(exponential_of(x, constant(0))); } /* |x| <= 200 */
-CORE core_exp2(dvec x) {                                                   /* |x| <= 300 */
-    const dvec shifted = x + TO_INTEGER / 8;
-    return value_of(exponential_of_rest((lvec)shifted, (x - (shifted - TO_INTEGER / 8)) * LN2));
+VECTORS exp_of(const int vectors, const dvec *x, dvec *value) { /* |x| <= 200 */
+    exponential e;
+    exponential_of(vectors, x, NULL, &e);
+    EACH value[v] = value_of(&e, v);
 }
-CORE expm1_of(dvec x) { return less_one(exponential_of(x, constant(0))); }
-CORE core_expm1(dvec x) { return choose(x == 0, x, expm1_of(x)); } /* |x| <= 200 */
+ONE(exp)
+CORE core_exp2(dvec x) { /* |x| <= 300 */
+    const dvec shifted = x + TO_INTEGER / 8, r = (x - (shifted - TO_INTEGER / 8)) * LN2;
+    exponential e;
+    e.eighths[0] = (lvec)shifted;
+    exponential_of_rest(1, &r, &e);
+    return value_of(&e, 0);
+}
+VECTORS expm1_of(const int vectors, const dvec *x, dvec *value) {
+    exponential e;
+    exponential_of(vectors, x, NULL, &e);
+    EACH e.rest[v] += entry8(POWERS_LOW, e.eighths[v]);
+    EACH value[v] = fused(e.power[v], e.rest[v], e.power[v] - 1);
+}
+CORE core_expm1(dvec x) { /* |x| <= 200 */
+    dvec value;
+    expm1_of(1, &x, &value);
+    return choose(x == 0, x, value);
+}
 
 /* Small arguments have two terms, so that no value lies beyond x, which is a float32. */
 CORE core_sinh(dvec x) { /* |x| <= 200 */
-    const dvec a = magnitude(x), e = expm1_of(a), small = fused(a * a, a * (1 / 6.), a);
-    return with_sign_of(choose(a < 0x1p-13, small, 0.5 * (e + e / (e + 1))), x);
+    const dvec a = magnitude(x), small = fused(a * a, a * 0x1.5555555555555p-3, a); /* 1 / 6 */
+    dvec e;
+    expm1_of(1, &a, &e);
+    return with_sign_of(where_less(a, constant(0x1p-13), small, 0.5 * (e + e / (e + 1))), x);
 }
 CORE core_cosh(dvec x) { /* |x| <= 200 */
     const dvec e = core_exp(magnitude(x));
     return 0.5 * e + 0.5 / e;
 }
-CORE core_tanh(dvec x) { /* |x| <= 20, where it is 1 */
-    const dvec a = magnitude(x), e = expm1_of(2 * a), small = fused(a * a, a * (-1 / 3.), a);
-    return with_sign_of(choose(a < 0x1p-13, small, e / (e + 2)), x);
+VECTORS tanh_of(const int vectors, const dvec *x, dvec *value) { /* |x| <= 20, where it is 1 */
+    dvec a[MOST_VECTORS], twice[MOST_VECTORS], small[MOST_VECTORS], e[MOST_VECTORS];
+    EACH a[v] = magnitude(x[v]);
+    EACH twice[v] = 2 * a[v];
+    expm1_of(vectors, twice, e);
+    EACH small[v] = fused(a[v] * a[v], a[v] * -0x1.5555555555555p-2, a[v]); /* 1 / 3 */
+    EACH value[v] = with_sign_of(where_less(a[v], constant(0x1p-13), small[v], e[v] / (e[v] + 2)), x[v]);
 }
+ONE(tanh)
 
 /* ---- logarithms */
 
@@ -277,6 +337,12 @@ CORE core_log1p(dvec x) {
     return choose(x == 0, x, logarithm_sum(fused(l.k, constant(LN2_42), l.high), low, l.r));
 }
 
+CORE exp_of_sum(dvec x, dvec low) {
+    exponential e;
+    exponential_of(1, &x, &low, &e);
+    return value_of(&e, 0);
+}
+
 /* x^y of 0 < x < infinity and finite y: the logarithm in two numbers, to about 2^-62, times y. The value is within 2^-52;
  * one that close to a float32 is that number: the power was exact, as 3^4, or nearly so. */
 CORE core_pow(dvec x, dvec y) {
@@ -288,9 +354,10 @@ CORE core_pow(dvec x, dvec y) {
     const dvec low = (lost - 0.5 * fused(l.r, l.r, (dvec)((lvec)square ^ INT64_MIN))) + tail;
     const dvec sum = third + low, rest = (third - sum) + low;
     const dvec product = y * sum, left = fused(y, rest, fused(y, sum, (dvec)((lvec)product ^ INT64_MIN)));
-    const dvec inside = within(product, -200, 200);
-    const dvec value = value_of(exponential_of(inside, choose(inside == product, left, constant(0))));
-    const dvec single = __builtin_convertvector(__builtin_convertvector(value, narrow_vec), dvec);
+    const dvec inside = within(product, -200, 200), more = choose(inside == product, left, constant(0));
+    const dvec value = exp_of_sum(inside, more);
+    const narrow_vec rounded = narrowed(value);
+    const dvec single = widened((const float *)&rounded);
     return choose(magnitude(value - single) < 0x1p-52 * magnitude(single), single, value);
 }
 
@@ -325,15 +392,17 @@ CORE core_tan(dvec x) {
 
 /* ---- error functions */
 
-CORE erf_of(dvec a) { /* 0 <= a <= 5.93, where it is 1 */
-    const dvec shifted = fused(a, constant(1 / ERF_STEP), constant(TO_INTEGER));
-    const dvec d = fused(shifted - TO_INTEGER, constant(-ERF_STEP), a);
-    dvec sum = entry16(ERF_TERMS[12], (lvec)shifted);
-    for (int i = 11; i >= 0; --i) sum = fused(sum, d, entry16(ERF_TERMS[i], (lvec)shifted));
-    const dvec value = a * sum;
-    return choose(value > 1, constant(1), value);
+VECTORS erf_of(const int vectors, const dvec *x, dvec *value) { /* |x| <= 5.93, where it is 1 */
+    dvec a[MOST_VECTORS], shifted[MOST_VECTORS], d[MOST_VECTORS], sum[MOST_VECTORS];
+    EACH a[v] = magnitude(x[v]);
+    EACH shifted[v] = fused(a[v], constant(ERF_STEPS), constant(TO_INTEGER));
+    EACH d[v] = fused(shifted[v] - TO_INTEGER, constant(-ERF_STEP), a[v]);
+    EACH sum[v] = entry16(ERF_TERMS[12], (lvec)shifted[v]);
+    for (int i = 11; i >= 0; --i) EACH sum[v] = fused(sum[v], d[v], entry16(ERF_TERMS[i], (lvec)shifted[v]));
+    EACH sum[v] = a[v] * sum[v];
+    EACH value[v] = with_sign_of(smaller(constant(1), sum[v]), x[v]);
 }
-CORE core_erf(dvec x) { return with_sign_of(erf_of(magnitude(x)), x); } /* |x| <= 5.93 */
+ONE(erf)
 CORE large_erfc(dvec a) { /* a >= 0.5; the square of a float32 is exact */
     const dvec inside = within(a, 0.5, 11);
     const dvec value = core_exp((dvec)((lvec)(inside * inside) ^ INT64_MIN)) *
@@ -342,7 +411,7 @@ CORE large_erfc(dvec a) { /* a >= 0.5; the square of a float32 is exact */
 }
 CORE core_erfc(dvec x) {
     const dvec a = magnitude(x), large = large_erfc(a);
-    const dvec inner = 1 - with_sign_of(erf_of(within(a, 0, 0.5)), x);
+    const dvec inner = 1 - core_erf(with_sign_of(within(a, 0, 0.5), x));
     return choose(a < 0.5, inner, choose(x < 0, 2 - large, large));
 }
 
@@ -359,7 +428,7 @@ static __attribute__((noinline)) int all_between(int64_t n, const float *x, uint
 
 /* `wide` of n arguments; n is a multiple of the lanes. Where all lie between limits, the core takes them as they are; else
  * its value is `value` in the lanes `takes`, and the C library's in others. */
-#define LOAD(from) __builtin_convertvector(*(const narrow_vec *)((from) + i), dvec)
+#define LOAD(from) widened((from) + i)
 #define WIDE_LOOP(name, NAME, mask, low, high, value, takes)                                                \
     static __attribute__((noinline)) void wide_##name(int64_t n, const float *argument, double *wide) {     \
         if (all_between(n, argument, mask, low, high)) {                                                    \
@@ -435,20 +504,74 @@ static void wide_chunk(int function, int64_t n, const float *a, const float *b, 
     }
 }
 
-/* n arguments and the float64 values of the function. */
+/* n arguments, where they fill no whole vectors or are changed, and the float64 values of the function. */
 typedef struct {
     float first[CHUNK], second[CHUNK];
     double wide[CHUNK] __attribute__((aligned(VECTOR_BYTES)));
 } function_chunk;
 
-static void compute_wide(const rounding *r, control base, const function_call *c, int64_t start, int64_t n, function_chunk *f) {
-    for (int64_t i = n & -WIDE_LANES; i < CHUNK && i < n + WIDE_LANES; ++i) f->first[i] = f->second[i] = 1, f->wide[i] = 1;
-    memcpy(f->first, (const float *)c->a + start, sizeof(float) * (size_t)n);
-    if (c->b) memcpy(f->second, (const float *)c->b + start, sizeof(float) * (size_t)n);
-    if (r->flush) flush_subnormals(n, f->first);
-    if (r->flush && c->b) flush_subnormals(n, f->second);
+static const float *whole_vectors(int flush, int64_t n, const float *x, float *room) {
+    if (!x || (n % WIDE_LANES == 0 && !flush)) return x;
+    memcpy(room, x, sizeof(float) * (size_t)n);
+    for (int64_t i = n; i % WIDE_LANES; ++i) room[i] = 1;
+    if (flush) flush_subnormals(n, room);
+    return room;
+}
+static void compute_wide(const rounding *r, control base, int function, int64_t n, const float *a, const float *b, function_chunk *f) {
+    for (int64_t i = n & -WIDE_LANES; i < CHUNK && i < n + WIDE_LANES; ++i) f->wide[i] = 1;
+    a = whole_vectors(r->flush, n, a, f->first), b = whole_vectors(r->flush, n, b, f->second);
     control_set(control_with(base, NEAREST, 0));
-    wide_chunk(c->function, n, f->first, c->b ? f->second : NULL, f->wide);
+    wide_chunk(function, n, a, b, f->wide);
+}
+
+/* Where instructions round (directed.h), values and their rounding in one loop: up to the first of 32 arguments, or fewer,
+ * that do not all lie between limits. Returns how many it has computed. */
+#if defined(__AVX512F__)
+#define DIRECTED_FUNCTION(name, limit)                                                                                        \
+    static __attribute__((noinline)) int64_t directed_##name(int mode, word_block c, uint32_t element, int64_t n,            \
+                                                             const float *argument, float *out) {                            \
+        const __m512i step = _mm512_set1_epi32((int)(16 * c.multiplier)), sizes = _mm512_set1_epi32((int)SIZES);             \
+        __m512i product = first_products(c, element);                                                                        \
+        int64_t i = 0;                                                                                                       \
+        for (; i + 32 <= n; i += 32) {                                                                                       \
+            const __m512i one = _mm512_and_si512(_mm512_loadu_si512(argument + i), sizes);                                   \
+            const __m512i two = _mm512_and_si512(_mm512_loadu_si512(argument + i + 16), sizes);                              \
+            if (_mm512_cmpgt_epu32_mask(_mm512_max_epu32(one, two), _mm512_set1_epi32((int)SIZE_OF(limit)))) break;          \
+            dvec x[4], value[4];                                                                                             \
+            for (int v = 0; v < 4; ++v) x[v] = widened(argument + i + 8 * v);                                                \
+            name##_of(4, x, value);                                                                                          \
+            for (int v = 0; v < 4; v += 2, product = _mm512_add_epi32(product, step))                                        \
+                _mm512_storeu_ps(out + i + 8 * v, narrowed_by(ups_of(mode, c, product), (__m512d)value[v], (__m512d)value[v + 1])); \
+        }                                                                                                                    \
+        return i;                                                                                                            \
+    }
+DIRECTED_FUNCTION(exp, 200.f)
+DIRECTED_FUNCTION(tanh, 20.f)
+DIRECTED_FUNCTION(erf, 5.93f)
+#endif
+
+/* A function of n elements, a CHUNK at most, from output element `element` on. */
+static void function_of(const rounding *r, control base, int function, word_block block, uint32_t element, int64_t n,
+                        const float *a, const float *b, float *out, function_chunk *f) {
+    const elementwise_call narrow = {.operation = NARROW, .type = FLOAT32};
+#if defined(__AVX512F__)
+    int64_t done = 0;
+    if (by_instruction(r) && !reduced(r)) {
+        control_set(control_with(base, NEAREST, r->flush)); /* the values themselves are never subnormal */
+        if (function == EXP) done = directed_exp(r->mode, block, element, n, a, out);
+        if (function == TANH) done = directed_tanh(r->mode, block, element, n, a, out);
+        if (function == ERF) done = directed_erf(r->mode, block, element, n, a, out);
+    }
+    if (done == n) return;
+    element += (uint32_t)done, n -= done, a += done, b = b ? b + done : NULL, out += done;
+#endif
+    compute_wide(r, base, function, n, a, b, f);
+    if (!by_instruction(r) && !reduced(r) && narrow_normal(r, block, element, n, f->wide, f->first)) {
+        memcpy(out, f->first, sizeof(float) * (size_t)n);
+        return;
+    }
+    control_set(control_with(base, r->mode, r->flush));
+    chunk(r, base, &narrow, block, element, n, f->wide, NULL, out);
 }
 
 /* ---- float32 to 16 bits: `narrowed` of scalar.c, on the integer bits --------------------------------------------------- */
@@ -514,23 +637,15 @@ int FN(function)(const rounding *r, const function_call *c) {
     if (c->type != FLOAT32) return function_naive(r, c);
     if (c->function >= TO_FLOAT16) return to_16_bits(r, c);
     const word_block block = block_constants(r->key, 0);
-    const elementwise_call narrow = {.operation = NARROW, .type = FLOAT32};
 #pragma omp parallel num_threads(r->threads) if (c->count >= 8 * CHUNK)
     {
         const control saved = control_get();
         function_chunk f;
-        float rounded[CHUNK];
 #pragma omp for schedule(static)
         for (int64_t start = 0; start < c->count; start += CHUNK) {
             const int64_t n = c->count - start < CHUNK ? c->count - start : CHUNK;
-            float *out = (float *)c->out + start;
-            compute_wide(r, saved, c, start, n, &f);
-            if (!by_instruction(r) && !reduced(r) && narrow_normal(r, block, (uint32_t)start, n, f.wide, rounded)) {
-                memcpy(out, rounded, sizeof(float) * (size_t)n);
-            } else {
-                control_set(control_with(saved, r->mode, r->flush));
-                chunk(r, saved, &narrow, block, (uint32_t)start, n, f.wide, NULL, out);
-            }
+            const float *a = (const float *)c->a + start, *b = c->b ? (const float *)c->b + start : NULL;
+            function_of(r, saved, c->function, block, (uint32_t)start, n, a, b, (float *)c->out + start, &f);
         }
         control_set(saved);
     }
@@ -545,7 +660,8 @@ int FN(wide)(const rounding *r, const wide_call *c) {
 #pragma omp for schedule(static)
         for (int64_t start = 0; start < c->count; start += CHUNK) {
             const int64_t n = c->count - start < CHUNK ? c->count - start : CHUNK;
-            compute_wide(r, saved, c, start, n, &f);
+            const float *a = (const float *)c->a + start, *b = c->b ? (const float *)c->b + start : NULL;
+            compute_wide(r, saved, c->function, n, a, b, &f);
             memcpy((double *)c->out + start, f.wide, sizeof(double) * (size_t)n);
         }
         control_set(saved);

@@ -11,6 +11,21 @@ typedef uint64_t uvec __attribute__((vector_size(VECTOR_BYTES), may_alias));
 typedef float narrow_vec __attribute__((vector_size(VECTOR_BYTES / 2), aligned(4), may_alias));
 #define WIDE_LANES (VECTOR_BYTES / 8)
 
+/* As many float32 as float64, and back. The compiler converts eight in two halves. */
+static inline dvec widened(const float *x) {
+#if defined(__AVX512F__)
+    return (dvec)_mm512_cvtps_pd(_mm256_loadu_ps(x));
+#else
+    return __builtin_convertvector(*(const narrow_vec *)x, dvec);
+#endif
+}
+static inline narrow_vec narrowed(dvec x) { /* by the control register */
+#if defined(__AVX512F__)
+    return (narrow_vec)_mm512_cvtpd_ps((__m512d)x);
+#else
+    return __builtin_convertvector(x, narrow_vec);
+#endif
+}
 static inline dvec magnitude(dvec x) { return (dvec)((lvec)x & INT64_MAX); }
 
 /* Rounds n float64 to float32 by the mode, on their integer bits: 29 bits fall off, and what is added to them before decides
@@ -35,7 +50,7 @@ static __attribute__((noinline)) int narrow_normal(const rounding *r, word_block
         else if (r->mode == DOWNWARD) add = (uvec)negative & falls;
         else if (r->mode == RANDOM) add = ((uvec){0} - __builtin_convertvector(word >> 31, uvec)) ^ (uvec)negative, add &= falls;
         const dvec rounded = r->mode == NEAREST ? x : (dvec)(((uvec)x + add) & ~falls);
-        *(narrow_vec *)(out + i) = __builtin_convertvector(rounded, narrow_vec);
+        *(narrow_vec *)(out + i) = narrowed(rounded);
     }
     int64_t any = 0;
     for (int l = 0; l < WIDE_LANES; ++l) any |= odd[l];

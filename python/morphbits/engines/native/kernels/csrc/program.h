@@ -17,6 +17,7 @@
 #include "variant.h"
 
 #define PIECE CHUNK
+#define BLOCK (4 * PIECE) /* elements of a block, where there are no rows */
 
 typedef struct {
     rounding r;         /* of all; its key is not used */
@@ -29,6 +30,12 @@ typedef struct {
 } program_state;
 
 static int64_t value_size(const instruction *v) { return v->type == FLOAT32 ? 4 : 8; }
+
+static void fill(int64_t type, double value, int64_t n, void *to) {
+    const float single = (float)value;
+    if (type == FLOAT32) for (int64_t i = 0; i < n; ++i) ((float *)to)[i] = single;
+    else for (int64_t i = 0; i < n; ++i) ((double *)to)[i] = value;
+}
 
 /* What rounds nothing; the caller's own control register is in force. Masks have all bits of an element set, or none. */
 #define EXACT_LOOP(T, U, expression)                                         \
@@ -77,17 +84,20 @@ static void fetch(const program_call *p, const instruction *v, int64_t start, in
     else for (int64_t i = 0; i < n; ++i) ((uint64_t *)to)[i] = 0 - (uint64_t)(set[i] != 0);
 }
 
-static void one_function(program_state *s, const instruction *v, word_block block, uint32_t element, int64_t n, const void *a,
-                         const void *b, float *out) {
-    const function_call call = {.function = (int32_t)v->extra, .type = FLOAT32, .count = n, .a = a, .b = b, .out = out};
-    compute_wide(&s->r, s->base, &call, 0, n, s->function);
-    if (!by_instruction(&s->r) && !reduced(&s->r) && narrow_normal(&s->r, block, element, n, s->function->wide, s->function->first)) {
-        memcpy(out, s->function->first, sizeof(float) * (size_t)n);
-        return;
-    }
-    const elementwise_call narrow = {.operation = NARROW, .type = FLOAT32};
-    control_set(control_with(s->base, s->r.mode, s->r.flush));
-    chunk(&s->r, s->base, &narrow, block, element, n, s->function->wide, NULL, out);
+/* Products with a power of two are exact, but where they underflow or overflow, so that no random words are needed. Returns 0
+ * where one is not; then nothing in `out`, which is no operand, is of use. */
+static int exact_products(const program_state *s, const instruction *v, int64_t n, const void *a, const void *b, void *out) {
+#if defined(__AVX512F__)
+    if (v->opcode != MUL || v->type != FLOAT32 || !by_instruction(&s->r) || reduced(&s->r)) return 0;
+    const instruction *left = s->p->code + v->a, *right = s->p->code + v->b;
+    const uint64_t fraction = (UINT64_C(1) << 52) - 1; /* of a constant's float64: zero where it is a power of two */
+    const int power = (left->opcode == CONSTANT && !((uint64_t)left->extra & fraction)) ||
+                      (right->opcode == CONSTANT && !((uint64_t)right->extra & fraction));
+    return power && directed_exact_mul(n, a, b, out);
+#else
+    (void)s, (void)v, (void)n, (void)a, (void)b, (void)out;
+    return 0;
+#endif
 }
 
 /* `count` elements of a value, from its element `first` on. */
@@ -96,9 +106,10 @@ static void compute(program_state *s, int64_t number, int64_t first, int64_t cou
     const instruction *v = p->code + number;
     const int64_t size = value_size(v);
     const word_block block = block_constants(key_of(p->start, v->draw), 0);
+    const int64_t piece = v->opcode <= NARROW && by_instruction(&s->r) && !reduced(&s->r) ? BLOCK : PIECE;
     control_set(v->opcode <= NARROW ? control_with(s->base, s->r.mode, s->r.flush) : s->base);
-    for (int64_t at = 0; at < count; at += PIECE) {
-        const int64_t n = count - at < PIECE ? count - at : PIECE;
+    for (int64_t at = 0; at < count; at += piece) {
+        const int64_t n = count - at < piece ? count - at : piece;
         const void *given[3] = {NULL, NULL, NULL};
         const int64_t from[3] = {v->a, v->b, v->c};
         for (int i = 0; i < 3 && v->opcode < FETCH; ++i)
@@ -110,10 +121,13 @@ static void compute(program_state *s, int64_t number, int64_t first, int64_t cou
         switch (v->opcode) {
         case ADD: case SUB: case MUL: case DIV: case SQRT: case LEAKY_RELU: case NARROW: {
             const elementwise_call c = {.operation = (int32_t)v->opcode, .type = (int32_t)v->type};
+            if (exact_products(s, v, n, given[0], given[1], out)) break;
             chunk(&s->r, s->base, &c, block, (uint32_t)(first + at), n, given[0], given[1], out);
             break;
         }
-        case FUNCTION: one_function(s, v, block, (uint32_t)(first + at), n, given[0], given[1], (float *)out); break;
+        case FUNCTION:
+            function_of(&s->r, s->base, (int)v->extra, block, (uint32_t)(first + at), n, given[0], given[1], (float *)out, s->function);
+            break;
         case WIDEN:
             for (int64_t i = 0; i < n; ++i) ((double *)out)[i] = ((const float *)given[0])[i];
             break;
@@ -193,7 +207,7 @@ static int64_t buffers(const program_call *p, int64_t *buffer, int64_t *last) {
 }
 
 int FN(program)(const rounding *r, const program_call *p) {
-    int64_t most = p->total < 4 * PIECE ? p->total : 4 * PIECE; /* elements of a block */
+    int64_t most = p->total < BLOCK ? p->total : BLOCK; /* elements of a block */
     int any_sum = 0, width = 4;
     for (int64_t i = 0; i < p->instructions; ++i) {
         any_sum |= p->code[i].opcode == SUM || p->code[i].opcode == SCAN;
@@ -208,32 +222,31 @@ int FN(program)(const rounding *r, const program_call *p) {
     int64_t *numbers = malloc(sizeof(int64_t) * (size_t)(3 * p->instructions));
     if (!numbers) return OUT_OF_MEMORY;
     const int64_t count = buffers(p, numbers, numbers + p->instructions), blocks = (p->total + most - 1) / most;
-    const int64_t room = (most > PIECE ? most : PIECE) * width;
+    const int64_t room = (most / 64 + 2) * 64 * width; /* of a buffer, in whole lines of the cache */
+    const int64_t functions = (sizeof(function_chunk) + 63) / 64 * 64, columns = any_sum ? (p->inner + 16) * VECTOR_BYTES : 0;
     int status = OK;
 #pragma omp parallel num_threads(r->threads) if (p->total * p->instructions >= 32768)
     {
         const control saved = control_get();
         program_state s = {.r = *r, .base = saved, .p = p};
         s.place = malloc(sizeof(char *) * (size_t)p->instructions);
-        s.function = aligned_alloc(64, (sizeof(function_chunk) + 63) / 64 * 64);
         s.block = any_sum ? malloc(sizeof(word_block) * (size_t)(512 + p->inner / 32)) : NULL;
-        s.columns = any_sum ? aligned_alloc(64, (size_t)((p->inner + 16) * VECTOR_BYTES + 63) / 64 * 64) : NULL;
-        char *memory = aligned_alloc(64, (size_t)(count * room + 63) / 64 * 64 + 64);
-        const int failed = !s.place || !s.function || !memory || (any_sum && (!s.block || !s.columns));
+        char *memory = malloc((size_t)(functions + columns + count * room + 64)); /* aligned_alloc takes longer */
+        char *line = (char *)(((uintptr_t)memory + 63) & -(uintptr_t)64);
+        s.function = (function_chunk *)line, s.columns = line + functions;
+        const int failed = !s.place || !memory || (any_sum && !s.block);
         if (failed) {
 #pragma omp atomic write
             status = OUT_OF_MEMORY;
         }
         for (int64_t i = 0; !failed && i < p->instructions; ++i) {
             const instruction *v = p->code + i;
-            if (numbers[i] >= 0) s.place[i] = memory + numbers[i] * room;
+            if (numbers[i] >= 0) s.place[i] = line + functions + columns + numbers[i] * room;
             if (v->opcode != CONSTANT) continue;
             double value;
             memcpy(&value, &v->extra, 8);
             control_set(control_with(saved, NEAREST, 0));
-            for (int64_t j = 0; j < PIECE; ++j)
-                if (v->type == FLOAT32) ((float *)s.place[i])[j] = (float)value;
-                else ((double *)s.place[i])[j] = value;
+            fill(v->type, value, most < BLOCK ? most : BLOCK, s.place[i]);
         }
 #pragma omp for schedule(static)
         for (int64_t b = 0; b < blocks; ++b) {
@@ -250,7 +263,7 @@ int FN(program)(const rounding *r, const program_call *p) {
             }
         }
         control_set(saved);
-        free(s.place), free(s.function), free(s.block), free(s.columns), free(memory);
+        free(s.place), free(s.block), free(memory);
     }
     free(numbers);
     return status;
