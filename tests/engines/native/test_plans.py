@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,12 +16,14 @@ from support.exact_replay import same_bytes
 from support.operator_cases import CASES, Case
 from support.outcomes import assert_alike, outcome
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from morphbits import stages
 from morphbits.choices import MODES
 from morphbits.engines.native import dispatch, random_rounding
 from morphbits.engines.native.kernels import plans
-from morphbits.engines.native.rules import context
+from morphbits.engines.native.rules.arithmetic import Operator
+from morphbits.engines.native.rules.registry import RULES
 
 
 def check(
@@ -133,6 +138,63 @@ def test_other_whole_numbers_are_not_taken_for_those_that_were_recorded(
     assert all(map(same_bytes, *results))
 
 
+def test_networks_on_sixteen_bits_pooling_and_lists_have_plans(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From the third call on no rule runs."""
+    monkeypatch.setattr(plans, "kept", plans.Plans(2**26))
+    x = torch.rand(1, 2, 7, 7, generator=torch.Generator().manual_seed(4))
+    half, rows = x.bfloat16(), [x[0, 0], x[0, 1, :3].clone()]
+    functions: tuple[Callable[[], Any], ...] = (
+        lambda: (half * 1.7 + half.flip(3)).float(),
+        lambda: F.avg_pool2d(x, 2),
+        lambda: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
+        lambda: F.adaptive_avg_pool2d(x, 3),
+        lambda: torch._foreach_mul(rows, 1.5),
+        lambda: torch.lerp(x, x.flip(0), 0.3),
+    )
+    results: list[list[Any]] = []
+    for keeping in (False, True):
+        monkeypatch.setattr(plans, "keeping", keeping)
+        with random_rounding(seed=6):
+            results.append([function() for _ in range(3) for function in functions])
+            if keeping:
+                monkeypatch.setattr(dispatch.RandomRounding, "_by_rule", None)
+                [function() for function in functions]
+    assert all(map(same_bytes, *map(tree_leaves, results)))
+
+
+def test_a_fused_step_is_repeated_with_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    monkeypatch.setattr(plans, "kept", plans.Plans(2**26))
+    for keeping in (False, True):
+        monkeypatch.setattr(plans, "keeping", keeping)
+        weights = [torch.nn.Parameter(torch.linspace(-1, 1, n)) for n in (5, 7)]
+        for weight in weights:
+            weight.grad = weight.detach() ** 2
+        optimizer = torch.optim.AdamW(weights, fused=True, amsgrad=True, weight_decay=0.1)
+        with random_rounding(seed=6) as stats:
+            for _ in range(5):
+                optimizer.step()
+        results.append(([w.detach() for w in weights], stats.operators))
+    assert results[0][1] == results[1][1]
+    assert all(map(same_bytes, results[0][0], results[1][0]))
+
+
+def test_greatest_squares_that_are_not_asked_for_stay() -> None:
+    """torch takes a list of them with amsgrad=False."""
+    results = []
+    for greatest in ([], [torch.full((3,), 7.0)]):
+        given = [[torch.full((3,), n)] for n in (1.0, 2.0, 3.0, 4.0)]
+        options = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.0, "eps": 1e-8}
+        with random_rounding(seed=1):
+            torch._fused_adam_(
+                *given, greatest, [torch.tensor(2.0)], **options, amsgrad=False, maximize=False
+            )
+        results.append([x for (x,) in given])
+    assert all(map(same_bytes, *results)) and (greatest[0] == 7).all()
+
+
 def test_a_weight_that_becomes_infinite_is_not_multiplied_by_zero() -> None:
     image, weight = torch.ones(1, 1, 3), torch.ones(1, 1, 3)
     with random_rounding("nearest"):
@@ -157,16 +219,76 @@ def test_threads_repeat_a_plan_at_the_same_time() -> None:
         assert all(map(same_bytes, some, others))
 
 
-def test_few_plans_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plans, "PLANS", 8)
-    kept = plans.Plans()
-    monkeypatch.setattr(context, "plans_of", lambda how: kept)
+def test_plans_keep_to_their_memory_and_the_oldest_go_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept = plans.Plans(100_000)
+    monkeypatch.setattr(plans, "kept", kept)
     x = torch.rand(3)
-    with random_rounding("nearest"):
-        for value in range(20):
-            for _ in range(3):
-                assert same_bytes(x * (value + 1.5), torch.tensor(x.numpy() * (value + 1.5)))
-            assert 0 < len(kept.known) <= 8
+    for number in range(40):
+        for mode in ("nearest", "nearest, and flushed"):
+            flush = "keep" if mode == "nearest" else "flush"
+            with random_rounding("nearest", subnormals=flush):
+                for _ in range(3):
+                    x.sqrt()  # used again and again
+                    expected = torch.tensor(x.numpy() * (number + 1.5))
+                    assert same_bytes(x * (number + 1.5), expected)
+        sizes = [plan.size for plan in kept.known.values()]
+        assert 0 < sum(sizes) <= 100_000
+    assert len(sizes) < 80
+    names = [str(kind[1]) for kind in kept.known]
+    assert names.count("aten.sqrt.default") == 2  # of both regions
+
+
+def test_the_bytes_of_a_plan_are_not_more_than_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = plans.Plans(2**30)
+    monkeypatch.setattr(plans, "kept", kept)
+    x, y, rows = torch.rand(5), torch.rand(5), torch.rand(4, 5)
+    functions: tuple[Callable[[float], Any], ...] = (
+        lambda n: rows * n,
+        lambda n: F.layer_norm(rows, (5,), x, y, n),
+        lambda n: F.batch_norm(rows, x, y, eps=n),
+        lambda n: F.elu(rows.bfloat16(), n),
+    )
+    with random_rounding():
+        for function in functions:
+            function(0.5), function(0.5)
+            before, counted = len(kept.known), sum(plan.size for plan in kept.known.values())
+            tracemalloc.start()
+            for number in range(50):
+                function(number + 1.5), function(number + 1.5)
+            used, _ = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            assert len(kept.known) >= before + 50
+            counted = sum(plan.size for plan in kept.known.values()) - counted
+            assert counted / 4 <= used <= counted
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x.tolist()[0],
+        lambda x: x.numpy()[0],
+        lambda x: np.asarray(x)[0],
+        lambda x: x[0].item(),
+        lambda x: float(x[0]),
+        lambda x: float(np.from_dlpack(x)[0]),
+    ],
+)
+def test_a_rule_that_reads_numbers_gets_no_plan(
+    read: Callable[[Tensor], float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rule(op: Operator, a: Tensor) -> Tensor:
+        return op.mul(a, float(read(a)))
+
+    monkeypatch.setitem(RULES, "sqrt", replace(RULES["sqrt"], handler=rule))
+    dispatch._known.cache_clear()
+    try:
+        with random_rounding("nearest"):
+            for number in (2.0, 2.0, 3.0, 5.0):
+                assert torch.full((7,), number).sqrt()[0] == number**2
+    finally:
+        dispatch._known.cache_clear()
 
 
 def test_networks_are_repeated_without_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,12 +26,12 @@ from torch.utils._python_dispatch import (
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from morphbits.engines.native import layouts, operands, rules, selftest  # noqa: F401  (fills the table)
+from morphbits.engines.native.kernels import plans
 from morphbits.engines.native.kernels.gpu import NoKernel
-from morphbits.engines.native.kernels.plans import Changed, Recording, refuse
 from morphbits.engines.native.rules.arithmetic import SIXTEEN_BITS, Operator
 from morphbits.engines.native.rules.context import Context
 from morphbits.engines.native.rules.corners import corners
-from morphbits.engines.native.rules.promotion import common, in_one_type
+from morphbits.engines.native.rules.promotion import common, in_one_type, stored
 from morphbits.engines.native.rules.registry import (
     ONE_TYPE,
     PASS,
@@ -144,9 +144,6 @@ class RandomRounding(Context, TorchDispatchMode):
                     result = func(*args, **kwargs)
                     if not _floats(tree_leaves(result)):  # of whole numbers, whole numbers
                         return result
-                if not rule.sixteen_bits and any(map(_is_sixteen, given)):
-                    result = self._in_single(rule, Operator(self, func), args, kwargs)
-                    return self._laid_out(result, func, args, kwargs, given)
                 return self._by_rule(rule, func, args, kwargs)
         if name == "to_mkldnn":
             raise onednn()
@@ -185,36 +182,37 @@ class RandomRounding(Context, TorchDispatchMode):
         self, call: operands.Described, rule: Rule, func: Any, args: Any, kwargs: Any
     ) -> Any:
         """The result of a rule on plain tensors: by the plan of such calls where there is one. The
-        second call of a kind is recorded for it."""
-        plans, kind = self.plans, tuple(call.kind)
-        plan = None if plans is None else plans.known.get(kind)
+        second call of a kind is recorded for it, with the operators that its rule calls."""
+        way = self.way if plans.recording() is None else None
+        kind = way, *call.kind
+        plan = plans.kept.known.get(kind)
         if plan is not None and plan.fits(call.tensors):
             try:
                 return plan.run(self, call.tensors, call.addresses)
-            except Changed:
+            except plans.Changed:
                 pass
         if operator_name(func).endswith("_"):
             refuse_overlap(func, args[0], args, kwargs)
         alike = len(set(call.addresses)) < len(call.addresses)  # an address names no operand
-        if plans is None or alike or not plans.to_record(kind):
+        if way is None or alike or not plans.kept.to_record(kind):
             return self._by_rule(rule, func, args, kwargs)
         first, before = self.position, dict(self.statistics.operators)
-        with Recording(call.tensors, self.next_draw) as recording:
+        with plans.Recording(call.tensors, self.next_draw) as recording:
             result = self._by_rule(rule, func, args, kwargs)
         counts = self.counts_since(before)
         written = _written(func, args)
         writes = [n for n, x in enumerate(call.tensors) if any(x is y for y in written)]
-        plans.enter(kind, *recording.plan(result, writes, self.position - first, counts))
+        plans.kept.enter(kind, recording.plan(result, writes, self.position - first, counts))
         return result
 
     def _by_rule(self, rule: Rule, func: Any, args: Any, kwargs: Any) -> Any:
-        """The result of a rule, as torch lays it out."""
-        result = Operator(self, func).call(rule.handler, args, kwargs)
-        return self._laid_out(result, func, args, kwargs, operands.leaves(args, kwargs))
-
-    def _laid_out(self, result: Any, func: Any, args: Any, kwargs: Any, given: list[Any]) -> Any:
-        """The result with torch's strides; as it is where all operands are in row-major order."""
-        if operator_name(func).endswith("_"):
+        """The result of a rule, with torch's strides."""
+        op, given = Operator(self, func), operands.leaves(args, kwargs)
+        if not rule.sixteen_bits and any(map(_is_sixteen, given)):
+            result = self._in_single(rule, op, args, kwargs)
+        else:
+            result = op.call(rule.handler, args, kwargs)
+        if op.name.endswith("_"):
             return result
         returned = operands.leaves((result,), {})
         if all(map(layouts.in_order, given)) and all(map(layouts.in_order, returned)):
@@ -329,7 +327,6 @@ class RandomRounding(Context, TorchDispatchMode):
             return corners(self, volume, indices, weights, shape)
 
     def apply(self, operator: Any, *args: Any, **kwargs: Any) -> Any:
-        refuse()
         with self:
             return operator(*args, **kwargs)
 
@@ -367,7 +364,7 @@ def _of_one_type(op: Operator, args: Any, kwargs: Any) -> tuple[Any, Any]:
         if isinstance(x, torch.Tensor):
             return x if x.dtype in (dtype, torch.bool) else op.to(x, dtype)
         number = isinstance(x, int | float) and not isinstance(x, bool)
-        return torch.tensor(x, dtype=dtype).item() if number else x  # as a constant: to nearest
+        return stored(x, dtype) if number else x
 
     return tree_map(typed, (args, kwargs))
 

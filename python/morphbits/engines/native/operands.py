@@ -26,6 +26,7 @@ _TRACERS = (
 DEVICES = ("cpu", "cuda")
 
 _FLOATING = frozenset([torch.float32, torch.float64])
+_REAL = _FLOATING | {torch.float16, torch.bfloat16}
 _WHOLE = frozenset([torch.bool, torch.uint8, torch.int16, torch.int32, torch.int64])
 _PLAIN_NUMBERS = frozenset([int, float, bool, type(None), str])
 _keys = torch._C._dispatch_keys
@@ -49,8 +50,8 @@ def leaves(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
 
 class Described:
     """A call of an operator. kind: all on which the steps of its rule depend, except the region's
-    options; tensors: the operands, each once; addresses: theirs; floating: whether one of them is
-    float32 or float64.
+    options; tensors: the operands, each once; addresses: theirs; floating: whether one of them has
+    floating-point numbers.
     """
 
     __slots__ = ("addresses", "floating", "kind", "tensors")
@@ -70,7 +71,7 @@ class Described:
             address, shape = x.data_ptr(), x.shape
             if not address and x.numel():
                 return False
-            if dtype in _FLOATING:
+            if dtype in _REAL:
                 self.floating = True
             elif dtype not in _WHOLE:
                 return False
@@ -81,7 +82,7 @@ class Described:
         kind = type(x)
         if kind is float:
             self.kind += (kind, x, copysign(1, x))
-        elif kind in _PLAIN_NUMBERS or (kind is torch.dtype and x in _FLOATING):
+        elif kind in _PLAIN_NUMBERS or (kind is torch.dtype and x in _REAL):
             self.kind += (kind, x)
         elif kind is list or kind is tuple:
             self.kind += (kind, len(x))
@@ -92,8 +93,8 @@ class Described:
 
 
 def described(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Described | None:
-    """The call, if its tensors are dense and real, in the CPU's memory, of float32, float64, whole
-    numbers or booleans, its other arguments are numbers or types, and torch is not tracing;
+    """The call, if its tensors are dense and real, in the CPU's memory, of floating-point numbers,
+    whole numbers or booleans, its other arguments are numbers or types, and torch is not tracing;
     otherwise None."""
     call = Described(func)
     for x in args:

@@ -251,8 +251,7 @@ def convolution(
         return out
     tap, ends = table(terms.tap, x.device), table(terms.segment_end, x.device)
     channel = table(terms.channel, x.device)
-    now = plans.recording()
-    finite = _is_finite(w) if now is None else now.guard(w, _is_finite)
+    finite = plans.guard(w, _is_finite)
     on_gpu = gpu.takes(rounding, x.device)
     if on_gpu:
         if not finite:
@@ -408,10 +407,7 @@ def on_one_device(*tensors: torch.Tensor) -> list[torch.Tensor]:
 
 def table(values: np.ndarray, device: torch.device) -> torch.Tensor:
     """Numbers that a kernel reads, where it runs."""
-    numbers = torch.from_numpy(values).to(device)
-    if (now := plans.recording()) is not None:
-        now.constant(numbers)
-    return numbers
+    return plans.constant(torch.from_numpy(values).to(device))
 
 
 def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -9,22 +9,24 @@ call that depends on values, or reads tensors that are not its operands, gets no
 
 from __future__ import annotations
 
-import threading
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from operator import itemgetter
+from threading import Lock, local
 from typing import Any, Protocol
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-WAYS = 16  # combinations of a region's options of which plans are kept
-PLANS = 4096  # the most for one combination, about 4 KB each
-CONSTANTS = 2**25  # bytes of tables in all of these
+MEMORY = 2**26  # bytes of all plans that are kept
+OVERHEAD = 5 * 2**10, 2**11  # bytes of a plan, and of each of its steps, without what arrays hold
+KINDS = 2**15  # of calls of which is known that they came, but that have no plan
 CONSTANT = 2**17  # bytes of tables in one plan: kernels with larger ones take longer than a rule
-STEPS = 64  # the most in a plan
+STEPS = 512  # the most in a plan
 
 Step = Callable[[list[Any], list[int], int], None]  # of tensors, their addresses, first draw
 _aten = torch.ops.aten
@@ -45,7 +47,11 @@ _NOTHING = frozenset(  # operators that compute nothing from values
         *(getattr(_aten.result_type, name) for name in _aten.result_type.overloads()),
     ]
 )
-_local = threading.local()
+_READS = frozenset(  # ways to read values that are no operators
+    [torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__dlpack__]
+)
+_local = local()
+_clock = count()
 keeping = True  # False: every call by its rule; for the tests
 
 
@@ -65,10 +71,33 @@ def refuse() -> None:
         now.refused = True
 
 
+def constant(x: torch.Tensor) -> torch.Tensor:
+    """The same tensor, which a rule made, and which depends on the kind of the call only."""
+    if (now := recording()) is not None:
+        now.constant(x)
+    return x
+
+
+def guard(x: torch.Tensor, holds: Callable[[torch.Tensor], bool]) -> bool:
+    """Whether `holds(x)`, on which what a rule does depends."""
+    now = recording()
+    return holds(x) if now is None else now.guard(x, holds)
+
+
+def unperturbed(function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
+    """`function` of these tensors, a new one, which no mode sees: what Python computes from their
+    values. A plan computes it in each call."""
+    now = recording()
+    return function(*tensors) if now is None else now.unperturbed(function, tensors)
+
+
 class Plan:
     """The steps of a call, to be repeated: see `Recording.plan`."""
 
-    __slots__ = ("_counts", "_draws", "_first", "_kind", "_more", "_results", "_steps", "writes")
+    __slots__ = (
+        *("_counts", "_draws", "_first", "_kind", "_more", "_results", "_steps"),
+        *("size", "used", "writes"),
+    )
 
     def __init__(
         self,
@@ -78,24 +107,25 @@ class Plan:
         draws: int,
         counts: Sequence[tuple[str, int]],
         results: Sequence[Any],
-        kind: type | None,
+        kind: Callable[[list[Any]], Any] | None,
         writes: Iterable[int],
+        size: int,
     ) -> None:
         self._first, self._steps = tuple(steps[:guarded]), tuple(steps[guarded:])
         self._more, self._draws, self._counts = list(more), draws, tuple(counts)
         self._results, self._kind, self.writes = tuple(results), kind, tuple(writes)
+        self.size, self.used = size, next(_clock)  # bytes; when it was run last
 
     def fits(self, operands: Sequence[torch.Tensor]) -> bool:
         """Whether what is written shares no memory with other operands."""
-        for n in self.writes:
-            to = operands[n]
-            memory = to.untyped_storage()._cdata
-            if any(x is not to and x.untyped_storage()._cdata == memory for x in operands):
-                return False
-        return True
+        if not self.writes:
+            return True
+        memory = [x.untyped_storage()._cdata for x in operands]
+        return all(memory.count(memory[n]) == 1 for n in self.writes)
 
     def run(self, context: Stream, operands: list[torch.Tensor], addresses: list[int]) -> Any:
         """The result; raises Changed before anything is drawn."""
+        self.used = next(_clock)
         tensors = operands + self._more
         places = addresses + [0] * len(self._more)
         for step in self._first:
@@ -119,46 +149,58 @@ class Stream(Protocol):
 
 
 class Plans:
-    """Plans by the kind of the call; None for a kind that gets no plan.
+    """Plans by the kind of the call; `memory` bounds the bytes of all."""
 
-    One object for each combination of a region's options, which the recorded kernels contain.
-    """
-
-    def __init__(self) -> None:
-        self.known: dict[Any, Plan | None] = {}
-        self._once: set[Any] = set()  # kinds that came once
-        self._bytes = 0  # of constants
+    def __init__(self, memory: int) -> None:
+        self.memory = memory
+        self.known: dict[Any, Plan] = {}
+        self._bytes = 0
+        self._seen: dict[int, bool] = {}  # hashes of other kinds; True: they get no plan
+        self._lock = Lock()
 
     def to_record(self, kind: Any) -> bool:
         """Whether to record a call of this kind, which has no plan: True for the second call. (Not
         for the first: a number that changes in each step of a training makes a new kind.)"""
         if kind in self.known:
             return False
-        if kind in self._once:
-            return True
-        if len(self._once) >= PLANS:
-            self._once.clear()
-        self._once.add(kind)
-        return False
+        number = hash(kind)
+        refused = self._seen.get(number)
+        if refused is None:
+            self._see(number, False)
+        return refused is False
 
-    def enter(self, kind: Any, plan: Plan | None, size: int) -> None:
-        """Keep a plan and `size` bytes of its constants."""
-        self._once.discard(kind)
-        if len(self.known) >= PLANS or self._bytes + size > CONSTANTS:
-            self.known.clear()
-            self._bytes = 0
-        self.known[kind] = plan
-        self._bytes += size
+    def enter(self, kind: Any, plan: Plan | None) -> None:
+        """Keep a plan; where there is no more room, those that were not used for longest go."""
+        with self._lock:
+            if plan is None:
+                return self._see(hash(kind), True)
+            self._seen.pop(hash(kind), None)
+            old = self.known.get(kind)
+            self.known[kind] = plan
+            self._bytes += plan.size - (old.size if old else 0)
+            if self._bytes > self.memory:
+                for one, _ in sorted(self.known.items(), key=lambda item: item[1].used):
+                    if self._bytes <= self.memory // 2:
+                        break
+                    self._bytes -= self.known.pop(one).size
+        return None
+
+    def _see(self, number: int, refused: bool) -> None:
+        if len(self._seen) >= KINDS:
+            self._seen.clear()
+        self._seen[number] = refused
 
 
-_plans: dict[Any, Plans] = {}
+kept = Plans(MEMORY)
 
 
-def plans_of(rounding: Any) -> Plans:
-    """The plans for this combination of a region's options."""
-    if rounding not in _plans and len(_plans) >= WAYS:
-        _plans.clear()
-    return _plans.setdefault(rounding, Plans())
+class _Reads(TorchFunctionMode):
+    """Refuses what reads values without an operator."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _READS:
+            refuse()
+        return func(*args, **(kwargs or {}))
 
 
 class Recording(TorchDispatchMode):
@@ -183,7 +225,9 @@ class Recording(TorchDispatchMode):
         memory = [x.untyped_storage()._cdata for x in operands]
         self._shared = {m for m in memory if memory.count(m) > 1}
         self.refused = False
+        self._size = 0  # bytes that kernels were given, or the plan's steps will hold
         self._outer: Recording | None = None
+        self._reads = _Reads()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -193,9 +237,11 @@ class Recording(TorchDispatchMode):
     def __enter__(self) -> Recording:
         self._outer, _local.recording = recording(), self
         super().__enter__()
+        self._reads.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self._reads.__exit__(*error)
         super().__exit__(*error)
         _local.recording = self._outer
 
@@ -205,13 +251,38 @@ class Recording(TorchDispatchMode):
 
     def kernel(self, step: Step) -> None:
         """Note a call of a kernel."""
-        self._steps.append(step)
+        self._add(step)
         self._drawn = True
+
+    def unperturbed(
+        self, function: Callable[..., torch.Tensor], given: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """See `unperturbed` above."""
+        with _disable_current_modes():
+            result = function(*given)
+        found = [self._tensor(x) for x in given]
+        if None in found:
+            refuse()
+        n = self._enter(result)
+
+        def step(tensors: list[Any], addresses: list[int], start: int) -> None:
+            x = tensors[n] = function(*(tensor(tensors) for tensor in found if tensor))
+            addresses[n] = x.data_ptr()
+
+        self._add(step)
+        return result
+
+    def _add(self, step: Step | int) -> None:
+        self._steps.append(step)
+        if len(self._steps) > STEPS:
+            refuse()
 
     def guard(self, x: torch.Tensor, holds: Callable[[torch.Tensor], bool]) -> bool:
         """Whether `holds(x)`; the plan checks it again in each call and raises Changed if not."""
         with _disable_current_modes():
             found = holds(x)
+        if self._owner(x) in self._constant:
+            return found
         tensor = self._tensor(x)
         begun = self._drawn or any(n < self._operands for n in self._written)
         if tensor is None or not found or begun:
@@ -222,14 +293,17 @@ class Recording(TorchDispatchMode):
             if not holds(tensor(tensors)):
                 raise Changed
 
-        self._steps.append(check)
+        self._add(check)
         self._guarded = len(self._steps)
         return found
 
     def pointers(self, data: array, at: Iterable[int]) -> list[tuple[int, int, int]]:
         """Which of the places `at` in a kernel's arguments hold the address of a tensor that is no
         constant: (place, number of the tensor, bytes from its first element)."""
-        found = []
+        found: list[tuple[int, int, int]] = []
+        if self.refused:
+            return found
+        self._size += 8 * len(data)
         for place in at:
             where = self._place(data[place]) if data[place] else (-1, 0)
             if where is None:
@@ -299,7 +373,7 @@ class Recording(TorchDispatchMode):
         elif func in _NEW:
             n = self._enter(made[0])
             self._allocated[n] = tuple(made[0].shape), made[0].stride(), made[0].dtype
-            self._steps.append(n)
+            self._add(n)
         elif func._schema.is_mutable or any(self._owner(x) is None for x in made):
             self._call(func, args, kwargs, result)
         elif {x.data_ptr() for x in made} - {x.data_ptr() for x in given} and any(
@@ -335,28 +409,32 @@ class Recording(TorchDispatchMode):
                 if n is not None:
                     tensors[n], addresses[n] = x, x.data_ptr()
 
-        self._steps.append(step)
+        self._add(step)
         return None
 
     def plan(
         self, result: Any, writes: Sequence[int], draws: int, counts: Sequence[tuple[str, int]]
-    ) -> tuple[Plan | None, int]:
-        """The plan of what was recorded, if there is one, and bytes that it keeps.
+    ) -> Plan | None:
+        """The plan of what was recorded, if there is one.
 
         writes: the operands that the operator writes to, by its schema.
         """
-        kind = type(result) if isinstance(result, tuple | list) else None
-        leaves = [result] if kind is None else list(result)
-        if self.refused or len(self._steps) > STEPS or self._written & self._constant:
-            return None, 0
+        kind: Callable[[list[Any]], Any] | None = None
+        leaves = [result]
+        if result is None:
+            kind, leaves = _nothing, []
+        elif isinstance(result, tuple | list):
+            kind, leaves = type(result), list(result)
+        if self.refused or self._written & self._constant:
+            return None
         if not all(isinstance(x, torch.Tensor) for x in leaves):
-            return None, 0
+            return None
         for x in leaves:
             n = self._owner(x)
             if n is None or n in self._constant:
-                return None, 0
+                return None
             if n < self._operands and x is not self._known[n]:
-                return None, 0
+                return None
             made = self._known[n]
             alike = x.numel() == made.numel() and x.dtype == made.dtype
             dense = x.is_contiguous() and made.is_contiguous()
@@ -373,11 +451,16 @@ class Recording(TorchDispatchMode):
             _allocation(s, *self._allocated[s]) if isinstance(s, int) else s for s in self._steps
         ]
         written = {*writes, *(n for n in self._written if n < self._operands)}
-        plan = Plan(steps, self._guarded, more, draws, counts, results, kind, written)
+        tables = sum(x.untyped_storage().nbytes() for x in more if x is not None)
+        size = tables + self._size + OVERHEAD[0] + OVERHEAD[1] * len(steps)
+        plan = Plan(steps, self._guarded, more, draws, counts, results, kind, written, size)
         if None in results or (written and not plan.fits(self._known[: self._operands])):
-            return None, 0
-        size = sum(x.untyped_storage().nbytes() for x in more if x is not None)
-        return (plan, size) if size <= CONSTANT else (None, 0)
+            return None
+        return plan if tables <= CONSTANT else None
+
+
+def _nothing(results: list[Any]) -> None:
+    """What an operator returns that has no result."""
 
 
 @dataclass(slots=True)

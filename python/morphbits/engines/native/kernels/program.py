@@ -15,7 +15,7 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any
 from weakref import ref
@@ -45,9 +45,9 @@ _OPCODES = {name: number for number, name in enumerate(OPERATIONS)} | {
 _FUNCTIONS = {name: number for number, name in enumerate(functions.FUNCTIONS)}
 _FIELDS = 9  # of an instruction
 _TYPE, _ROWS, _DRAW, _EXTRA, _OUT = 1, 2, 6, 7, 8  # of these
-_READS = {_OPCODES[name] for name in ("memory", "fetch", "fetch_mask")}
-_ADDRESSES = {*_READS, _OPCODES["store"], _OPCODES["store_mask"]}  # in `extra`
-_DRAWS = {*range(len(OPERATIONS)), *(_OPCODES[name] for name in ("function", "sum", "scan"))}
+_ADDRESSES = {  # in `extra`
+    _OPCODES[name] for name in ("memory", "fetch", "fetch_mask", "store", "store_mask")
+}
 _START = 2  # in the head of a program
 _MAX_DIMS = 8
 LONGEST_ROW = 256 * 256  # that a program sums
@@ -259,7 +259,6 @@ class Recorder:
         self._start = start
         self._program: Program | None = None
         self._first = 0  # draw of the program
-        self.traces: list[Trace] | None = None  # of the programs that were computed, if wanted
 
     def _joined(self, rounding: Rounding, draw: int, shape: Shape, axes: int = 0) -> Program:
         """The program of an operation; axes: of a row, if it reads whole rows."""
@@ -267,9 +266,8 @@ class Recorder:
         fits = program is not None and program.fits(shape) and program.mode == how(rounding)
         if program is None or not fits or (axes and program.by_rows and axes != program.axes):
             self.run()
-            program = Program(rounding, self._start + draw, shape)
-            program.traces = self.traces
-            self._program, self._first = program, draw
+            program = self._program = Program(rounding, self._start + draw, shape)
+            self._first = draw
         if axes:
             program.by_rows, program.axes = True, axes
         return program
@@ -341,7 +339,6 @@ class Program:
         self._kept: list[tuple[torch.Tensor, int | None]] = []  # operands, and their versions
         self._fetched: list[tuple[int, torch.Tensor]] = []
         self.done = False
-        self.traces: list[Trace] | None = None
 
     def fits(self, shape: Shape) -> bool:
         """Whether an operation of this shape can join; one of rows makes this a program of rows,
@@ -465,7 +462,6 @@ class Program:
             return
         self.done = True
         code = self._code
-        made: list[tuple[int, torch.Tensor]] = []
         for x, version in self._kept:
             if version is not None and x._version != version:
                 raise RuntimeError("an operand was changed between its use and the computation")
@@ -481,10 +477,8 @@ class Program:
             if in_place or living.dtype == torch.bool:  # after all that reads what was there
                 store = "store" if in_place else "store_mask"
                 width, rows = code[at + _TYPE : at + _ROWS + 1]
-                made.append((len(code) + _EXTRA, out))
                 code += (_OPCODES[store], width, rows, index, -1, -1, 0, out.data_ptr(), 0)
             else:
-                made.append((at + _OUT, out))
                 code[at + _OUT] = out.data_ptr()
         total = prod(self.shape)
         dims, strides = [total], []
@@ -495,93 +489,8 @@ class Program:
         inner = prod(self.shape[-self.axes :]) if self.by_rows else 0
         head = [len(code) // _FIELDS, total, 0, inner, len(dims), *library.padded(dims), 0, 0]
         tables = array("q", head), array("q", code), array("q", strides)
-        if self.traces is not None:
-            kept = [x for x, _ in self._kept]
-            self.traces.append(Trace(self.mode, tables, kept, made, self.start))
         _call(self.mode, self.start, *tables)
         self._code, self._kept, self._values = [], [], {}
-
-
-@dataclass
-class Trace:
-    """A program that was computed: how its operations are rounded, what C was given, and the
-    tensors that pointers in it lead to."""
-
-    mode: bytes
-    tables: tuple[array, array, array]
-    operands: list[torch.Tensor]
-    made: list[tuple[int, torch.Tensor]]  # results, and where in the code their pointers stand
-    start: int
-
-
-class Template:
-    """A program that is computed again on other operands of the same shapes, strides and types.
-
-    Of the operands of a formula, whose results are those of this one program.
-    """
-
-    def __init__(self, trace: Trace, operands: Sequence[Any], results: Sequence[Any]) -> None:
-        self._mode, (self._head, self._code, self._strides) = trace.mode, trace.tables
-        self._operands = [n for n, x in enumerate(operands) if isinstance(x, torch.Tensor)]
-        tensors = [operands[n] for n in self._operands]
-        self._reads: list[tuple[int, int, int]] = []  # place in the code, operand, bytes from it
-        read = iter(trace.operands)  # in the order of the code; two can begin at one place
-        for at, opcode in enumerate(self._code[::_FIELDS]):
-            if opcode in _READS:
-                place = _FIELDS * at + _EXTRA
-                self._reads.append((place, *_origin(next(read), tensors)))
-        places = {id(x): place for place, x in trace.made}
-        if len(places) != len(results) or not all(id(x) in places for x in results):
-            raise _NoTemplateError
-        self._made = [(places[id(x)], x.shape, x.dtype) for x in results]
-
-    def run(self, start: int, operands: Sequence[Any], into: torch.Tensor | None) -> list[Any]:
-        """The results, drawn from the number `start` of the random stream on."""
-        code = self._code[:]
-        pointers = [operands[n].data_ptr() for n in self._operands]
-        for place, operand, offset in self._reads:
-            code[place] = pointers[operand] + offset
-        results = []
-        for place, shape, dtype in self._made:
-            out = torch.empty(shape, dtype=dtype) if into is None else into
-            code[place] = out.data_ptr()
-            results.append(out)
-        _call(self._mode, start, self._head[:], code, self._strides)
-        return results
-
-
-class _NoTemplateError(Exception):
-    pass
-
-
-def template(
-    traces: Sequence[Trace], draws: int, operands: Sequence[Any], results: Sequence[Any]
-) -> Template | None:
-    """That of a formula of `draws` operations in the random stream, if it was one program of its
-    operands and nothing else."""
-    if len(traces) != 1:
-        return None
-    code = traces[0].tables[1]
-    opcodes, first, last = (code[n::_FIELDS] for n in (0, _DRAW, _EXTRA))
-    drawn = {a for op, a in zip(opcodes, first, strict=True) if op in _DRAWS}
-    drawn |= {b for op, b in zip(opcodes, last, strict=True) if op == _OPCODES["sum"]}
-    if drawn != set(range(draws)):
-        return None
-    try:
-        return Template(traces[0], operands, results)
-    except _NoTemplateError:
-        return None
-
-
-def _origin(source: torch.Tensor, tensors: Sequence[torch.Tensor]) -> tuple[int, int]:
-    """In which operand, and how many bytes from its beginning, a tensor of the program lies."""
-    same = [n for n, x in enumerate(tensors) if x is source]
-    if not same:
-        memory = source.untyped_storage().data_ptr()
-        same = [n for n, x in enumerate(tensors) if x.untyped_storage().data_ptr() == memory]
-        if len(same) != 1:
-            raise _NoTemplateError
-    return same[0], source.data_ptr() - tensors[same[0]].data_ptr()
 
 
 def _call(mode: bytes, start: int, head: array, code: array, strides: array) -> None:
@@ -623,14 +532,10 @@ def _function() -> Callable[[bytes, int], int]:
 def how(rounding: Rounding) -> bytes:
     """A rounding as C reads it, without its key."""
     format = rounding.format
-    known = rounding.mode, rounding.flush, rounding.threads, rounding.variant, id(format)
-    variant = rounding.chosen_variant
-    if (*known, variant) not in _packed or format is not FLOAT32:
-        fields = MODES.index(rounding.mode), rounding.flush, rounding.threads
-        number = VARIANTS.index(variant)
-        packed = struct.pack("iiiiQii", *fields, number, 0, format.bits, format.emin)
-        _packed[(*known, variant)] = packed
-    return _packed[(*known, variant)]
+    fields = MODES.index(rounding.mode), rounding.flush, rounding.threads
+    return _packed(*fields, VARIANTS.index(rounding.chosen_variant), format.bits, format.emin)
 
 
-_packed: dict[Any, bytes] = {}
+@lru_cache
+def _packed(mode: int, flush: bool, threads: int, variant: int, bits: int, emin: int) -> bytes:
+    return struct.pack("iiiiQii", mode, flush, threads, variant, 0, bits, emin)

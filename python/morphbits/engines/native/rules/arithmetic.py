@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
-from math import copysign, prod
+from math import prod
 from typing import Any
 
 import torch
@@ -24,15 +24,13 @@ from morphbits.engines.native.kernels.program import LONGEST_ROW, Recorder, Valu
 from morphbits.engines.native.orders import probe_sums
 from morphbits.engines.native.orders.probe_sums import FoundSum
 from morphbits.engines.native.rules.context import Context
-from morphbits.engines.native.rules.registry import apart, check, operator_name
+from morphbits.engines.native.rules.registry import check, operator_name
 from morphbits.errors import UserError
 
-TEMPLATES = 4096  # of formulas that are kept
 CHAIN = 256  # terms of a chain of a sum: see `Operator.sum`
 SIDE_BY_SIDE = 16  # rows of several axes that are summed in place: as many as a vector has lanes
 SIXTEEN_BITS = (torch.float16, torch.bfloat16)
 Operand = torch.Tensor | float | int
-_templates: dict[Any, Any] = {}  # of formulas, and what they count: see `Operator.formula`
 
 
 class Operator:
@@ -77,84 +75,11 @@ class Operator:
     def formula(
         self, formula: Callable[..., Any], *operands: Any, into: Any = None, **options: Any
     ) -> Any:
-        """`formula(self, *operands, **options)`, computed; `into`: in the place of this tensor.
-
-        A formula is a pure function of its operands, in the methods of this class and what a
-        `Value` can do. It is recorded once for each kind of operands, and then computed again.
-        """
-        context = self.context
-        key = self._kind(formula, operands, into, options)
-        known = _templates.get(key) if key is not None else None
-        if known is not None:
-            made, draws, counts, single = known
-            start = context.next_draw
-            context.advance(draws, counts)
-            results = made.run(start, operands, into)
-            return results[0] if single else tuple(results)
-        outer, recorder = self.recorder, Recorder(context.start)
-        outer.run()
-        recorder.traces, self.recorder = [], recorder
-        first, before = context.position, dict(context.statistics.operators)
-        try:
-            result = formula(self, *operands, **options)
-            if into is not None:
-                into.copy_(self.to(result, into.dtype))
-                result = into
-            recorder.run()
-        finally:
-            self.recorder = outer
-        single = not isinstance(result, tuple)
-        results = list(map(computed, (result,) if single else result))
-        if key is not None:
-            draws = context.position - first
-            counts = context.counts_since(before)
-            made = program.template(recorder.traces or [], draws, operands, results)
-            if made is not None:
-                if len(_templates) >= TEMPLATES:
-                    _templates.clear()
-                _templates[key] = made, draws, counts, single
-        return results[0] if single else tuple(results)
-
-    def depends_on_values(self) -> None:
-        """Call this where a formula or rule depends on values of its operands: it is not kept."""
-        self.recorder.traces = None
-        plans.refuse()
-
-    def _kind(self, formula: Any, operands: Sequence[Any], into: Any, options: Any) -> Any:
-        """What the recorded form of a formula depends on; None if it is not to be kept."""
-        context = self.context
-        if not program.takes(context.unkeyed):
-            return None
-        if context.accumulation == "probe":
-            return None
-        how = program.how(context.unkeyed)
-        kinds: list[Any] = [formula, *options, self.name, context.selected, how]
-        for n, x in enumerate((*operands, *options.values())):
-            if isinstance(x, torch.Tensor):
-                if not x.is_cpu or n >= len(operands):
-                    return None
-                same = next(m for m, y in enumerate(operands) if y is x)
-                kinds += (n if same == n else same, x.shape, x.stride(), x.dtype)
-            elif isinstance(x, float):
-                if x != x:
-                    return None
-                kinds += (float, x, copysign(1, x))
-            elif isinstance(x, Value):
-                return None
-            else:
-                kinds += (type(x), x)
+        """`formula(self, *operands, **options)`, computed; `into`: in the place of this tensor."""
+        result = formula(self, *operands, **options)
         if into is not None:
-            if not into.is_contiguous() or any(
-                isinstance(x, torch.Tensor) and x is not into and not apart(into, x)
-                for x in operands
-            ):
-                return None
-            kinds += (
-                into.shape,
-                into.dtype,
-                next((n for n, x in enumerate(operands) if x is into), -1),
-            )
-        return tuple(kinds)
+            return into.copy_(self.to(result, into.dtype))
+        return tuple(map(computed, result)) if isinstance(result, tuple) else computed(result)
 
     # ---- one operation an element
 
@@ -249,7 +174,7 @@ class Operator:
         if x.dtype.itemsize <= 2:
             return x.to(dtype)
         wide = x.to(torch.float64)
-        if x.dtype in (torch.int64, torch.uint64) and not torch.equal(wide.to(x.dtype), x):
+        if x.dtype in (torch.int64, torch.uint64) and not plans.guard(x, _exact_as_float64):
             raise UserError(
                 f"the native engine has no rule for integers beyond 2^53 ({self.name}); "
                 "use smaller ones"
@@ -398,6 +323,10 @@ class Operator:
         """See `sums.scatter_add`."""
         rounding = self.rounding(source.numel())
         return sums.scatter_add(rounding, computed(to), index, computed(source), in_place)
+
+
+def _exact_as_float64(x: torch.Tensor) -> bool:
+    return torch.equal(x.to(torch.float64).to(x.dtype), x)
 
 
 def broadcast(*operands: Any) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import torch
@@ -19,7 +20,6 @@ from morphbits.engines.native import selftest
 from morphbits.engines.native.kernels import plans, program
 from morphbits.engines.native.kernels import precision as formats
 from morphbits.engines.native.kernels.library import Rounding, Terms, elementwise, mix64, rounded
-from morphbits.engines.native.kernels.plans import Plans, plans_of
 from morphbits.engines.native.orders import accumulation as orders
 from morphbits.engines.native.scope import Scope
 from morphbits.errors import UserError
@@ -43,6 +43,8 @@ class Statistics:
 
 
 _alone: list[bool] = []
+_ways: dict[Any, int] = {}  # combinations of regions' options
+_numbers = count()  # of these
 
 
 def _in_child() -> None:
@@ -72,7 +74,7 @@ class Context(ABC):
         self.mode, self.accumulation, self.flush = mode, accumulation, flush
         self.restart(seed, 0)
         self._unkeyed: dict[bool, Rounding] = {}  # by whether the stage that runs is selected
-        self._plans: dict[bool, Plans | None] = {}
+        self._way: dict[bool, int | None] = {}
         self.threads = 1 if _alone else threads or torch.get_num_threads()
         self.onednn = torch._C._get_mkldnn_enabled()  # outside; inside, it is switched off
         self._precision, self.selection = precision, stages.ALL
@@ -145,16 +147,16 @@ class Context(ABC):
         return self._unkeyed[selected]
 
     @property
-    def plans(self) -> Plans | None:
-        """The plans for the options in force at the next operation; None if none are kept."""
+    def way(self) -> int | None:
+        """Stands for the options in force at the next operation; None if no plans are kept."""
         selected = self.selected
-        if selected not in self._plans:
+        if selected not in self._way:
             variant = self.unkeyed.chosen_variant
             how = self.mode, self.flush, self.threads, variant, self._precision, selected
             settings = self.accumulation, self.onednn, program.recording
-            kept = plans.keeping and self.accumulation != "probe"
-            self._plans[selected] = plans_of((*how, *settings)) if kept else None
-        return self._plans[selected]
+            kept, options = plans.keeping and self.accumulation != "probe", (*how, *settings)
+            self._way[selected] = _ways.setdefault(options, next(_numbers)) if kept else None
+        return self._way[selected]
 
     def key(self) -> int:
         """Stands for the random bits of the operator that comes next."""

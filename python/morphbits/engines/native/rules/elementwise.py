@@ -12,7 +12,7 @@ from morphbits.engines.native.kernels import functions
 from morphbits.engines.native.kernels.functions import FUNCTIONS
 from morphbits.engines.native.kernels.library import Rounding, elementwise
 from morphbits.engines.native.rules.arithmetic import SIXTEEN_BITS, Operator, broadcast, type_of
-from morphbits.engines.native.rules.promotion import common
+from morphbits.engines.native.rules.promotion import common, stored
 from morphbits.engines.native.rules.registry import refuse_as_torch, refused, rule
 from morphbits.errors import UserError
 
@@ -171,16 +171,14 @@ def lerp(op: Operator, a: torch.Tensor, b: torch.Tensor, weight: Any) -> torch.T
     """Between `a` (weight 0) and `b` (1), as torch does."""
     number, weight = weight, torch.as_tensor(weight, dtype=a.dtype)
     distance = op.sub(b, a)
-    near = weight.abs() < 0.5
     if weight.dim() == 0:
-        if number is weight:
-            op.depends_on_values()
-        if near:
+        given = isinstance(number, torch.Tensor)
+        if abs(float(weight) if given else stored(number, a.dtype)) < 0.5:
             return op.add(a, op.mul(number, distance))
         return op.sub(b, op.mul(distance, op.sub(1, weight)))
     from_a = op.add(a, op.mul(weight, distance))
     from_b = op.sub(b, op.mul(distance, op.sub(1, weight)))
-    return torch.where(near, from_a, from_b)
+    return torch.where(weight.abs() < 0.5, from_a, from_b)
 
 
 rule("lerp lerp_", "|weight| < ½: a + weight·(b − a), else b − (b − a)·(1 − weight)")(

@@ -234,11 +234,14 @@ def _batch_norm(
     alpha = rstd if weight is None else op.mul(rstd, weight)
     beta = op.mul(mean, alpha)
     beta = -beta if bias is None else op.sub(bias, beta)  # 0 − beta in torch: exact
-    out = computed(op.add(op.mul(x, alpha), beta)).view(given.shape)
+    out = op.add(op.mul(x, alpha), beta)
+    del alpha, beta  # what has no name any more is not stored
     if training:
+        out = computed(out).view(given.shape)
         return out, computed(mean).squeeze(1), computed(rstd).squeeze(1)
-    nothing = torch.empty(0, dtype=x.dtype)
-    return out, nothing, nothing.clone()
+    del rstd
+    out = computed(out).view(given.shape)
+    return out, torch.empty(0, dtype=x.dtype), torch.empty(0, dtype=x.dtype)
 
 
 _BATCH = "mean and variance by sums in float64, as torch; x·(rstd·γ) + (β − mean·rstd·γ)"

@@ -9,10 +9,12 @@ divided out first.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
+from morphbits.engines.native.kernels.plans import unperturbed
 from morphbits.engines.native.rules.arithmetic import Operator
 from morphbits.engines.native.rules.elementwise import lerp
 from morphbits.engines.native.rules.registry import refused, rule
@@ -141,21 +143,26 @@ def _fused_adam(
     rate, decoupled = float(lr), op.name == "_fused_adamw_"
     for i, (p, gradient) in enumerate(zip(params, gradients, strict=True)):
         op.check(p, gradient)
-        step = float(steps[i])
         decay = 0 if decoupled else weight_decay
         g = _gradient(op, p, gradient, grad_scale, maximize, decay)
         if weight_decay and decoupled:
             p.copy_(op.mul(p, 1 - rate * weight_decay))
-        # as tensors: as Python numbers, which change in each step, they would make a new formula
-        root, size = (
-            torch.tensor(x, dtype=p.dtype)
-            for x in ((1 - beta2**step) ** 0.5, -rate / (1 - beta1**step))
-        )
+        sizes = partial(_adams_sizes, rate=rate, beta1=beta1, beta2=beta2, dtype=p.dtype)
+        root, size = unperturbed(sizes, steps[i])
         greatest_i = greatest[i] if amsgrad else None
         given = p, g, averages[i], squares[i], greatest_i, root, size, beta1, beta2, eps
-        changed = [averages[i], squares[i], p, *greatest[i : i + 1]]
+        changed = [averages[i], squares[i], p, *(greatest[i : i + 1] if amsgrad else [])]
         for to, result in zip(changed, op.formula(_adam, *given), strict=True):
             to.copy_(result)
+
+
+def _adams_sizes(
+    step: torch.Tensor, rate: float, beta1: float, beta2: float, dtype: torch.dtype
+) -> torch.Tensor:
+    """The root of the squares' correction, and the step's size with that of the averages."""
+    number = float(step)
+    sizes = (1 - beta2**number) ** 0.5, -rate / (1 - beta1**number)
+    return torch.tensor(sizes, dtype=dtype)
 
 
 def _adam(

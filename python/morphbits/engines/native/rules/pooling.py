@@ -8,7 +8,9 @@ from math import prod
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
+from morphbits.engines.native.kernels.plans import constant
 from morphbits.engines.native.kernels.program import computed
 from morphbits.engines.native.rules.arithmetic import SIDE_BY_SIDE, Operator
 from morphbits.engines.native.rules.registry import refused, rule
@@ -81,26 +83,27 @@ class _Windows:
         divisor: int | None,
     ) -> None:
         axes = []
-        for n, o, k, s, p in zip(size, out, kernel, stride, padding, strict=True):
-            start = torch.arange(o) * s - p
-            end = torch.clamp(start + k, max=n + p)
-            whole = end - start
-            axes.append((start.clamp(min=0), end.clamp(max=n), whole))
-        self.axes, self.size, self.out, self.kernel = axes, list(size), list(out), kernel
-        self.stride = stride
-        self.whole = not any(padding) and all(
-            int(end[-1] - begin[-1]) == k for (begin, end, _), k in zip(axes, kernel, strict=True)
-        )
-        inside, area = torch.ones((), dtype=torch.long), torch.ones((), dtype=torch.long)
-        for begin, end, whole in axes:
-            inside = inside[..., None] * (end - begin)
-            area = area[..., None] * whole
-        self.count = inside
-        factor = area if include_pad else inside
-        self.divisor = factor if divisor is None else torch.full_like(factor, divisor)
+        with _disable_current_modes():
+            for n, o, k, s, p in zip(size, out, kernel, stride, padding, strict=True):
+                start = torch.arange(o) * s - p
+                end = torch.clamp(start + k, max=n + p)
+                axes.append((start.clamp(min=0), end.clamp(max=n), end - start))
+            self.axes, self.size, self.out, self.kernel = axes, list(size), list(out), kernel
+            self.stride = stride
+            self.whole = not any(padding) and all(
+                int(end[-1] - begin[-1]) == k
+                for (begin, end, _), k in zip(axes, kernel, strict=True)
+            )
+            factor = torch.ones((), dtype=torch.long)
+            for begin, end, length in axes:
+                factor = factor[..., None] * (length if include_pad else end - begin)
+            factor = factor if divisor is None else torch.full_like(factor, divisor)
+            divisors = factor.reshape(-1)
+        self.divisor = constant(divisors)
 
     def places(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(taps, out voxels): index of each tap in the plane and whether it is in the window."""
+        """(taps, out voxels): index of each tap in the plane and whether it is in the window; to
+        be called where no mode sees it."""
         index, valid = [], []
         for tap in product(*(range(k) for k in self.kernel)):
             at, ok = torch.zeros((), dtype=torch.long), torch.ones((), dtype=torch.bool)
@@ -122,18 +125,20 @@ class _Windows:
                 parts = parts.unfold(axis + 1, k, s)  # planes, out voxels, taps
             taps = parts.movedim(tuple(range(dims + 1, 2 * dims + 1)), tuple(range(dims)))
             return op.chain("add", taps.reshape(prod(self.kernel), len(planes), prod(self.out)))
-        index, valid = self.places()
-        values = planes[:, index]  # planes, taps, voxels
-        values = torch.where(valid, values, torch.zeros((), dtype=x.dtype))
-        inside = int((valid.sum(0) - 1).clamp(min=0).sum()) * values.shape[0]
+        with _disable_current_modes():
+            index, valid = self.places()
+            inside = int((valid.sum(0) - 1).clamp(min=0).sum()) * len(planes)
+        values = planes[:, constant(index)]  # planes, taps, voxels
+        values = torch.where(constant(valid), values, torch.zeros((), dtype=x.dtype))
         return op.chain("add", values.movedim(1, 0), operations=inside)
 
     def spread(self, op: Operator, share: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
         """What `sums` gathered from gets the share (planes, out voxels) of each window."""
-        index, valid = self.places()
-        where = valid.t().reshape(-1)  # voxel by voxel, its taps in order
-        source = share[:, :, None].expand(-1, -1, index.shape[0]).flatten(1)
-        return _scattered(op, index.t().reshape(-1)[where], source[:, where], shape)
+        with _disable_current_modes():
+            index, valid = (x.t().reshape(-1) for x in self.places())
+            inside = valid.nonzero()[:, 0]  # voxel by voxel, its taps in order
+            to, source = index[inside], inside // (len(index) // share.shape[1])
+        return _scattered(op, constant(to), share[:, constant(source)], shape)
 
 
 def _windows(
@@ -169,7 +174,7 @@ def _avg_pool(op: Operator, x: torch.Tensor, *settings: Any, **options: Any) -> 
     out_shape = op.func(x.to("meta"), *settings, **options).shape
     windows = _windows(x, out_shape[-dims:], dims, *settings, **options)
     total = windows.sums(op, x)
-    return op.div(total, windows.divisor.reshape(-1)).view(out_shape)
+    return op.div(total, windows.divisor).view(out_shape)
 
 
 @rule(
@@ -187,7 +192,7 @@ def _avg_pool_backward(
     op.check(gradient, x)
     dims = int(op.name[8])
     windows = _windows(x, gradient.shape[-dims:], dims, *settings, **options)
-    share = op.div(_planes(gradient, dims), windows.divisor.reshape(-1))
+    share = op.div(_planes(gradient, dims), windows.divisor)
     return windows.spread(op, share, x.shape)
 
 
@@ -219,18 +224,19 @@ class _Adaptive(_Windows):
 
     def __init__(self, size: Sequence[int], out: Sequence[int]) -> None:
         self.size, self.out, self.axes, self.kernel = list(size), list(out), [], []
-        for n, o in zip(size, out, strict=True):
-            i = torch.arange(o)
-            begin, end = i * n // o, -(-(i + 1) * n // o)
-            self.axes.append((begin, end, end - begin))
-            self.kernel.append(int((end - begin).max()))
+        with _disable_current_modes():
+            for n, o in zip(size, out, strict=True):
+                i = torch.arange(o)
+                begin, end = i * n // o, -(-(i + 1) * n // o)
+                self.axes.append((begin, end, end - begin))
+                self.kernel.append(int((end - begin).max()))
 
     def share(self, op: Operator, x: torch.Tensor) -> torch.Tensor:
         """(planes, voxels) divided by the windows' lengths, axis by axis, as torch does."""
         x = x.view(x.shape[0], *self.out)
         for d, (_, _, length) in enumerate(self.axes):
             shape = [-1 if e == d + 1 else 1 for e in range(x.dim())]
-            x = op.div(x, length.view(shape))
+            x = op.div(x, constant(length).view(shape))
         return x.flatten(1)
 
 

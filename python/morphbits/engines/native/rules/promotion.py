@@ -8,6 +8,7 @@ from functools import reduce
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
 from morphbits.engines.native.rules.arithmetic import Operator
@@ -65,6 +66,12 @@ def _in_place(op: Operator, args: Any, kwargs: Any) -> Any:
     if result.shape != to.shape or not torch.can_cast(result.dtype, to.dtype):
         refused(op.func, *args, **kwargs)
     return to.copy_(op.to(result, to.dtype))
+
+
+def stored(x: float, dtype: torch.dtype) -> float:
+    """A number as a constant of type `dtype`: to nearest."""
+    with _disable_current_modes():  # of a recording, which takes it for a value of a tensor
+        return torch.tensor(x, dtype=dtype).item()
 
 
 def common(tensors: list[torch.Tensor], numbers: Sequence[float] = ()) -> torch.dtype:
