@@ -13,7 +13,7 @@ def test_the_modes_of_the_command_line_are_the_kernels() -> None:
 
 
 def test_names_are_the_constants_in_their_order() -> None:
-    assert names("variant") == ("portable", "avx2", "avx512", "variants")
+    assert names("variant") == ("portable", "avx2", "avx512", "avx512_ifma", "variants")
     assert names("function")[:3] == ("exp", "exp2", "expm1")  # over several lines
     assert names("function")[-3:] == ("to_float16", "to_bfloat16", "functions")
 

@@ -4,6 +4,8 @@ do not depend on each other, and the ends of float32's range."""
 from __future__ import annotations
 
 import math
+from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,6 +105,36 @@ def test_a_negative_zero_left_by_an_underflow_keeps_its_sign_at_a_negative_zero(
         r = Rounding("nearness", variant=variant)
         out = library.convolution(r, x, w, None, *geometry, terms("sequential", 1, 2))
         assert not out.any() and torch.signbit(out).all(), variant
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**-62, 2.0**-75, 2.0**-140, 2.0**63])
+def test_products_of_extreme_numbers_are_alike_in_every_variant(scale: float) -> None:
+    """From sums that underflow to such that overflow; zeros of both signs, infinities, NaN."""
+    generator = torch.Generator().manual_seed(7)
+    left, right = (torch.randn(1, n, 40, generator=generator) * scale for n in (19, 48))
+    left[0, 3] *= 0
+    special = left.clone()
+    special[0, 5, 7], special[0, 6, 8] = torch.inf, torch.nan
+    ends = sums.segments(40, 33)
+    for rows, flush in product((left, special), (False, True)):
+        naive, *others = (
+            sums.matrix_product(
+                Rounding("nearness", flush, threads, key=6, variant=v),
+                rows,
+                right.transpose(1, 2),
+                ends,
+            )
+            for v, threads in (("naive", 1), *product(available_variants(), (1, 2)))
+        )
+        assert all(same_bytes(other, naive) for other in others), flush
+
+
+def test_ifma_is_there_where_the_processor_has_it() -> None:
+    flags = Path("/proc/cpuinfo")
+    if not flags.exists():
+        pytest.skip("no list of the processor's instructions here")
+    has = "avx512ifma" in flags.read_text().split()
+    assert ("avx512_ifma" in available_variants()) == (has and "avx512" in available_variants())
 
 
 def test_a_long_dot_product_has_no_bias_and_the_spread_of_independent_draws() -> None:

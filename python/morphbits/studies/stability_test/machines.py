@@ -296,4 +296,5 @@ def in_markdown(kernels: Table, experiment: str, settings: ExperimentConfig) -> 
     return "\n".join(lines) + "\n"
 
 
-assert {row[1] for row in INSTRUCTIONS} == set(VARIANTS)
+# avx512_ifma: avx512, but for mode nearness
+assert {row[1] for row in INSTRUCTIONS} == set(VARIANTS) - {"avx512_ifma"}

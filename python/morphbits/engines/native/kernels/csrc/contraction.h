@@ -9,7 +9,7 @@
 
 
 /* The ways to do an operation, as constants of each instance. */
-enum { S(IEEE), S(TWO_WAYS), S(TWO_WAYS_CAREFUL), S(BY_DISTANCE), S(BY_DISTANCE_CAREFUL) };
+enum { S(IEEE), S(TWO_WAYS), S(TWO_WAYS_CAREFUL), S(BY_DISTANCE), S(BY_DISTANCE_CAREFUL), S(BY_DISTANCE_IFMA) };
 
 /* The sum of two chains. Where nothing can underflow the sign of a zero is set at the end. */
 static inline __attribute__((always_inline)) V S(add_chains)(V a, V b, S(direction) d, const int careful) {
@@ -27,9 +27,10 @@ static inline __attribute__((always_inline)) void S(contract_tile)(const roundin
                                                                    const void *left, const void *right, int64_t row, int64_t column,
                                                                    uint32_t first, int64_t from, int64_t to,
                                                                    S(open_sum) * open, int64_t segment) {
-    const int nearness = way == S(BY_DISTANCE) || way == S(BY_DISTANCE_CAREFUL);
+    const int nearness = way >= S(BY_DISTANCE), ifma = way == S(BY_DISTANCE_IFMA);
     W lane, word[MAX_TILE] = {{0}}, sum_word[MAX_TILE] = {{0}}; /* of 32 products, of 32 additions of chains */
     S(directions) directions[MAX_TILE];
+    S(draws) draws[MAX_TILE];
     V chain[MAX_TILE];
     S(total) wide[MAX_TILE];
     const char *row_at[MAX_TILE];
@@ -50,6 +51,8 @@ static inline __attribute__((always_inline)) void S(contract_tile)(const roundin
                 S(words_for)(r->mode, block, k, ELEMENT(0), (uint32_t)c->row_step, tile, word);
                 if (way == S(TWO_WAYS) || way == S(TWO_WAYS_CAREFUL))
                     for (int i = 0; i < tile; ++i) directions[i] = S(directions_of)(word[i]);
+                if (nearness)
+                    for (int i = 0; i < tile; ++i) draws[i] = S(draws_of)(word[i]);
             }
 #define TERM(k, direction)                                                                                               \
     {                                                                                                                    \
@@ -67,8 +70,8 @@ static inline __attribute__((always_inline)) void S(contract_tile)(const roundin
                     const int64_t offset = c->depth_offset[k++];
                     for (int i = 0; i < tile; ++i) {
                         const double a = ((const double *)row_at[i])[offset];
-                        wide[i] = S(fma_stochastic)(a, w, wide[i], word[i], way == S(BY_DISTANCE_CAREFUL));
-                        word[i] *= STEP;
+                        wide[i] = S(fma_stochastic)(a, w, wide[i], draws + i, way == S(BY_DISTANCE_CAREFUL), ifma);
+                        S(next_draws)(draws + i, ifma);
                     }
                     continue;
                 }
@@ -159,6 +162,7 @@ ROWS(rows_two_ways, S(TWO_WAYS))
 ROWS(rows_careful, S(TWO_WAYS_CAREFUL))
 ROWS(rows_by_distance, S(BY_DISTANCE))
 ROWS(rows_by_distance_careful, S(BY_DISTANCE_CAREFUL))
+ROWS(rows_by_ifma, S(BY_DISTANCE_IFMA))
 #undef ROWS
 
 /* `count` numbers from each of `lanes` places on, side by side; LANES may be read. */
@@ -269,6 +273,8 @@ static int S(contract_all)(const rounding *r, const contraction_call *c, const c
             if (rows) S(pack_panel)(r, c, rows, batch, at * LANES, panel_at, NULL, NULL);
             if (r->mode == NEAREST || r->mode == TOWARD_ZERO)
                 S(rows_ieee)(r, c, block, left, panel_at, row, row_end, at * LANES, batch, open);
+            else if (r->mode == NEARNESS && safe && BY_IFMA(r))
+                S(rows_by_ifma)(r, c, block, left, panel_at, row, row_end, at * LANES, batch, open);
             else if (r->mode == NEARNESS && safe)
                 S(rows_by_distance)(r, c, block, left, panel_at, row, row_end, at * LANES, batch, open);
             else if (r->mode == NEARNESS)

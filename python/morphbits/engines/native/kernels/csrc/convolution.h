@@ -26,9 +26,9 @@ typedef struct {
     int narrow;
 } S(plan);
 
-/* The three ways to do an operation; constants at every call, so each instance keeps one. `careful`: where a product may be
- * subnormal, or, by NEARNESSES, a sum overflow. */
-enum { S(PLAIN), S(DIRECTIONS), S(NEARNESSES) };
+/* The ways to do an operation; constants at every call, so each instance keeps one. `careful`: where a product may be
+ * subnormal, or, by NEARNESSES, a sum overflow; not by NEARNESSES_IFMA. */
+enum { S(PLAIN), S(DIRECTIONS), S(NEARNESSES), S(NEARNESSES_IFMA) };
 
 /* The elements in their own order; in mode NEARNESS an open chain is `wide`. */
 typedef struct {
@@ -61,13 +61,15 @@ static inline __attribute__((always_inline)) void S(run_tile)(const S(plan) * p,
 #define ELEMENT(i) (lane + (uint32_t)(i) * apart)
 #define CHANNEL_BIAS(i) (narrow ? S(splat)(p->bias[i]) : *(const V *)(p->bias + channel))
     W lane = {0}, word[MAX_TILE] = {{0}};
+    const int nearness = way >= S(NEARNESSES), ifma = way == S(NEARNESSES_IFMA);
     S(directions) directions[MAX_TILE];
+    S(draws) draws[MAX_TILE];
     V chain[MAX_TILE];
     S(total) wide[MAX_TILE];
-    for (int l = 0; l < LANES; ++l) lane[l] = (uint32_t)(way == S(NEARNESSES) ? S(lane_of)(l) : l);
+    for (int l = 0; l < LANES; ++l) lane[l] = (uint32_t)(nearness ? S(lane_of)(l) : l);
     lane = lane * (narrow ? 1 : (uint32_t)p->voxels) + first;
     for (int i = 0; i < tile; ++i) {
-        if (way == S(NEARNESSES)) wide[i] = from ? open[i].wide : (S(total)){0};
+        if (nearness) wide[i] = from ? open[i].wide : (S(total)){0};
         else chain[i] = from ? open[i].chain : (V){0};
     }
     for (int64_t t = from; t < to;) {
@@ -82,16 +84,17 @@ static inline __attribute__((always_inline)) void S(run_tile)(const S(plan) * p,
                     directions[i] = S(directions_of)(S(scrambled)(at, linear));
             } else if (way == S(DIRECTIONS)) {
                 for (int i = 0; i < tile; ++i) directions[i] = S(directions_of)((W){0} - (uint32_t)(p->r->mode == UPWARD));
-            } else if (way == S(NEARNESSES)) {
+            } else if (nearness) {
                 S(words_for)(NEARNESS, p->block, t, lane, apart, tile, word);
+                for (int i = 0; i < tile; ++i) draws[i] = S(draws_of)(word[i]);
             }
             for (; t < stop; ++t) {
                 const int64_t to_vector = narrow ? p->offset[t] : t * LANES, to_number = narrow ? t * tile : p->offset[t];
-                if (way == S(NEARNESSES)) {
+                if (nearness) {
                     const double *w = (const double *)vectors + to_vector, *x = (const double *)numbers + to_number;
                     for (int i = 0; i < tile; ++i) {
-                        wide[i] = S(fma_stochastic)(x[i * step], w, wide[i], word[i], careful);
-                        word[i] *= STEP;
+                        wide[i] = S(fma_stochastic)(x[i * step], w, wide[i], draws + i, careful, ifma);
+                        S(next_draws)(draws + i, ifma);
                     }
                     continue;
                 }
@@ -106,7 +109,7 @@ static inline __attribute__((always_inline)) void S(run_tile)(const S(plan) * p,
         }
         if (t < c->segment_end[segment]) break;
         for (int i = 0; i < tile; ++i) {
-            V sum = way == S(NEARNESSES) ? S(narrowed)(wide[i]) : chain[i];
+            V sum = nearness ? S(narrowed)(wide[i]) : chain[i];
             if (way == S(DIRECTIONS) && !careful) sum = S(positive_zero)(sum);
             if (segment > 0) sum = S(add)(p, way, open[i].total, sum, c->terms + segment, ELEMENT(i));
             else if (c->bias_first) sum = S(add)(p, way, CHANNEL_BIAS(i), sum, c->terms, ELEMENT(i));
@@ -117,7 +120,7 @@ static inline __attribute__((always_inline)) void S(run_tile)(const S(plan) * p,
     }
     if (to < c->terms) {
         for (int i = 0; i < tile; ++i)
-            if (way == S(NEARNESSES)) open[i].wide = wide[i];
+            if (nearness) open[i].wide = wide[i];
             else open[i].chain = chain[i];
         return;
     }
@@ -212,6 +215,7 @@ ROW(row_directed, S(DIRECTIONS), 0)
 ROW(row_careful, S(DIRECTIONS), 1)
 ROW(row_nearness, S(NEARNESSES), 0)
 ROW(row_nearness_careful, S(NEARNESSES), 1)
+ROW(row_ifma, S(NEARNESSES_IFMA), 0)
 #undef ROW
 
 /* Output channels `start` to `start + out`, narrow or not. */
@@ -303,6 +307,7 @@ static int S(convolve_part)(const rounding *r, const convolution_call *c, int64_
                 const int64_t first = (b * c->channels_out + start) * voxels + (z * c->size_out[1] + y) * width;
                 T *output = (T *)c->output + first;
                 if (r->mode == NEAREST || r->mode == TOWARD_ZERO) S(row_plain)(&p, input, (uint32_t)first, output, here);
+                else if (r->mode == NEARNESS && safe && BY_IFMA(r)) S(row_ifma)(&p, input, (uint32_t)first, output, here);
                 else if (r->mode == NEARNESS && safe) S(row_nearness)(&p, input, (uint32_t)first, output, here);
                 else if (r->mode == NEARNESS) S(row_nearness_careful)(&p, input, (uint32_t)first, output, here);
                 else if (safe) S(row_directed)(&p, input, (uint32_t)first, output, here);

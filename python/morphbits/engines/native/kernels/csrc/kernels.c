@@ -50,6 +50,7 @@ static inline void *aligned(int64_t bytes) { return aligned_alloc(64, ((size_t)b
 #undef I
 #undef W
 #undef MINUS_ZERO
+#undef BY_IFMA
 #undef T
 #undef S
 #undef SINGLE

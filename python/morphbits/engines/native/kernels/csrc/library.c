@@ -14,7 +14,7 @@ int morphbits_variants(void) {
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) variants |= 1 << AVX2;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
-        variants |= 1 << AVX512;
+        variants |= __builtin_cpu_supports("avx512ifma") ? 1 << AVX512 | 1 << AVX512_IFMA : 1 << AVX512;
 #endif
     return variants;
 }
@@ -25,7 +25,7 @@ uint64_t morphbits_control(void) { return control_get(); }
 #if defined(__x86_64__)
 #define VECTOR_VARIANTS(name)                     \
     case AVX2: return name##_avx2(r, c);          \
-    case AVX512: return name##_avx512(r, c);
+    case AVX512: case AVX512_IFMA: return name##_avx512(r, c);
 #else
 #define VECTOR_VARIANTS(name)
 #endif

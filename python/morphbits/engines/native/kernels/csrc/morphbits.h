@@ -28,7 +28,7 @@ typedef unsigned long long uint64_t;
 enum mode { NEAREST, RANDOM, NEARNESS, UPWARD, DOWNWARD, TOWARD_ZERO };
 enum type { FLOAT32, FLOAT64 };
 enum operation { ADD, SUB, MUL, DIV, SQRT, LEAKY_RELU, NARROW, ROUND };
-enum variant { PORTABLE, AVX2, AVX512, VARIANTS };
+enum variant { PORTABLE, AVX2, AVX512, AVX512_IFMA, VARIANTS }; /* the last: the kernels of AVX512, some by IFMA */
 enum status { OK, OUT_OF_MEMORY, UNSUPPORTED };
 
 typedef struct {

@@ -178,6 +178,44 @@ static inline __attribute__((always_inline)) S(total) S(drop)(S(total) exact, W 
     return (S(total)){S(drop_bits)(exact.low, even, careful), S(drop_bits)(exact.high, odd, careful)};
 }
 
+/* The draws of a vector of elements: 32 bits each, one vector of words. By IFMA, AVX-512's multiplication of 52 bits (`ifma`, a
+ * constant), they are two vectors of words shifted by 20: the lower half of a product is then the next draw, and the upper half
+ * of that with 2^29 is the draw's first 29 bits, which the same instruction adds to a total. Bits above the 52 are not read. */
+typedef struct {
+    W word;
+    S(wide_bits) low, high;
+} S(draws);
+static inline S(draws) S(draws_of)(W word) {
+    const S(wide_bits) pair = (S(wide_bits))word;
+    return (S(draws)){word, pair << 20, pair >> 32 << 20};
+}
+#if defined(__AVX512F__)
+#define BY_IFMA(r) ((r)->variant == AVX512_IFMA)
+#else
+#define BY_IFMA(r) 0
+#endif
+/* total + the lower or the upper half of a·b. Assembly, because compilers have a function for it only where all is compiled for
+ * processors that have it. */
+static inline __attribute__((always_inline)) S(wide_bits) S(add_half)(S(wide_bits) total, S(wide_bits) a, S(wide_bits) b,
+                                                                      const int upper) {
+#if defined(__AVX512F__)
+    if (upper) __asm__("vpmadd52huq %2, %1, %0" : "+v"(total) : "v"(a), "v"(b));
+    else __asm__("vpmadd52luq %2, %1, %0" : "+v"(total) : "v"(a), "v"(b));
+#else
+    (void)a, (void)b, (void)upper;
+#endif
+    return total;
+}
+static inline __attribute__((always_inline)) void S(next_draws)(S(draws) *d, const int ifma) {
+    const S(wide_bits) step = (S(wide_bits)){0} + (STEP - 1); /* by IFMA, a draw plus its product with this */
+    if (!ifma) d->word *= STEP;
+    else d->low = S(add_half)(d->low, d->low, step, 0), d->high = S(add_half)(d->high, d->high, step, 0);
+}
+static inline __attribute__((always_inline)) S(wide) S(drop_by_ifma)(S(wide) exact, S(wide_bits) draw) {
+    const S(wide_bits) sum = S(add_half)((S(wide_bits))exact, draw, (S(wide_bits)){0} + (UINT64_C(1) << 29), 1);
+    return (S(wide))(sum & ~((UINT64_C(1) << 29) - 1));
+}
+
 static inline S(wide) S(wide_splat)(double x) {
 #if defined(__AVX512F__)
     return (S(wide))_mm512_set1_pd(x);
@@ -197,12 +235,13 @@ static inline S(wide) S(wide_fma)(S(wide) a, S(wide) b, S(wide) c) {
     return a * b + c;
 #endif
 }
-/* total + a·b[0], b[1], …, the elements in their own order */
-static inline __attribute__((always_inline)) S(total) S(fma_stochastic)(double a, const double *b, S(total) c, W word,
-                                                                        const int careful) {
+/* total + a·b[0], b[1], …, the elements in their own order; by IFMA not `careful` */
+static inline __attribute__((always_inline)) S(total) S(fma_stochastic)(double a, const double *b, S(total) c, const S(draws) *d,
+                                                                        const int careful, const int ifma) {
     const S(wide) number = S(wide_splat)(a);
     const S(total) exact = {S(wide_fma)(number, *(const S(wide) *)b, c.low), S(wide_fma)(number, *(const S(wide) *)(b + HALF), c.high)};
-    return S(drop)(exact, word, careful);
+    if (!ifma) return S(drop)(exact, d->word, careful);
+    return (S(total)){S(drop_by_ifma)(exact.low, d->low), S(drop_by_ifma)(exact.high, d->high)};
 }
 static inline __attribute__((always_inline)) S(total) S(add_totals)(S(total) a, S(total) b, W word, const int careful) {
     return S(drop)((S(total)){a.low + b.low, a.high + b.high}, word, careful);
@@ -221,6 +260,15 @@ static inline V S(mul_stochastic)(V a, V b, W word) {
 typedef V S(total);
 static inline int S(lane_of)(int lane) { return lane; }
 static inline V S(narrowed)(V x) { return x; }
+typedef struct {
+    W word;
+} S(draws);
+static inline S(draws) S(draws_of)(W word) { return (S(draws)){word}; }
+static inline void S(next_draws)(S(draws) *d, const int ifma) {
+    (void)ifma;
+    d->word *= STEP;
+}
+#define BY_IFMA(r) 0
 
 /* step_f64 of each lane */
 static inline V S(step_across)(V nearest, V remainder, W word) {
@@ -238,11 +286,11 @@ static inline V S(mul_stochastic)(V a, V b, W word) {
     const V p = a * b;
     return S(step_across)(p, S(fma_vector)(a, b, (V)((I)p ^ MINUS_ZERO)), word);
 }
-static inline V S(fma_stochastic)(double number, const double *b, V c, W word, const int careful) {
-    (void)careful;
+static inline V S(fma_stochastic)(double number, const double *b, V c, const S(draws) *d, const int careful, const int ifma) {
+    (void)careful, (void)ifma;
     const V a = S(splat)(number), w = *(const V *)b, s = S(fma_vector)(a, w, c), p = a * w;
     const V low = S(fma_vector)(a, w, (V)((I)p ^ MINUS_ZERO)), q = p + c, t = q - p, rest = (p - (q - t)) + (c - t);
-    return S(step_across)(s, (q - s) + (rest + low), word);
+    return S(step_across)(s, (q - s) + (rest + low), d->word);
 }
 #endif
 
