@@ -76,7 +76,7 @@ def rate(variant: str, mode: str, layer: tuple[int, int, tuple[int, int, int]]) 
 
 
 def layers(report: Report) -> None:
-    """Both tables of the convolution kernels."""
+    """The tables of the convolution kernels."""
     found = limits()
     report.table("in registers", "G/s")
     for name, value in found.items():
@@ -89,6 +89,12 @@ def layers(report: Report) -> None:
                 value = rate(variant, mode, layer)
                 cells += [f"{value:.1f}", f"{value / found[f'{variant} {mix}']:.2f}"]
             report.row(*cells)
+    report.table("variant", "channels", "grid", "nearness", "of its mix")
+    for variant in [v for v in available_variants() if f"{v} nearness" in found]:
+        for layer in LAYERS:
+            value = rate(variant, "nearness", layer)
+            cells = [variant, f"{layer[0]} → {layer[1]}", "×".join(map(str, layer[2]))]
+            report.row(*cells, f"{value:.1f}", f"{value / found[f'{variant} nearness']:.2f}")
 
 
 def operators() -> dict[str, tuple[str, Callable[[], object]]]:

@@ -46,6 +46,18 @@ MIX512(avx512_mask64, PAIR HIDE(word[i]); chain[i] = _mm512_mask_blend_ps(_mm512
 /* a mask from 16 bytes: what they do */
 MIX512(avx512_mask16, PAIR __m128i low = _mm512_castsi512_si128(word[i]); HIDE(low);
        chain[i] = _mm512_mask_blend_ps(_mm_test_epi8_mask(low, _mm512_castsi512_si128(bit)), down, up);)
+/* mode nearness: chains of eight float64; a pair has one vector of words, or, by IFMA, each chain has its own */
+#define NEARNESS(name, target_, ...) \
+    MIX(name, target_, __m512d, __m512i, _mm512_set1_pd, _mm512_storeu_pd, _mm512_set1_epi32, \
+        const __m512i keep = _mm512_set1_epi64(-(1ll << 29)); __m512d x = _mm512_fmadd_pd(a, w, chain[i]); \
+        __m512i total = _mm512_castpd_si512(x); __VA_ARGS__ \
+        chain[i] = _mm512_castsi512_pd(_mm512_and_si512(total, keep));)
+NEARNESS(avx512_nearness, "avx512f",
+         __m512i draw = i % 2 ? _mm512_srli_epi64(word[i / 2], 35) : _mm512_maskz_srli_epi32(0x5555, word[i / 2], 3);
+         total = _mm512_add_epi64(total, draw);
+         if (i % 2) word[i / 2] = _mm512_mullo_epi32(word[i / 2], bit);)
+NEARNESS(avx512_ifma_nearness, "avx512f,avx512ifma", total = _mm512_madd52hi_epu64(total, word[i], sign);
+         word[i] = _mm512_madd52lo_epu64(word[i], word[i], bit);)
 MIX256(avx2_fma, (void)word; chain[i] = _mm256_fmadd_ps(a, w, chain[i]);)
 /* one word for all chains: with eight words no compiler keeps 16 registers */
 MIX256(avx2_signs, HIDE(bit); __m256i d = _mm256_andnot_si256(_mm256_slli_epi32(bit, 3), sign); HIDE(d);
@@ -77,6 +89,8 @@ int main(void) {
         measure("avx512 fma", avx512_fma, 16);
         measure("avx512 random, mask of 64 bytes", avx512_mask64, 16);
         measure("avx512 random", avx512_mask16, 16);
+        measure("avx512 nearness", avx512_nearness, 8);
+        if (__builtin_cpu_supports("avx512ifma")) measure("avx512_ifma nearness", avx512_ifma_nearness, 8);
     }
     printf("}\n");
     return 0;

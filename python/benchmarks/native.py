@@ -124,7 +124,7 @@ def instruction_limits() -> dict[str, float]:
     nothing where they are not known for the kernels' instruction set."""
     from morphbits.engines.native.kernels.library import default_variant
 
-    found, variant = kernels.limits(), default_variant()
+    found, variant = kernels.limits(), default_variant().removesuffix("_ifma")  # in these modes
     mixes = {"nearest": f"{variant} fma", "random": f"{variant} random"}
     return {mode: found[mix] for mode, mix in mixes.items() if mix in found}
 
