@@ -107,6 +107,7 @@ def test_every_variant_gives_the_bytes_of_the_naive_reference(
 ) -> None:
     shapes = [(2, 16, (3, 4, 11)), (17, 3, (2, 3, 8)), (33, 21, (2, 2, 5)), (1, 1, (1, 1, 1))]
     shapes += [(5, 3, (2, 3, 19)), (40, 4, (1, 2, 33)), (39, 18, (1, 2, 9))]  # narrow; two slices
+    shapes += [(40, 2, (1, 1, 50))]  # several vectors of voxels at once, and one
     for channels_in, channels_out, size in shapes:
         x, w, b = layer(dtype, channels_in, channels_out, size, batch=2)
         x[:, :, :1] = 0

@@ -3,7 +3,8 @@
  * numbers: a vector of the weights of LANES output channels times the inputs of up to MAX_TILE neighbouring voxels of a row
  * (channels last in memory, weights as (channel block, term, lane)); or, where that leaves fewer lanes idle, a vector of the
  * inputs of LANES neighbouring voxels times the weights of up to MAX_TILE output channels: "narrow" (the channels of a row one
- * after the other, weights as (term, channel)). The channels beyond whole vectors are narrow, too, where that pays. Long sums
+ * after the other, weights as (term, channel)), three such vectors at once where few channels would leave too few chains to
+ * hide how long an operation waits for the one before. The channels beyond whole vectors are narrow, too, where that pays. Long sums
  * go in slices of SLICE terms over all tiles of a row, so that a slice of the weights stays in the cache; totals and open
  * chains wait in memory meanwhile. Terms outside the image multiply a zero of the padding, unless a weight is not finite: then
  * the naive kernel, which leaves these out, is called. */
@@ -46,9 +47,14 @@ static inline V S(add)(const S(plan) * p, int way, V a, V b, int64_t index, W el
     return S(add_stochastic)(a, b, word);
 }
 
-/* Terms `from` to `to` of a tile: `tile` neighbouring voxels of one row, LANES output channels from `channel` on; narrow: LANES
- * neighbouring voxels, `tile` output channels. `first` is the output element of the first voxel in the first of these channels,
- * `input` its first tap, `segment` the chain of term `from`. */
+#define SEVERAL 3 /* vectors of voxels at once, of up to FEW channels */
+#define FEW ((MAX_TILE + 1) / SEVERAL)
+#define CHAINS (MAX_TILE + 1)
+
+/* Terms `from` to `to` of a tile: `tile` neighbouring voxels of one row, LANES output channels from `channel` on; narrow: the
+ * `narrow` output channels of LANES neighbouring voxels, those of the next LANES and so on, `tile` vectors in all. `first` is
+ * the output element of the first voxel in the first of these channels, `input` its first tap, `segment` the chain of term
+ * `from`. */
 static inline __attribute__((always_inline)) void S(run_tile)(const S(plan) * p, const int tile, const int narrow,
                                                               const int way, const int careful, const void *input,
                                                               int64_t channel, uint32_t first, int64_t from, int64_t to,
@@ -58,14 +64,15 @@ static inline __attribute__((always_inline)) void S(run_tile)(const S(plan) * p,
     const void *vectors = narrow ? input : panel, *numbers = narrow ? p->weight : input;
     const int64_t step = narrow ? 1 : p->voxel_step;
     const uint32_t apart = narrow ? (uint32_t)p->voxels : 1; /* vectors of elements */
-#define ELEMENT(i) (lane + (uint32_t)(i) * apart)
-#define CHANNEL_BIAS(i) (narrow ? S(splat)(p->bias[i]) : *(const V *)(p->bias + channel))
-    W lane = {0}, word[MAX_TILE] = {{0}};
+    const int group = narrow ? narrow : tile;                /* chains of one vector of voxels */
     const int nearness = way >= S(NEARNESSES), ifma = way == S(NEARNESSES_IFMA);
-    S(directions) directions[MAX_TILE];
-    S(draws) draws[MAX_TILE];
-    V chain[MAX_TILE];
-    S(total) wide[MAX_TILE];
+#define ELEMENT(i) (lane + (uint32_t)((i) % group) * apart + (uint32_t)((i) / group * LANES))
+#define CHANNEL_BIAS(i) (narrow ? S(splat)(p->bias[(i) % group]) : *(const V *)(p->bias + channel))
+    W lane = {0}, word[CHAINS] = {{0}};
+    S(directions) directions[CHAINS];
+    S(draws) draws[CHAINS];
+    V chain[CHAINS];
+    S(total) wide[CHAINS];
     for (int l = 0; l < LANES; ++l) lane[l] = (uint32_t)(nearness ? S(lane_of)(l) : l);
     lane = lane * (narrow ? 1 : (uint32_t)p->voxels) + first;
     for (int i = 0; i < tile; ++i) {
@@ -79,29 +86,29 @@ static inline __attribute__((always_inline)) void S(run_tile)(const S(plan) * p,
             const int64_t stop = end < block_end ? end : block_end;
             if (way == S(DIRECTIONS) && p->r->mode == RANDOM) {
                 const word_block at = p->block[t >> 5];
+                const uint32_t next = apart * at.multiplier, back = (LANES - (uint32_t)(group - 1) * apart) * at.multiplier;
                 W linear = lane * at.multiplier + at.increment;
-                for (int i = 0; i < tile; ++i, linear += apart * at.multiplier)
+                for (int i = 0; i < tile; linear += ++i % group ? next : back)
                     directions[i] = S(directions_of)(S(scrambled)(at, linear));
             } else if (way == S(DIRECTIONS)) {
                 for (int i = 0; i < tile; ++i) directions[i] = S(directions_of)((W){0} - (uint32_t)(p->r->mode == UPWARD));
             } else if (nearness) {
-                S(words_for)(NEARNESS, p->block, t, lane, apart, tile, word);
+                for (int i = 0; i < tile; i += group) S(words_for)(NEARNESS, p->block, t, ELEMENT(i), apart, group, word + i);
                 for (int i = 0; i < tile; ++i) draws[i] = S(draws_of)(word[i]);
             }
             for (; t < stop; ++t) {
-                const int64_t to_vector = narrow ? p->offset[t] : t * LANES, to_number = narrow ? t * tile : p->offset[t];
+                const int64_t to_vector = narrow ? p->offset[t] : t * LANES, to_number = narrow ? t * narrow : p->offset[t];
                 if (nearness) {
                     const double *w = (const double *)vectors + to_vector, *x = (const double *)numbers + to_number;
                     for (int i = 0; i < tile; ++i) {
-                        wide[i] = S(fma_stochastic)(x[i * step], w, wide[i], draws + i, careful, ifma);
+                        wide[i] = S(fma_stochastic)(x[i % group * step], w + i / group * LANES, wide[i], draws + i, careful, ifma);
                         S(next_draws)(draws + i, ifma);
                     }
                     continue;
                 }
-                const V w = *(const V *)((const T *)vectors + to_vector);
-                const T *x = (const T *)numbers + to_number;
+                const T *w_at = (const T *)vectors + to_vector, *x = (const T *)numbers + to_number;
                 for (int i = 0; i < tile; ++i) {
-                    const V a = S(splat)(x[i * step]);
+                    const V w = *(const V *)(w_at + i / group * LANES), a = S(splat)(x[i % group * step]);
                     if (way == S(PLAIN)) chain[i] = S(fma_vector)(a, w, chain[i]);
                     else chain[i] = S(fma_random)(a, w, chain[i], S(direction_at)(directions + i, t), careful);
                 }
@@ -184,23 +191,32 @@ static inline __attribute__((always_inline)) void S(run_narrow_row)(const S(plan
                                                                     const char *input, uint32_t first, T *output,
                                                                     S(open_sum) * open) {
     const convolution_call *c = p->c;
-    const int64_t width = c->size_out[2], tile = p->channels;
+    const int64_t width = c->size_out[2], channels = p->channels;
     int64_t segment = 0;
     for (int64_t from = 0; from < c->terms; from += SLICE) {
         const int64_t to = c->terms - from < SLICE ? c->terms : from + SLICE;
         while (c->segment_end[segment] <= from) ++segment;
-        for (int64_t x = 0; x < width; x += LANES) {
-            S(open_sum) *here = open + x / LANES * tile;
-            switch (tile) {
-#define TILE(n) \
-    case n: S(run_tile)(p, n, 1, way, careful, input + x * p->size, 0, first + (uint32_t)x, from, to, segment, here); break;
+        for (int64_t x = 0; x < width;) {
+            const int several = channels <= FEW && width - x > (SEVERAL - 1) * LANES;
+            const char *at = input + x * p->size;
+            const uint32_t element = first + (uint32_t)x;
+            S(open_sum) *here = open + x / LANES * channels;
+            switch (channels) {
+#define MANY(n) ((n) <= FEW ? SEVERAL * (n) : (n))
+#define TILE(n)                                                                                                       \
+    case n:                                                                                                           \
+        if ((n) <= FEW && several) S(run_tile)(p, MANY(n), n, way, careful, at, 0, element, from, to, segment, here);              \
+        else S(run_tile)(p, n, n, way, careful, at, 0, element, from, to, segment, here);                             \
+        break;
                 TILES
 #undef TILE
+#undef MANY
             }
+            x += several ? SEVERAL * LANES : LANES;
         }
     }
-    for (int64_t i = 0; i < tile; ++i)
-        for (int64_t x = 0; x < width; ++x) output[i * p->voxels + x] = open[x / LANES * tile + i].total[x % LANES];
+    for (int64_t i = 0; i < channels; ++i)
+        for (int64_t x = 0; x < width; ++x) output[i * p->voxels + x] = open[x / LANES * channels + i].total[x % LANES];
 }
 #undef TILES
 
