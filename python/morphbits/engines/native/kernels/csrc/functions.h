@@ -576,48 +576,98 @@ static void function_of(const rounding *r, control base, int function, word_bloc
 
 /* ---- float32 to 16 bits: `narrowed` of scalar.c, on the integer bits --------------------------------------------------- */
 
-/* What a fraction of 32 bits must exceed to be rounded away from zero. */
-static void thresholds(const rounding *r, word_block block, uint32_t element, int64_t n, const uint32_t *restrict x,
-                       uint32_t *restrict threshold) {
-    if (r->mode == NEAREST) memset(threshold, 0, sizeof(uint32_t) * (size_t)n); /* and `fit16` adds the half */
-    if (r->mode == TOWARD_ZERO) memset(threshold, 0xff, sizeof(uint32_t) * (size_t)n);
-    if (r->mode == RANDOM || r->mode == NEARNESS) element_words(n, block, element, threshold);
-    if (r->mode == RANDOM) for (int64_t i = 0; i < n; ++i) threshold[i] = ((threshold[i] ^ x[i]) >> 31) - 1;
-    if (r->mode == UPWARD) for (int64_t i = 0; i < n; ++i) threshold[i] = 0 - (x[i] >> 31);
-    if (r->mode == DOWNWARD) for (int64_t i = 0; i < n; ++i) threshold[i] = (x[i] >> 31) - 1;
+typedef uint32_t wordvec __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+#define WORD_LANES (VECTOR_BYTES / 4)
+
+static inline wordvec either(wordvec where, wordvec yes, wordvec no) { return (yes & where) | (no & ~where); }
+static inline int any_lane(wordvec x) {
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask((__m512i)x, (__m512i)x) != 0;
+#elif defined(__AVX2__)
+    return !_mm256_testz_si256((__m256i)x, (__m256i)x);
+#else
+    uint32_t any = 0;
+    for (int l = 0; l < WORD_LANES; ++l) any |= x[l];
+    return any != 0;
+#endif
+}
+
+/* What a fraction of 32 bits must exceed to be rounded away from zero; `linear`: element·multiplier + increment. */
+static inline wordvec threshold_of(const int mode, word_block c, wordvec linear, wordvec x) {
+    wordvec word = linear;
+    SCRAMBLE(word, c.inner);
+    switch (mode) {
+    case RANDOM: return ((word ^ x) >> 31) - 1;
+    case NEARNESS: return word;
+    case UPWARD: return 0 - (x >> 31);
+    case DOWNWARD: return (x >> 31) - 1;
+    case TOWARD_ZERO: return (wordvec){0} - 1;
+    default: return (wordvec){0}; /* NEAREST: and `fit16` adds the half */
+    }
 }
 
 /* `least`: the exponent field of the least normal number; the last place of those below stays. */
-static inline __attribute__((always_inline)) void fit16(const rounding *r, int64_t n, const uint32_t *restrict x,
-                                                        const uint32_t *restrict threshold, uint32_t *restrict out,
-                                                        const uint32_t drop, const uint32_t least, const uint32_t largest) {
-    const uint32_t halves = r->mode == NEAREST ? ~0u : 0, infinity = 0x7f800000u, smallest = (least + drop - 23) << 23;
-    const int beyond = r->mode == NEAREST || r->mode == NEARNESS; /* what is too large becomes infinite */
-    for (int64_t i = 0; i < n; ++i) {
-        const uint32_t magnitude = x[i] & 0x7fffffffu, field = magnitude >> 23, exponent = field > 1 ? field : 1;
-        const uint32_t significand = (magnitude & 0x7fffffu) | (field ? 0x800000u : 0);
-        const uint32_t falls = exponent < least ? drop + (least - exponent) : drop; /* so many bits fall off */
-        const uint32_t bits = falls < 24 ? falls : 24, step = 1u << bits, low = significand & (step - 1);
-        const uint32_t excess = falls < 32 ? 0 : falls - 32 < 24 ? falls - 32 : 24, shift = falls < 32 ? 32 - falls : 0;
-        const uint32_t fraction = ((low << shift) + ((1u << excess) - 1)) >> excess; /* rounded up: zero only if exact */
-        const uint32_t odd = (significand >> bits) & 1, limit = threshold[i] + (halves & (0x80000000u - odd));
-        const uint32_t away = fraction > limit, inner = falls < 24 ? magnitude & ~(step - 1) : 0;
-        const uint32_t next = falls < 24 ? inner + step : smallest;
-        uint32_t result = away ? next : inner;
-        result = result > largest ? (beyond || threshold[i] == 0 ? infinity : largest) : result;
-        result = r->flush && result < least << 23 ? 0 : result;
-        result = magnitude >= infinity ? infinity : result;
-        out[i] = magnitude > infinity ? 0x7fc00000u : (x[i] & 0x80000000u) | result;
+static inline __attribute__((always_inline)) wordvec fit16(const int mode, int flush, wordvec x, wordvec threshold,
+                                                           const uint32_t drop, const uint32_t least, const uint32_t largest) {
+    const wordvec zero = {0}, infinity = zero + 0x7f800000u, magnitude = x & 0x7fffffffu;
+    const wordvec nearest = zero - (uint32_t)(mode == NEAREST);
+    /* what is too large becomes infinite, or in a direction the largest */
+    const wordvec beyond = zero - (uint32_t)(mode == NEAREST || mode == NEARNESS);
+    wordvec fraction = magnitude << (32 - drop), odd = (magnitude >> drop) & 1;
+    wordvec inner = magnitude & (0 - (1u << drop)), next = inner + (1u << drop);
+    if (least > 1 && any_lane((wordvec)(magnitude - 1 < (least << 23) - 1))) { /* more bits fall off of what is below */
+        const wordvec field = magnitude >> 23, exponent = either((wordvec)(field > 1), field, zero + 1);
+        const wordvec significand = (magnitude & 0x7fffffu) | ((wordvec)(field != 0) & 0x800000u);
+        const wordvec falls = either((wordvec)(exponent < least), drop + least - exponent, zero + drop), some = (wordvec)(falls < 24);
+        const wordvec bits = either(some, falls, zero + 24), step = (zero + 1) << bits, low = significand & (step - 1);
+        const wordvec many = (wordvec)(falls > 31), lost = (falls - 32) & many;
+        const wordvec excess = either((wordvec)(lost < 24), lost, zero + 24), shift = (32 - falls) & ~many;
+        fraction = ((low << shift) + ((zero + 1) << excess) - 1) >> excess; /* rounded up: zero only if exact */
+        odd = (significand >> bits) & 1;
+        inner = magnitude & (0 - step) & some;
+        next = either(some, inner + step, zero + ((least + drop - 23) << 23));
     }
+    const wordvec limit = threshold + (nearest & (0x80000000u - odd));
+    wordvec result = either((wordvec)(fraction > limit), next, inner);
+    if (largest >> 23 < 254) { /* float32 has more beyond it than infinity, which is next */
+        result = either((wordvec)(result > largest), either(beyond | (wordvec)(threshold == 0), infinity, zero + largest), result);
+        result = either((wordvec)(magnitude < infinity), result, infinity);
+    }
+    if (flush) result &= (wordvec)(result >= least << 23);
+    return either((wordvec)(magnitude > infinity), zero + 0x7fc00000u, result | (x & 0x80000000u));
 }
-static __attribute__((noinline)) void fit_float16(const rounding *r, int64_t n, const uint32_t *x, const uint32_t *threshold,
-                                                  uint32_t *out) {
-    fit16(r, n, x, threshold, out, 13, 113, 0x477fe000u); /* 65504 */
+
+static inline __attribute__((always_inline)) void fit_some(const int mode, int flush, word_block block, uint32_t element,
+                                                           int64_t n, const uint32_t *x, uint32_t *out, const uint32_t drop,
+                                                           const uint32_t least, const uint32_t largest) {
+    wordvec linear;
+    for (int l = 0; l < WORD_LANES; ++l) linear[l] = (element + (uint32_t)l) * block.multiplier + block.increment;
+    for (; n >= WORD_LANES; n -= WORD_LANES, x += WORD_LANES, out += WORD_LANES, linear += WORD_LANES * block.multiplier) {
+        const wordvec given = *(const wordvec *)x;
+        *(wordvec *)out = fit16(mode, flush, given, threshold_of(mode, block, linear, given), drop, least, largest);
+    }
+    if (n == 0) return;
+    wordvec given = {0};
+    memcpy(&given, x, 4 * (size_t)n);
+    given = fit16(mode, flush, given, threshold_of(mode, block, linear, given), drop, least, largest);
+    memcpy(out, &given, 4 * (size_t)n);
 }
-static __attribute__((noinline)) void fit_bfloat16(const rounding *r, int64_t n, const uint32_t *x, const uint32_t *threshold,
-                                                   uint32_t *out) {
-    fit16(r, n, x, threshold, out, 16, 1, 0x7f7f0000u);
-}
+#define FIT_MODE(mode, ...)                                                                         \
+    case mode: fit_some(mode, r->flush, block, element, n, x, out, __VA_ARGS__); break;
+#define TO_16_BITS(name, ...)                                                                       \
+    static __attribute__((noinline)) void name(const rounding *r, word_block block, uint32_t element, int64_t n, \
+                                               const uint32_t *x, uint32_t *out) {                  \
+        switch (r->mode) {                                                                          \
+            FIT_MODE(NEAREST, __VA_ARGS__)                                                          \
+            FIT_MODE(RANDOM, __VA_ARGS__)                                                           \
+            FIT_MODE(NEARNESS, __VA_ARGS__)                                                         \
+            FIT_MODE(UPWARD, __VA_ARGS__)                                                           \
+            FIT_MODE(DOWNWARD, __VA_ARGS__)                                                         \
+            FIT_MODE(TOWARD_ZERO, __VA_ARGS__)                                                      \
+        }                                                                                           \
+    }
+TO_16_BITS(fit_float16, 13, 113, 0x477fe000u) /* 65504 */
+TO_16_BITS(fit_bfloat16, 16, 1, 0x7f7f0000u)
 
 static int to_16_bits(const rounding *r, const function_call *c) {
     const word_block block = block_constants(r->key, 0);
@@ -625,10 +675,9 @@ static int to_16_bits(const rounding *r, const function_call *c) {
     for (int64_t start = 0; start < c->count; start += CHUNK) {
         const int64_t n = c->count - start < CHUNK ? c->count - start : CHUNK;
         const uint32_t *x = (const uint32_t *)c->a + start;
-        uint32_t threshold[CHUNK], *out = (uint32_t *)c->out + start;
-        thresholds(r, block, (uint32_t)start, n, x, threshold);
-        if (c->function == TO_FLOAT16) fit_float16(r, n, x, threshold, out);
-        else fit_bfloat16(r, n, x, threshold, out);
+        uint32_t *out = (uint32_t *)c->out + start;
+        if (c->function == TO_FLOAT16) fit_float16(r, block, (uint32_t)start, n, x, out);
+        else fit_bfloat16(r, block, (uint32_t)start, n, x, out);
     }
     return OK;
 }
