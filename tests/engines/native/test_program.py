@@ -60,6 +60,8 @@ def _formulas(x: Tensor) -> list[Tensor]:
         F.softplus(positive),
         F.hardswish(x),
         x.var(-1),
+        x.sum(-1),
+        F.batch_norm(x[None], None, None, training=True),
     ]
 
 
@@ -68,11 +70,13 @@ def _formulas(x: Tensor) -> list[Tensor]:
 def test_every_instruction_set_gives_the_same(
     mode: str, subnormals: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also of odd numbers: subnormal, infinite, NaN, zeros of both signs."""
+    """Also of odd numbers: subnormal, infinite, NaN, zeros of both signs, sums that are zero."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(33, 600, generator=generator)
     x[0, :6] = torch.tensor([0.0, -0.0, 1e-42, -1e-42, torch.inf, torch.nan])
     x[1:3] *= 1e-38
+    x[3] = -0.0
+    x[4] = torch.tensor([1.0, -1.0]).repeat(300)
     expected = None
     for name in library.available_variants():
         monkeypatch.setattr(library, "default_variant", lambda name=name: name)
@@ -92,6 +96,11 @@ def test_every_instruction_set_gives_the_same(
         (17, 255),
         (5, 256),
         (40, 257),
+        (6, 700),
+        (19, 1000),
+        (7, 1500),
+        (18, 2048),
+        (3, 2500),
         (1, 4096),
         (3, 5000),
         (2, 65536),
@@ -101,7 +110,8 @@ def test_every_instruction_set_gives_the_same(
 def test_rows_of_any_length_are_summed_alike(
     shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One chain; several; so many that they are side by side in a vector; too many."""
+    """One chain; several, which are read by parts of 4, 8 or 16 terms; so many that they are side
+    by side in a vector; too many."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=dtype)
     for mode in ("random", "nearness", "downward"):
         check(monkeypatch, lambda x: x.sum(-1), [x], mode=mode)

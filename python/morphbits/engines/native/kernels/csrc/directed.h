@@ -54,6 +54,17 @@ static inline __m512d one_nan_pd(__m512d x) {
                                 _mm512_castsi512_pd(_mm512_set1_epi64(INT64_C(0x7ff8000000000000))));
 }
 
+/* x + y for the sums of rows.h: all upward, then those that go downward; a zero stays as it is upward. */
+#define KEEP_ALL_BUT_ZEROS 0x11111011 /* for vfixupimm: the sum, but for kind 2 of numbers, zeros, what was rounded upward */
+static inline __m512 directed_sum_f32(__m512 x, __m512 y, __mmask16 downs) {
+    const __m512 up = _mm512_add_round_ps(x, y, TO_UP);
+    return _mm512_fixupimm_ps(up, _mm512_mask_add_round_ps(up, downs, x, y, TO_DOWN), _mm512_set1_epi32(KEEP_ALL_BUT_ZEROS), 0);
+}
+static inline __m512d directed_sum_f64(__m512d x, __m512d y, __mmask8 downs) {
+    const __m512d up = _mm512_add_round_pd(x, y, TO_UP);
+    return _mm512_fixupimm_pd(up, _mm512_mask_add_round_pd(up, downs, x, y, TO_DOWN), _mm512_set1_epi64(KEEP_ALL_BUT_ZEROS), 0);
+}
+
 /* Loops over n elements. `step` is computed with `here` as a constant for whole vectors, and once more for what is left; it
  * has the results rounded down, and writes over them, where `ups` is set, those that are rounded up. */
 #define DIRECTED_AT static inline __attribute__((always_inline)) void

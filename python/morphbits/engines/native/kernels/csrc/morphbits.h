@@ -209,7 +209,9 @@ typedef struct {
 INLINE word_block block_constants(uint64_t key, uint64_t block) {
     uint64_t x = mix64(key + UINT64_C(0x9e3779b97f4a7c15) * (2 * block + 1));
     uint64_t y = mix64(key + UINT64_C(0x9e3779b97f4a7c15) * (2 * block + 2));
-    word_block c = {(uint32_t)x | 1, (uint32_t)(x >> 32), (uint32_t)y};
+    const uint64_t both = x | 1; /* written at once: a processor waits where it reads at once what two writes made */
+    word_block c = {0, 0, (uint32_t)y};
+    __builtin_memcpy(&c, &both, 8);
     return c;
 }
 

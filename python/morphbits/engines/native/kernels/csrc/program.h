@@ -138,15 +138,13 @@ static void compute(program_state *s, int64_t number, int64_t first, int64_t cou
                     v->type == FLOAT32 ? ((const uint32_t *)given[0])[i] != 0 : ((const uint64_t *)given[0])[i] != 0;
             break;
         case FETCH: case FETCH_MASK: fetch(p, v, first + at, n, out); break;
-        case SPREAD: { /* a row's value to each element of the row */
-            const char *x = s->place[v->a];
+        case SPREAD: /* a row's value to each element of the row */
             for (int64_t i = 0, row = at / p->inner, column = at % p->inner; i < n; ++row, column = 0) {
-                const int64_t run = p->inner - column < n - i ? p->inner - column : n - i, end = i + run;
-                if (size == 4) for (; i < end; ++i) ((uint32_t *)out)[i] = ((const uint32_t *)x)[row];
-                else for (; i < end; ++i) ((uint64_t *)out)[i] = ((const uint64_t *)x)[row];
+                const int64_t left = p->inner - column, run = left < n - i ? left : n - i;
+                collect_run(run, s->place[v->a] + row * size, 0, size, out + i * size);
+                i += run;
             }
             break;
-        }
         default:
             if (v->type == FLOAT32) exact_f32(v->opcode, n, given[0], given[1], given[2], out);
             else exact_f64(v->opcode, n, given[0], given[1], given[2], out);
