@@ -181,6 +181,28 @@ def test_a_fused_step_is_repeated_with_its_bytes(monkeypatch: pytest.MonkeyPatch
     assert all(map(same_bytes, results[0][0], results[1][0]))
 
 
+def test_steps_on_lists_with_other_numbers_each_time_have_plans(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with random_rounding(seed=8) as stats:
+        torch._foreach_addcmul_(*([torch.ones(4)] for _ in range(3)), [1.0])
+    assert stats.operations == 8  # a factor of 1 is none
+    results = []
+    monkeypatch.setattr(plans, "kept", plans.Plans(2**26))
+    for keeping in (False, True):
+        monkeypatch.setattr(plans, "keeping", keeping)
+        x, y = ([torch.rand(5, generator=torch.Generator().manual_seed(n))] for n in (5, 6))
+        with random_rounding(seed=8) as stats:
+            for n in range(5):
+                if keeping and n == 3:
+                    monkeypatch.setattr(dispatch.RandomRounding, "_by_rule", None)
+                torch._foreach_div_(x, [1.25 + n])
+                torch._foreach_addcdiv_(x, y, y, [0.1 * n - 0.7])
+                torch._foreach_mul_(x, [-0.3 * n + 2.1])
+        results.append((x[0], stats.operators))
+    assert same_bytes(results[0][0], results[1][0]) and results[0][1] == results[1][1]
+
+
 def test_greatest_squares_that_are_not_asked_for_stay() -> None:
     """torch takes a list of them with amsgrad=False."""
     results = []

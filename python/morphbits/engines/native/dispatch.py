@@ -31,6 +31,7 @@ from morphbits.engines.native.kernels.gpu import NoKernel
 from morphbits.engines.native.rules.arithmetic import SIXTEEN_BITS, Operator
 from morphbits.engines.native.rules.context import Context
 from morphbits.engines.native.rules.corners import corners
+from morphbits.engines.native.rules.optimizers import CHANGING, numbers_as_tensor
 from morphbits.engines.native.rules.promotion import common, in_one_type, stored
 from morphbits.engines.native.rules.registry import (
     ONE_TYPE,
@@ -125,6 +126,8 @@ class RandomRounding(Context, TorchDispatchMode):
         if moves:
             return moves(*args, **kwargs)
         if plain and rule is not None:
+            if func in CHANGING and not kwargs:
+                args = numbers_as_tensor(args)
             call = operands.described(func, args, kwargs)
             if call is not None and call.floating:
                 return self._by_plan(call, rule, func, args, kwargs)

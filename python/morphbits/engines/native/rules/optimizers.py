@@ -13,15 +13,21 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from morphbits.engines.native.kernels.plans import unperturbed
 from morphbits.engines.native.rules.arithmetic import Operator
 from morphbits.engines.native.rules.elementwise import lerp
-from morphbits.engines.native.rules.registry import refused, rule
+from morphbits.engines.native.rules.registry import RULES, refused, rule
 
 aten = torch.ops.aten
 
 
+# Operators in place on lists of tensors and of numbers, which only enter their arithmetic.
+CHANGING = frozenset(
+    getattr(aten, f"_foreach_{name}_").ScalarList
+    for name in "add sub mul div addcmul addcdiv".split()
+)
 _OF_NUMBERS = {"maximum": "clamp_min", "minimum": "clamp_max"}
 
 
@@ -30,8 +36,10 @@ def _foreach(base: str) -> Any:
 
     def handler(op: Operator, *args: Any, **kwargs: Any) -> Any:
         in_place = op.name.endswith("_")
-        if base in ("addcmul", "addcdiv") and isinstance(args[-1], torch.Tensor):
+        if op.func._overloadname == "Tensor" and base in ("addcmul", "addcdiv"):
             args = (*args[:-1], args[-1].tolist())  # a value for each, in one tensor
+        elif op.func._overloadname == "ScalarList" and isinstance(args[-1], torch.Tensor):
+            args = (*args[:-1], [x.to(y.dtype) for x, y in zip(args[-1], args[0], strict=True)])
         lists = next(a for a in args if isinstance(a, (list, tuple)))
         results = []
         for i in range(len(lists)):
@@ -42,7 +50,10 @@ def _foreach(base: str) -> Any:
             if base in ("addcmul", "addcdiv") and len(mine) == 4:
                 options["value"] = mine.pop()
             kind = base if isinstance(mine[-1], torch.Tensor) else _OF_NUMBERS.get(base, base)
-            results.append(op.redispatch(getattr(aten, kind), *mine, **options))
+            if isinstance(options.get("value"), torch.Tensor):  # torch takes numbers only
+                results.append(RULES[base].handler(op.named(base), *mine, **options))
+            else:
+                results.append(op.redispatch(getattr(aten, kind), *mine, **options))
             if in_place:
                 if not torch.can_cast(results[-1].dtype, lists[i].dtype):
                     refused(op.func, *args, **kwargs)
@@ -50,6 +61,17 @@ def _foreach(base: str) -> Any:
         return None if in_place else results
 
     return handler
+
+
+def numbers_as_tensor(args: Any) -> Any:
+    """The arguments of an operator of CHANGING, with its list of numbers as one tensor: numbers
+    that change in each step would make new plans. A factor of 1 rounds nothing and stays one."""
+    *lists, numbers = args
+    types = {x.dtype for x in tree_leaves(lists) if isinstance(x, torch.Tensor)}
+    floats = all(type(x) is float and x != 1 for x in numbers)
+    if types not in ({torch.float32}, {torch.float64}) or not floats:
+        return args
+    return *lists, torch.tensor(numbers, dtype=torch.float64)
 
 
 def _per_tensor(argument: Any, count: int) -> bool:
