@@ -158,6 +158,24 @@ def test_operators_on_lists_are_torchs_with_every_kind_of_argument(name: str) ->
     assert taken
 
 
+def test_lists_of_unlike_lengths_are_refused_in_torchs_words() -> None:
+    def ones(count: int) -> list[Tensor]:
+        return [torch.ones(3) for _ in range(count)]
+
+    for call in (
+        lambda: torch._foreach_mul_(ones(3), [0.3, 0.4]),
+        lambda: torch._foreach_addcdiv_(ones(2), ones(2), ones(2), [0.3, 0.4, 0.5]),
+        lambda: torch._foreach_addcmul_(ones(2), ones(2), ones(2), torch.tensor([0.3, 0.4, 0.5])),
+        lambda: torch._foreach_lerp(ones(2), ones(3), 0.3),
+        lambda: torch._foreach_copy_(ones(2), ones(3)),
+    ):
+        with pytest.raises(RuntimeError) as torchs:
+            call()
+        with random_rounding(), pytest.raises(RuntimeError) as ours:
+            call()
+        assert str(ours.value) == str(torchs.value)
+
+
 def test_functions_of_whole_numbers_that_are_whole_stay_whole() -> None:
     calls = (
         lambda: (

@@ -213,6 +213,15 @@ def test_what_quantized_tensors_would_round_is_refused() -> None:
     assert torch.equal(view.int_repr(), q.int_repr().view(2, 8))
 
 
+def test_lists_on_meta_take_numbers_that_change() -> None:
+    """A plan takes these numbers as one tensor, which lies in memory."""
+    x = torch.ones(3, device="meta")
+    with random_rounding() as stats:
+        torch._foreach_mul_([x], [0.3])
+        torch._foreach_addcdiv_([x], [x], [x], [0.7])
+    assert stats.operations == 0
+
+
 def test_meta_beside_memory_is_refused() -> None:
     for call in (lambda m: m * values(), lambda m: values().add_(m), lambda m: m @ values()):
         with random_rounding(), pytest.raises(UserError, match=r"meta \(device\) tensors"):

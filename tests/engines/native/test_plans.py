@@ -203,6 +203,27 @@ def test_steps_on_lists_with_other_numbers_each_time_have_plans(
     assert same_bytes(results[0][0], results[1][0]) and results[0][1] == results[1][1]
 
 
+@pytest.mark.parametrize("name", ["add", "sub", "mul", "div", "addcmul", "addcdiv"])
+def test_lists_of_numbers_give_in_place_what_they_give_out_of_place(name: str) -> None:
+    """There they stay numbers."""
+    numbers = [0.3, -1.0, 1e-42]
+    for dtype in (torch.float32, torch.float64):
+        generator = torch.Generator().manual_seed(3)
+        lists = [
+            [torch.randn(shape, dtype=dtype, generator=generator) for shape in ((5,), (2, 3), ())]
+            for _ in range(3 if name.startswith("addc") else 1)
+        ]
+        results = []
+        for in_place in (False, True):
+            with random_rounding(seed=8) as stats:
+                first = [x.clone() for x in lists[0]]
+                function = getattr(torch, f"_foreach_{name}" + "_" * in_place)
+                made = function(first, *lists[1:], numbers)
+            results.append((first if in_place else made, stats.operations))
+        assert results[0][1] == results[1][1]
+        assert all(map(same_bytes, results[0][0], results[1][0]))
+
+
 def test_greatest_squares_that_are_not_asked_for_stay() -> None:
     """torch takes a list of them with amsgrad=False."""
     results = []

@@ -126,11 +126,10 @@ class RandomRounding(Context, TorchDispatchMode):
         if moves:
             return moves(*args, **kwargs)
         if plain and rule is not None:
-            if func in CHANGING and not kwargs:
-                args = numbers_as_tensor(args)
-            call = operands.described(func, args, kwargs)
+            planned = numbers_as_tensor(args) if func in CHANGING and not kwargs else args
+            call = operands.described(func, planned, kwargs)
             if call is not None and call.floating:
-                return self._by_plan(call, rule, func, args, kwargs)
+                return self._by_plan(call, rule, func, planned, kwargs)
         given = operands.leaves(args, kwargs)
         kinds = operands.plain_types(given) if plain and rule is None else None
         if kinds and len(kinds - {torch.bool}) == 1 and not kinds.isdisjoint(_FLOATING):

@@ -35,12 +35,15 @@ def _foreach(base: str) -> Any:
     """A handler that applies the operator `base` to each tensor of a list."""
 
     def handler(op: Operator, *args: Any, **kwargs: Any) -> Any:
-        in_place = op.name.endswith("_")
+        asked, in_place = args, op.name.endswith("_")
         if op.func._overloadname == "Tensor" and base in ("addcmul", "addcdiv"):
             args = (*args[:-1], args[-1].tolist())  # a value for each, in one tensor
         elif op.func._overloadname == "ScalarList" and isinstance(args[-1], torch.Tensor):
             args = (*args[:-1], [x.to(y.dtype) for x, y in zip(args[-1], args[0], strict=True)])
         lists = next(a for a in args if isinstance(a, (list, tuple)))
+        given = (*args, *kwargs.values())
+        if any(isinstance(a, (list, tuple)) and len(a) != len(lists) for a in given):
+            refused(op.func, *asked, **kwargs)
         results = []
         for i in range(len(lists)):
             mine = [a[i] if _per_tensor(a, len(lists)) else a for a in args]
@@ -68,7 +71,7 @@ def numbers_as_tensor(args: Any) -> Any:
     that change in each step would make new plans. A factor of 1 rounds nothing and stays one."""
     *lists, numbers = args
     types = {x.dtype for x in tree_leaves(lists) if isinstance(x, torch.Tensor)}
-    floats = all(type(x) is float and x != 1 for x in numbers)
+    floats = all(type(x) is float and x != 1 for x in numbers) and len(numbers) == len(lists[0])
     if types not in ({torch.float32}, {torch.float64}) or not floats:
         return args
     return *lists, torch.tensor(numbers, dtype=torch.float64)
@@ -92,6 +95,8 @@ rule("_foreach_copy", "`copy` of each tensor", sixteen_bits=True)(_foreach("copy
 
 @rule("_foreach_copy_", "`copy_` of each tensor", sixteen_bits=True)
 def _foreach_copy(op: Operator, to: Any, source: Any, non_blocking: bool = False) -> None:
+    if len(to) != len(source):
+        refused(op.func, to, source)
     for a, b in zip(to, source, strict=True):
         op.redispatch(aten.copy_, a, b)
 
