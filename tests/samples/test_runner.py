@@ -376,7 +376,7 @@ def test_the_estimate_comes_from_finished_samples_where_there_are_some(
     each = estimate._recorded(done)
     assert each is not None
     found = estimate.costs(plan.todo, done, plan.voxels)
-    assert found == {"ieee": estimate.Cost(estimate.STARTS["torch"], each)}
+    assert found == {"ieee": estimate.EngineCost(estimate.STARTS["torch"], each)}
     jobs = min(2, estimate.cores())
     monkeypatch.setattr(estimate, "_seconds_of_bits", lambda: 2 * estimate.BITS_SECONDS)
     after = estimate.analysing(2, 2, plan.voxels, 2)
@@ -391,7 +391,7 @@ def test_an_estimate_counts_starts_by_kind_and_divides_by_cores_not_by_jobs(
     monkeypatch.setattr(estimate, "cores", lambda: 4)
     settings = toy.but(framework="tensorflow").settings
     plan = experiment.make_plan(settings, toy.but(jobs=4, threads=1).execution, print)
-    found = {"ieee": estimate.Cost(start=10.0, each=2.0)}
+    found = {"ieee": estimate.EngineCost(start=10.0, each=2.0)}
     # 12 units; 4 processes of one thread and 2 of two (as many units have two)
     assert estimate.sampling(plan.todo, found, 4, local=True) == (12 * 2 + 6 * 10) / 4
     assert estimate.sampling(plan.todo, found, 99, local=True) == (12 * 2 + 6 * 10) / 4
