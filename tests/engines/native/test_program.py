@@ -111,13 +111,14 @@ def test_rows_of_any_length_are_summed_alike(
     shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One chain; several, which are read by parts of 4, 8 or 16 terms; so many that they are side
-    by side in a vector; too many."""
+    by side in a vector; too many. Between sums 1,024 elements are computed at a time."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=dtype)
     for mode in ("random", "nearness", "downward"):
         check(monkeypatch, lambda x: x.sum(-1), [x], mode=mode)
         check(monkeypatch, lambda x: x.log_softmax(-1), [x], mode=mode)
         check(monkeypatch, lambda x: x.cumsum(-1), [x], mode=mode)
     check(monkeypatch, lambda x: x[:, :300].cumprod(-1), [x])
+    check(monkeypatch, lambda x: F.layer_norm(x, x.shape[-1:], x[0], x[-1]), [x], threads=2)
 
 
 @pytest.mark.parametrize("images", [1, 3])

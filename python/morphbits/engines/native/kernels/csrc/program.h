@@ -17,13 +17,21 @@
 #include "variant.h"
 
 #define PIECE CHUNK
-#define BLOCK (4 * PIECE) /* elements of a block, where there are no rows */
+
+/* Where a value is kept, and until when. */
+typedef struct {
+    int64_t buffer;    /* -1: in no buffer */
+    int64_t one_piece; /* whether its buffer has room for one piece only */
+    int64_t end;       /* the first instruction after it that does not go piece by piece together with it */
+    int64_t last;      /* the instruction after which its buffer may be used again */
+} home;
 
 typedef struct {
     rounding r;         /* of all; its key is not used */
     control base;       /* the thread's own register */
     const program_call *p;
-    char **place;       /* of each value's first element in this block */
+    const home *home;
+    char **place;       /* of each value's first element in this block, or piece */
     word_block *block;  /* of sums and partial sums */
     void *columns;
     function_chunk *function;
@@ -100,56 +108,63 @@ static int exact_products(const program_state *s, const instruction *v, int64_t 
 #endif
 }
 
-/* `count` elements of a value, from its element `first` on. */
-static void compute(program_state *s, int64_t number, int64_t first, int64_t count) {
+/* Where element `at` of a value of the block lies. */
+static char *element_place(const program_state *s, int64_t number, int64_t at) {
+    return s->place[number] + (s->home[number].one_piece ? 0 : at * value_size(s->p->code + number));
+}
+
+/* n elements of a value, a PIECE at most, from element `at` of the block on, which begins at the value's element `first`. */
+static void compute(program_state *s, int64_t number, int64_t first, int64_t at, int64_t n) {
     const program_call *p = s->p;
     const instruction *v = p->code + number;
     const int64_t size = value_size(v);
     const word_block block = block_constants(key_of(p->start, v->draw), 0);
-    const int64_t piece = v->opcode <= NARROW && by_instruction(&s->r) && !reduced(&s->r) ? BLOCK : PIECE;
     control_set(v->opcode <= NARROW ? control_with(s->base, s->r.mode, s->r.flush) : s->base);
-    for (int64_t at = 0; at < count; at += piece) {
-        const int64_t n = count - at < piece ? count - at : piece;
-        const void *given[3] = {NULL, NULL, NULL};
-        const int64_t from[3] = {v->a, v->b, v->c};
-        for (int i = 0; i < 3 && v->opcode < FETCH; ++i)
-            if (from[i] >= 0) {
-                const instruction *x = p->code + from[i];
-                given[i] = s->place[from[i]] + (x->opcode == CONSTANT ? 0 : at * value_size(x));
-            }
-        char *out = s->place[number] + at * size;
-        switch (v->opcode) {
-        case ADD: case SUB: case MUL: case DIV: case SQRT: case LEAKY_RELU: case NARROW: {
-            const elementwise_call c = {.operation = (int32_t)v->opcode, .type = (int32_t)v->type};
-            if (exact_products(s, v, n, given[0], given[1], out)) break;
-            chunk(&s->r, s->base, &c, block, (uint32_t)(first + at), n, given[0], given[1], out);
-            break;
-        }
-        case FUNCTION:
-            function_of(&s->r, s->base, (int)v->extra, block, (uint32_t)(first + at), n, given[0], given[1], (float *)out, s->function);
-            break;
-        case WIDEN:
-            for (int64_t i = 0; i < n; ++i) ((double *)out)[i] = ((const float *)given[0])[i];
-            break;
-        case STORE: memcpy((char *)v->extra + (first + at) * size, given[0], (size_t)(n * size)); break;
-        case STORE_MASK:
-            for (int64_t i = 0; i < n; ++i)
-                ((char *)v->extra)[first + at + i] =
-                    v->type == FLOAT32 ? ((const uint32_t *)given[0])[i] != 0 : ((const uint64_t *)given[0])[i] != 0;
-            break;
-        case FETCH: case FETCH_MASK: fetch(p, v, first + at, n, out); break;
-        case SPREAD: /* a row's value to each element of the row */
-            for (int64_t i = 0, row = at / p->inner, column = at % p->inner; i < n; ++row, column = 0) {
-                const int64_t left = p->inner - column, run = left < n - i ? left : n - i;
-                collect_run(run, s->place[v->a] + row * size, 0, size, out + i * size);
-                i += run;
-            }
-            break;
-        default:
-            if (v->type == FLOAT32) exact_f32(v->opcode, n, given[0], given[1], given[2], out);
-            else exact_f64(v->opcode, n, given[0], given[1], given[2], out);
-        }
+    const void *given[3] = {NULL, NULL, NULL};
+    const int64_t from[3] = {v->a, v->b, v->c};
+    for (int i = 0; i < 3 && v->opcode < FETCH; ++i)
+        if (from[i] >= 0) given[i] = element_place(s, from[i], at);
+    char *out = element_place(s, number, at);
+    switch (v->opcode) {
+    case ADD: case SUB: case MUL: case DIV: case SQRT: case LEAKY_RELU: case NARROW: {
+        const elementwise_call c = {.operation = (int32_t)v->opcode, .type = (int32_t)v->type};
+        if (exact_products(s, v, n, given[0], given[1], out)) break;
+        chunk(&s->r, s->base, &c, block, (uint32_t)(first + at), n, given[0], given[1], out);
+        break;
     }
+    case FUNCTION:
+        function_of(&s->r, s->base, (int)v->extra, block, (uint32_t)(first + at), n, given[0], given[1], (float *)out, s->function);
+        break;
+    case WIDEN:
+        for (int64_t i = 0; i < n; ++i) ((double *)out)[i] = ((const float *)given[0])[i];
+        break;
+    case STORE: memcpy((char *)v->extra + (first + at) * size, given[0], (size_t)(n * size)); break;
+    case STORE_MASK:
+        for (int64_t i = 0; i < n; ++i)
+            ((char *)v->extra)[first + at + i] =
+                v->type == FLOAT32 ? ((const uint32_t *)given[0])[i] != 0 : ((const uint64_t *)given[0])[i] != 0;
+        break;
+    case FETCH: case FETCH_MASK: fetch(p, v, first + at, n, out); break;
+    case SPREAD: /* a row's value to each element of the row */
+        for (int64_t i = 0, row = at / p->inner, column = at % p->inner; i < n; ++row, column = 0) {
+            const int64_t left = p->inner - column, run = left < n - i ? left : n - i;
+            collect_run(run, s->place[v->a] + row * size, 0, size, out + i * size);
+            i += run;
+        }
+        break;
+    default:
+        if (v->type == FLOAT32) exact_f32(v->opcode, n, given[0], given[1], given[2], out);
+        else exact_f64(v->opcode, n, given[0], given[1], given[2], out);
+    }
+}
+
+/* The instructions from `begin` to `end` on n elements of a block, which are their elements from `first` on. */
+static void compute_pieces(program_state *s, int64_t begin, int64_t end, int64_t first, int64_t n) {
+    for (int64_t at = 0; at < n; at += PIECE)
+        for (int64_t i = begin; i < end; ++i) {
+            const int64_t opcode = s->p->code[i].opcode;
+            if (opcode != MEMORY && opcode != CONSTANT) compute(s, i, first, at, n - at < PIECE ? n - at : PIECE);
+        }
 }
 
 static void add_rows(program_state *s, int64_t number, int64_t first, int64_t rows) {
@@ -183,29 +198,48 @@ static void scan_rows(program_state *s, int64_t number, int64_t first, int64_t c
     else row_scans_f64(&s->r, s->block, v->extra == MUL, count / n, n, first / n, x, out, s->columns);
 }
 
-/* A buffer for each value that lies in no memory of Python's, used again after the value's last use. Returns how many. */
-static int64_t buffers(const program_call *p, int64_t *buffer, int64_t *last) {
-    int64_t count = 0, unused = 0;
-    int64_t *pile = last + p->instructions;
+/* Whether an instruction is computed piece by piece together with its neighbours, so that what lies between them stays in
+ * the first cache; or for all of a block at once. */
+static int by_piece(const instruction *v) {
+    return v->opcode == MEMORY || v->opcode == CONSTANT || (!v->by_row && v->opcode != SUM && v->opcode != SCAN);
+}
+
+/* A buffer for each value that lies in no memory of Python's, used again after the value's last use. Writes how many there
+ * are, of a block and of a piece. */
+static void buffers(const program_call *p, home *at, int64_t *unused, int64_t *count) {
+    int64_t *const pile[] = {unused, unused + p->instructions};
+    int64_t spare[] = {0, 0}, end = p->instructions;
+    for (int64_t i = end - 1; i >= 0; --i) {
+        if (!by_piece(p->code + i)) end = i;
+        at[i].end = end;
+        at[i].last = i;
+    }
     for (int64_t i = 0; i < p->instructions; ++i) {
         const instruction *v = p->code + i;
-        last[i] = v->opcode == CONSTANT ? p->instructions : i;
         const int64_t from[3] = {v->a, v->b, v->c};
         for (int k = 0; k < 3 && v->opcode < FETCH; ++k)
-            if (from[k] >= 0 && last[from[k]] < i) last[from[k]] = i;
+            if (from[k] >= 0) at[from[k]].last = i;
     }
+    for (int64_t i = 0; i < p->instructions; ++i) {
+        const instruction *v = p->code + i, *reader = p->code + at[i].last;
+        at[i].one_piece = v->opcode == CONSTANT || (by_piece(v) && at[i].last < at[i].end);
+        if (v->opcode == CONSTANT) at[i].last = p->instructions;
+        else if (!at[i].one_piece && by_piece(reader)) at[i].last = at[at[i].last].end - 1; /* when all its pieces are read */
+    }
+    count[0] = count[1] = 0;
     for (int64_t i = 0; i < p->instructions; ++i) {
         const instruction *v = p->code + i;
         const int none = v->out || v->opcode == MEMORY || v->opcode == STORE || v->opcode == STORE_MASK;
-        buffer[i] = none ? -1 : unused && v->opcode != CONSTANT ? pile[--unused] : count++; /* constants stay */
+        const int64_t kind = at[i].one_piece = at[i].one_piece && !none;
+        const int again = spare[kind] && v->opcode != CONSTANT; /* constants stay */
+        at[i].buffer = none ? -1 : again ? pile[kind][--spare[kind]] : count[kind]++;
         for (int64_t j = 0; j <= i; ++j)
-            if (last[j] == i && buffer[j] >= 0) pile[unused++] = buffer[j];
+            if (at[j].last == i && at[j].buffer >= 0) pile[at[j].one_piece][spare[at[j].one_piece]++] = at[j].buffer;
     }
-    return count;
 }
 
 int FN(program)(const rounding *r, const program_call *p) {
-    int64_t most = p->total < BLOCK ? p->total : BLOCK; /* elements of a block */
+    int64_t most = p->total < PIECE ? p->total : PIECE; /* elements of a block */
     int any_sum = 0, width = 4;
     for (int64_t i = 0; i < p->instructions; ++i) {
         any_sum |= p->code[i].opcode == SUM || p->code[i].opcode == SCAN;
@@ -217,21 +251,24 @@ int FN(program)(const rounding *r, const program_call *p) {
         if (each > rows) each = rows;
         most = each * p->inner;
     }
-    int64_t *numbers = malloc(sizeof(int64_t) * (size_t)(3 * p->instructions));
-    if (!numbers) return OUT_OF_MEMORY;
-    const int64_t count = buffers(p, numbers, numbers + p->instructions), blocks = (p->total + most - 1) / most;
-    const int64_t room = (most / 64 + 2) * 64 * width; /* of a buffer, in whole lines of the cache */
+    home *homes = malloc((sizeof(home) + 2 * sizeof(int64_t)) * (size_t)p->instructions);
+    if (!homes) return OUT_OF_MEMORY;
+    int64_t count[2];
+    buffers(p, homes, (int64_t *)(homes + p->instructions), count);
+    const int64_t blocks = (p->total + most - 1) / most, piece = most < PIECE ? most : PIECE;
+    const int64_t room[] = {(most / 64 + 2) * 64 * width, (piece / 64 + 2) * 64 * width}; /* in whole lines of the cache */
     const int64_t functions = (sizeof(function_chunk) + 63) / 64 * 64, columns = any_sum ? (p->inner + 16) * VECTOR_BYTES : 0;
     int status = OK;
 #pragma omp parallel num_threads(r->threads) if (p->total * p->instructions >= 32768)
     {
         const control saved = control_get();
-        program_state s = {.r = *r, .base = saved, .p = p};
+        program_state s = {.r = *r, .base = saved, .p = p, .home = homes};
         s.place = malloc(sizeof(char *) * (size_t)p->instructions);
         s.block = any_sum ? malloc(sizeof(word_block) * (size_t)(512 + p->inner / 32)) : NULL;
-        char *memory = malloc((size_t)(functions + columns + count * room + 64)); /* aligned_alloc takes longer */
-        char *line = (char *)(((uintptr_t)memory + 63) & -(uintptr_t)64);
+        char *memory = malloc((size_t)(functions + columns + count[0] * room[0] + count[1] * room[1] + 64));
+        char *line = (char *)(((uintptr_t)memory + 63) & -(uintptr_t)64); /* aligned_alloc takes longer */
         s.function = (function_chunk *)line, s.columns = line + functions;
+        char *const kept[] = {line + functions + columns, line + functions + columns + count[0] * room[0]};
         const int failed = !s.place || !memory || (any_sum && !s.block);
         if (failed) {
 #pragma omp atomic write
@@ -239,31 +276,36 @@ int FN(program)(const rounding *r, const program_call *p) {
         }
         for (int64_t i = 0; !failed && i < p->instructions; ++i) {
             const instruction *v = p->code + i;
-            if (numbers[i] >= 0) s.place[i] = line + functions + columns + numbers[i] * room;
+            const home at = homes[i];
+            if (at.buffer >= 0) s.place[i] = kept[at.one_piece] + at.buffer * room[at.one_piece];
             if (v->opcode != CONSTANT) continue;
             double value;
             memcpy(&value, &v->extra, 8);
             control_set(control_with(saved, NEAREST, 0));
-            fill(v->type, value, most < BLOCK ? most : BLOCK, s.place[i]);
+            fill(v->type, value, piece, s.place[i]);
         }
 #pragma omp for schedule(static)
         for (int64_t b = 0; b < blocks; ++b) {
             const int64_t start = b * most, here = p->total - start < most ? p->total - start : most;
             for (int64_t i = 0; !failed && i < p->instructions; ++i) {
                 const instruction *v = p->code + i;
-                const int64_t first = v->by_row ? start / p->inner : start, n = v->by_row ? here / p->inner : here;
-                const int64_t size = value_size(v);
-                if (v->opcode == MEMORY) s.place[i] = (char *)v->extra + first * size;
-                else if (v->out) s.place[i] = (char *)v->out + first * size;
+                const int64_t first = v->by_row ? start / p->inner : start;
+                if (v->opcode == MEMORY) s.place[i] = (char *)v->extra + first * value_size(v);
+                else if (v->out) s.place[i] = (char *)v->out + first * value_size(v);
+            }
+            for (int64_t i = 0, end; !failed && i < p->instructions; i = end) {
+                const instruction *v = p->code + i;
+                const int64_t row = v->by_row && !by_piece(v) ? p->inner : 1, first = start / row, n = here / row;
+                end = by_piece(v) ? homes[i].end : i + 1;
                 if (v->opcode == SUM) add_rows(&s, i, first, n);
                 else if (v->opcode == SCAN) scan_rows(&s, i, first, n);
-                else if (v->opcode != MEMORY && v->opcode != CONSTANT) compute(&s, i, first, n);
+                else compute_pieces(&s, i, end, first, n);
             }
         }
         control_set(saved);
         free(s.place), free(s.block), free(memory);
     }
-    free(numbers);
+    free(homes);
     return status;
 }
 
