@@ -195,7 +195,7 @@ golden: $(stamp) ## record the hashes, names and bytes in tests/golden, which mu
 sanitize: $(stamp) ## run the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	MORPHBITS_SANITIZE=1 CC=gcc PYTHONPATH=python $(venv) -m morphbits.engines.native.kernels.build
 	cd python && ../scripts/with_sanitizers.sh ../$(venv) -m pytest -q --capture=sys -m 'not slow and not gpu' -k 'not emulated' \
-		../tests/engines/native/test_{sanitizers,elementwise,functions,sums,precision,convolution}.py
+		../tests/engines/native/test_{sanitizers,elementwise,functions,sums,precision,convolution,nearness,resampling}.py
 
 .PHONY: lint
 lint: $(stamp) ## ruff, mypy, import-linter, shellcheck and hadolint

@@ -11,5 +11,5 @@ runtime=$(gcc -print-file-name=libasan.so) # where gcc has none, the name alone
 export CC=gcc MORPHBITS_SANITIZE=1 UBSAN_OPTIONS=print_stacktrace=1
 # leaks: Python and torch never free much of what they hold
 export ASAN_OPTIONS=detect_leaks=0
-# the sanitizer's malloc must be the process's
-LD_PRELOAD=$runtime exec "$@"
+# the sanitizer's malloc must be the process's; C++'s library with it, or an exception of torch's ends the process
+LD_PRELOAD="$runtime $(gcc -print-file-name=libstdc++.so.6)" exec "$@"

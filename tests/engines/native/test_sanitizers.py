@@ -44,6 +44,10 @@ def call(kernel, count, shift):
         arguments = _Elementwise(dims=1, shape=(count,), **one, **data)
     return getattr(library, kernel)(ctypes.byref(rounding), ctypes.byref(arguments))
 
+try:  # torch's own errors, exceptions of C++, end nothing
+    torch.ones(2) + torch.ones(3)
+except RuntimeError:
+    pass
 for kernel in sys.argv[2:]:
     for count, shift in (100, 0), (101, 0), (99, 1):
         child = os.fork()
